@@ -1,0 +1,51 @@
+// One fused pass of Adam/AdamW over parameters and moments of any float type.
+#pragma once
+
+#include "kernels/matrix.h"
+
+namespace mlx_ane::kernels {
+
+/// Constants of one step, as mlx.optimizers computes them.
+struct AdamStep {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.0;
+  float learning_rate = 1e-3f;
+  /// Bias correction: p -= c1 * m / (sqrt(v) * c2 + eps), with
+  /// c1 = lr / (1 - beta1^t), c2 = 1 / sqrt(1 - beta2^t); lr and 1 without it.
+  float c1 = 1e-3f;
+  float c2 = 1.0f;
+  /// Multiplies every gradient (1, or the clip factor of max_norm).
+  float gradient_scale = 1.0f;
+  /// Stochastic rounding of 16-bit parameters: counter-based, reproducible.
+  bool stochastic = false;
+  uint64_t seed = 0;
+};
+
+/// One tensor of n elements. Outputs may alias the inputs of the same name.
+struct AdamTensor {
+  const void* p;
+  const void* g;
+  const void* m;
+  const void* v;
+  void* p_out;
+  void* m_out;
+  void* v_out;
+  int64_t n;
+  Float p_type;
+  Float g_type;
+  Float state_type;
+  /// Index of the first element within its tensor, for the stochastic counter.
+  int64_t offset = 0;
+};
+
+void adam(const AdamTensor& tensor, const AdamStep& step);
+
+/// Plain scalar loop at -O2: the algorithmic reference and the "before" of bench.
+void adam_reference(const AdamTensor& tensor, const AdamStep& step);
+
+/// Sum of squares of n gradients in double, one read.
+double sum_of_squares(const void* g, Float type, int64_t n);
+
+} // namespace mlx_ane::kernels

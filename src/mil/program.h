@@ -1,7 +1,9 @@
 // A MIL program in memory: what the parser reads, the writer writes and devices run.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -15,6 +17,7 @@ enum class DType : uint8_t {
   fp16,
   fp32,
   fp64,
+  bf16,
   int4,
   int8,
   int16,
@@ -33,13 +36,31 @@ enum class DType : uint8_t {
   string,
 };
 const char* to_string(DType type);
+/// The type of that name ("fp16", "bool", ...), or nothing.
+std::optional<DType> dtype_named(std::string_view name);
+/// Bits of one element in a weight file: 4 for int4, 1 for uint1, 8 for bool;
+/// 0 for strings.
+int bits(DType type);
+/// Bytes of one element in a Constant: 1 for sub-byte types and bool; 0 for
+/// strings.
+size_t element_bytes(DType type);
+bool is_float(DType type);
+bool is_integer(DType type);
+
+/// A dimension written `?`, known only at run time.
+inline constexpr int64_t unknown_dim = -1;
 
 /// Type of a value: rank 0 is a scalar.
 struct Type {
   DType dtype = DType::fp16;
   std::vector<int64_t> shape;
+  /// state<tensor<...>>: an input that a program may also write.
+  bool state = false;
   bool operator==(const Type&) const = default;
 };
+/// Elements of a type; 0 if a dimension is unknown. The parser rejects types
+/// whose count overflows int64_t.
+int64_t element_count(const Type& type);
 
 /// A constant kept in a weight file: BLOBFILE(path = ..., offset = ...).
 struct Blob {
@@ -49,7 +70,8 @@ struct Blob {
 };
 
 /// A constant. Numbers are kept little-endian in row-major order, one element
-/// in sizeof(dtype) bytes (sub-byte types: one element a byte).
+/// in element_bytes(dtype) bytes (sub-byte types: one element a byte, signed ones
+/// sign-extended).
 struct Constant {
   Type type;
   std::variant<std::vector<uint8_t>, std::vector<std::string>, Blob> data;
@@ -80,7 +102,9 @@ struct Value {
   Type type;
 };
 
-/// outputs = op(inputs)[attributes]
+/// outputs = op(inputs)[attributes]. A reference or tuple that stood in the
+/// bracket is in `inputs`; `val` and `name` of a const are in `attributes`
+/// wherever they stood, and both may be missing from other ops.
 struct Operation {
   std::string op;
   std::vector<std::pair<std::string, Argument>> inputs;
@@ -95,6 +119,9 @@ struct Function {
   std::vector<Value> inputs;
   std::vector<Operation> operations;
   std::vector<std::string> outputs;
+  /// What stood in brackets between the inputs and the body, as written
+  /// (FlexibleShapeInformation of compiled models), without the brackets.
+  std::string attributes;
   Location location;
 };
 
@@ -107,6 +134,11 @@ struct Program {
 /// ios18: program(1.3), shorthand scalars. ios16: program(1.0), verbose scalars,
 /// the form that M1 and M2 accept.
 enum class Dialect { ios16, ios18 };
+const char* to_string(Dialect dialect);
+/// The dialect of that name; std::invalid_argument with the valid ones otherwise.
+Dialect dialect_named(std::string_view name);
+/// The dialect of a program's version: ios18 from 1.2 on.
+Dialect dialect_of(const Program& program);
 
 /// A malformed program: what() is one sentence with line, column and a caret.
 class ParseError : public std::invalid_argument {
@@ -116,7 +148,25 @@ class ParseError : public std::invalid_argument {
   const Location location;
 };
 
+/// Finds an argument or an attribute of an operation; nullptr without it.
+const Argument* find_input(const Operation& op, std::string_view name);
+const Constant* find_attribute(const Operation& op, std::string_view name);
+/// The [name = ...] of an operation, or "" without it.
+std::string_view name_of(const Operation& op);
+const Function* find_function(const Program& program, std::string_view name);
+
+/// A scalar of an integer or boolean constant, a string constant, or the
+/// elements of an integer constant; nothing if the constant is of another kind.
+std::optional<int64_t> as_integer(const Constant& constant);
+std::optional<std::string_view> as_string(const Constant& constant);
+std::optional<std::vector<int64_t>> as_integers(const Constant& constant);
+
+/// Equal but for locations and the order of arguments (NaNs by their bits).
+bool same_meaning(const Program& a, const Program& b);
+
+/// Both dialects, mixed as they are found: see docs/mil.md. Throws ParseError.
 Program parse(std::string_view text);
+/// Text of a program. A function's opset is kept if it belongs to the dialect.
 std::string write(const Program& program, Dialect dialect);
 
 } // namespace mlx_ane::mil

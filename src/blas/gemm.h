@@ -5,7 +5,7 @@
 
 namespace mlx_ane::blas {
 
-/// c (m, n) = a (m, k) @ b (k, n) [+ bias (n) broadcast over rows].
+/// c (m, n) = a (m, k) @ b (k, n) [+ bias, a (1, n) view, on every row].
 /// Any type and strides for a, b and bias; c is row-major in its own type and is
 /// overwritten. k = 0 gives zeros (or the bias). Half types are converted by panel.
 void gemm(

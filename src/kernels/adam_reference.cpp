@@ -1,0 +1,80 @@
+// Adam as a plain scalar loop, built at -O2: the reference and bench's "before".
+#include <cmath>
+
+#include "kernels/adam.h"
+#include "kernels/half.h"
+#include "kernels/rounding.h"
+
+namespace mlx_ane::kernels {
+
+namespace {
+
+float load(const void* data, Float type, int64_t i) {
+  switch (type) {
+    case Float::f32:
+      return static_cast<const float*>(data)[i];
+    case Float::f16:
+      return half_to_float(static_cast<const uint16_t*>(data)[i]);
+    default:
+      return bfloat_to_float(static_cast<const uint16_t*>(data)[i]);
+  }
+}
+
+void store(void* data, Float type, int64_t i, float value) {
+  switch (type) {
+    case Float::f32:
+      static_cast<float*>(data)[i] = value;
+      break;
+    case Float::f16:
+      static_cast<uint16_t*>(data)[i] = float_to_half(value);
+      break;
+    default:
+      static_cast<uint16_t*>(data)[i] = float_to_bfloat(value);
+  }
+}
+
+void store_stochastic(
+    void* data,
+    Float type,
+    int64_t i,
+    float value,
+    uint64_t seed,
+    int64_t index) {
+  uint32_t random = random_bits(
+      random_key(seed, index), static_cast<uint32_t>(index % random_block));
+  if (type == Float::f32) {
+    store(data, type, i, value);
+  } else {
+    static_cast<uint16_t*>(data)[i] = type == Float::f16
+        ? stochastic_half(value, random)
+        : stochastic_bfloat(value, random);
+  }
+}
+
+} // namespace
+
+void adam_reference(const AdamTensor& t, const AdamStep& step) {
+  auto b1 = static_cast<float>(step.beta1);
+  auto b2 = static_cast<float>(step.beta2);
+  auto one_minus_b1 = static_cast<float>(1.0 - step.beta1);
+  auto one_minus_b2 = static_cast<float>(1.0 - step.beta2);
+  auto eps = static_cast<float>(step.eps);
+  float decay =
+      1.0f - step.learning_rate * static_cast<float>(step.weight_decay);
+  for (int64_t i = 0; i < t.n; ++i) {
+    float g = load(t.g, t.g_type, i) * step.gradient_scale;
+    float m = b1 * load(t.m, t.state_type, i) + one_minus_b1 * g;
+    float v = b2 * load(t.v, t.state_type, i) + one_minus_b2 * g * g;
+    float p = load(t.p, t.p_type, i) * decay -
+        step.c1 * m / (std::sqrt(v) * step.c2 + eps);
+    store(t.m_out, t.state_type, i, m);
+    store(t.v_out, t.state_type, i, v);
+    if (step.stochastic) {
+      store_stochastic(t.p_out, t.p_type, i, p, step.seed, t.offset + i);
+    } else {
+      store(t.p_out, t.p_type, i, p);
+    }
+  }
+}
+
+} // namespace mlx_ane::kernels

@@ -1,0 +1,380 @@
+// Builds a Graph: resolves names, infers types, folds constants, plans memory.
+#include "device/emulated/graph.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "device/emulated/arena.h"
+#include "device/emulated/constants.h"
+
+namespace mlx_ane::emulated {
+
+/// State of one compilation; the result is moved out of `graph`.
+class GraphBuilder {
+ public:
+  GraphBuilder(
+      Graph& graph,
+      const Weights& weights,
+      const std::string& chip,
+      int64_t memory_budget)
+      : graph_(graph),
+        weights_(weights),
+        chip_(chip),
+        memory_budget_(memory_budget) {}
+
+  void build(const mil::Function& function) {
+    for (auto& input : function.inputs) {
+      check_type(input.type, "input " + input.name);
+      auto slot = add_slot();
+      lives_[slot].bytes = elements(input.type.shape) * element_size;
+      define(input.name, {slot, input.type, nullptr});
+      graph_.inputs_.push_back(input);
+      graph_.input_slots_.push_back(slot);
+    }
+    for (auto& operation : function.operations) {
+      try {
+        add(operation);
+      } catch (const GraphError&) {
+        throw;
+      } catch (const std::invalid_argument& e) {
+        throw GraphError(at(operation) + e.what(), operation.op);
+      }
+    }
+    for (auto& name : function.outputs) {
+      auto& value = resolve(name);
+      if (value.type.dtype == DType::string) {
+        throw GraphError("output " + name + " is a string");
+      }
+      graph_.outputs_.push_back({name, value.type});
+      graph_.output_slots_.push_back(value.slot);
+      touch(value.slot, static_cast<int>(graph_.steps_.size()));
+    }
+    allocate();
+  }
+
+ private:
+  static std::string at(const mil::Operation& operation) {
+    std::string out;
+    if (operation.location.line > 0) {
+      out = "line " + std::to_string(operation.location.line) + ", ";
+    }
+    if (!operation.outputs.empty()) {
+      out += "value " + operation.outputs[0].name + ": ";
+    }
+    return out;
+  }
+
+  void reserve(int64_t bytes, const std::string& what) {
+    if (bytes > memory_budget_ || used_ > memory_budget_ - bytes) {
+      throw MemoryError(
+          what + " needs " + std::to_string(bytes) +
+          " bytes, more than is left of the budget of " +
+          std::to_string(memory_budget_) + " bytes");
+    }
+    used_ += bytes;
+  }
+
+  void check_type(const Type& type, const std::string& what) const {
+    int64_t n = 0;
+    try {
+      n = elements(type.shape);
+    } catch (const std::invalid_argument& e) {
+      throw GraphError(what + ": " + e.what());
+    }
+    if (n > memory_budget_ / element_size) {
+      throw MemoryError(
+          what + " of type " + to_string(type) +
+          " exceeds the budget of " + std::to_string(memory_budget_) +
+          " bytes");
+    }
+  }
+
+  int add_slot() {
+    lives_.push_back({});
+    pointers_.push_back(nullptr);
+    return static_cast<int>(lives_.size()) - 1;
+  }
+
+  Operand constant(const mil::Constant& value) {
+    check_type(value.type, "constant");
+    if (value.type.dtype != DType::string) {
+      reserve(
+          elements(value.type.shape) * element_size,
+          "a constant of type " + to_string(value.type));
+    }
+    auto literal = read_constant(value, weights_);
+    auto slot = add_slot();
+    pointers_[slot] = literal->data();
+    graph_.constants_.push_back(literal);
+    return {slot, value.type, literal};
+  }
+
+  void define(const std::string& name, Operand value) {
+    if (!values_.emplace(name, std::move(value)).second) {
+      throw GraphError("value " + name + " is defined twice");
+    }
+  }
+
+  const Operand& resolve(const std::string& name) const {
+    auto found = values_.find(name);
+    if (found == values_.end()) {
+      throw GraphError("value " + name + " is not defined before its use");
+    }
+    return found->second;
+  }
+
+  void touch(int slot, int step) {
+    if (slot >= 0) {
+      lives_[slot].last = std::max(lives_[slot].last, step);
+    }
+  }
+
+  void append(const mil::Argument& argument, Call::Argument& to, int depth) {
+    if (auto* reference = std::get_if<mil::Reference>(&argument.value)) {
+      to.operands.push_back(resolve(reference->name));
+    } else if (auto* value = std::get_if<mil::Constant>(&argument.value)) {
+      to.operands.push_back(constant(*value));
+    } else {
+      if (depth > 0) {
+        throw GraphError("a tuple within a tuple is not an argument");
+      }
+      to.tuple = true;
+      auto& tuple = std::get<std::vector<mil::Argument>>(argument.value);
+      for (auto& element : tuple) {
+        append(element, to, depth + 1);
+      }
+    }
+  }
+
+  void add(const mil::Operation& operation) {
+    if (operation.op == "const") {
+      add_const(operation);
+      return;
+    }
+    auto* op = find_op(operation.op);
+    if (op == nullptr) {
+      throw GraphError(
+          at(operation) + "unknown operation " + operation.op, operation.op);
+    }
+    Call call{.op = operation.op, .arguments = {}, .results = {}, .chip = chip_};
+    for (auto& [name, argument] : operation.inputs) {
+      call.arguments.push_back({name, {}, false});
+      append(argument, call.arguments.back(), 0);
+    }
+    for (auto& [name, attribute] : operation.attributes) {
+      if (name != "name") {
+        call.arguments.push_back({name, {constant(attribute)}, false});
+      }
+    }
+    for (auto& output : operation.outputs) {
+      call.results.push_back({add_slot(), output.type, nullptr});
+    }
+    finish(operation, call, op->build(call));
+  }
+
+  void finish(const mil::Operation& operation, const Call& call, Built built) {
+    if (built.types.size() != operation.outputs.size()) {
+      throw GraphError(
+          at(operation) + operation.op + " has " +
+          std::to_string(built.types.size()) + " results, not " +
+          std::to_string(operation.outputs.size()));
+    }
+    for (size_t i = 0; i < built.types.size(); ++i) {
+      check_declared(operation, operation.outputs[i].type, built.types[i]);
+    }
+    if (built.view_of >= 0) {
+      auto& source = operand_of(call, built.view_of);
+      define(
+          operation.outputs[0].name,
+          {built.view_of, built.types[0], source.literal});
+      return;
+    }
+    if (foldable(call, built)) {
+      fold(operation, call, built);
+      return;
+    }
+    emit(operation, call, std::move(built));
+  }
+
+  static const Operand& operand_of(const Call& call, int slot) {
+    for (auto& argument : call.arguments) {
+      for (auto& operand : argument.operands) {
+        if (operand.slot == slot) {
+          return operand;
+        }
+      }
+    }
+    throw std::logic_error(call.op + " returned a view of a foreign value");
+  }
+
+  void check_declared(
+      const mil::Operation& operation,
+      const Type& declared,
+      const Type& inferred) const {
+    check_type(inferred, at(operation) + operation.op);
+    bool same = declared.dtype == inferred.dtype &&
+        declared.shape.size() == inferred.shape.size();
+    for (size_t d = 0; same && d < inferred.shape.size(); ++d) {
+      same = declared.shape[d] == inferred.shape[d] ||
+          declared.shape[d] == mil::unknown_dim;
+    }
+    if (!same) {
+      throw GraphError(
+          at(operation) + operation.op + " gives " + to_string(inferred) +
+              ", but " + to_string(declared) + " is declared",
+          operation.op);
+    }
+  }
+
+  // Shapes computed in the program must be known to later operations; large
+  // results are cheaper to compute than to keep.
+  static bool foldable(const Call& call, const Built& built) {
+    constexpr int64_t most = 1 << 16;
+    int64_t size = 0;
+    for (auto& argument : call.arguments) {
+      for (auto& operand : argument.operands) {
+        if (!operand.literal) {
+          return false;
+        }
+        size += operand.literal->strings.empty() ? operand.size() : 0;
+      }
+    }
+    for (auto& type : built.types) {
+      size += elements(type.shape);
+    }
+    return size <= most || call.op.starts_with("constexpr_");
+  }
+
+  void fold(const mil::Operation& operation, const Call& call, Built& built) {
+    std::vector<std::shared_ptr<Literal>> literals;
+    for (size_t i = 0; i < built.types.size(); ++i) {
+      auto& type = built.types[i];
+      auto literal = std::make_shared<Literal>();
+      auto n = elements(type.shape);
+      reserve(n * element_size, at(operation) + operation.op);
+      if (mil::is_float(type.dtype)) {
+        literal->floats.resize(n);
+      } else {
+        literal->ints.resize(n);
+      }
+      pointers_[call.results[i].slot] = literal->data();
+      literals.push_back(std::move(literal));
+    }
+    reserve(built.scratch_bytes, at(operation) + operation.op);
+    std::vector<std::byte> scratch(built.scratch_bytes);
+    used_ -= built.scratch_bytes;
+    built.kernel({pointers_.data(), scratch.data(), Numerics::fast});
+    for (size_t i = 0; i < built.types.size(); ++i) {
+      auto& type = built.types[i];
+      auto& values = literals[i]->floats;
+      if (type.dtype == DType::fp16 && !built.moves) {
+        round_to_half(values.data(), static_cast<int64_t>(values.size()));
+      }
+      graph_.constants_.push_back(literals[i]);
+      define(
+          operation.outputs[i].name,
+          {call.results[i].slot, type, literals[i]});
+    }
+  }
+
+  void emit(const mil::Operation& operation, const Call& call, Built built) {
+    auto step = static_cast<int>(graph_.steps_.size());
+    for (auto& argument : call.arguments) {
+      for (auto& operand : argument.operands) {
+        touch(operand.slot, step);
+      }
+    }
+    Graph::Step out;
+    out.kernel = std::move(built.kernel);
+    for (size_t i = 0; i < built.types.size(); ++i) {
+      auto& type = built.types[i];
+      auto slot = call.results[i].slot;
+      lives_[slot] = {elements(type.shape) * element_size, step, step};
+      Operand result{slot, type, nullptr};
+      if (type.dtype == DType::fp16 && !built.moves) {
+        out.to_round.push_back(result);
+      }
+      define(operation.outputs[i].name, result);
+    }
+    scratch_.push_back({built.scratch_bytes, step, step});
+    graph_.steps_.push_back(std::move(out));
+  }
+
+  // Slots with a pointer are constants; the others get a place in the arena.
+  void allocate() {
+    auto pieces = scratch_;
+    for (size_t i = 0; i < lives_.size(); ++i) {
+      if (pointers_[i] == nullptr) {
+        pieces.push_back(lives_[i]);
+      }
+    }
+    auto bytes = place(pieces);
+    reserve(bytes, "the values of the program");
+    graph_.arena_ = std::make_unique_for_overwrite<std::byte[]>(bytes + 64);
+    auto address = reinterpret_cast<uintptr_t>(graph_.arena_.get());
+    auto* base = graph_.arena_.get() + (64 - address % 64);
+    for (size_t i = 0; i < scratch_.size(); ++i) {
+      graph_.steps_[i].scratch = base + pieces[i].offset;
+    }
+    auto next = scratch_.size();
+    for (auto& pointer : pointers_) {
+      if (pointer == nullptr) {
+        pointer = base + pieces[next++].offset;
+      }
+    }
+    graph_.slots_ = std::move(pointers_);
+    graph_.bytes_ = used_;
+  }
+
+  void add_const(const mil::Operation& operation) {
+    auto* value = mil::find_attribute(operation, "val");
+    if (value == nullptr || operation.outputs.size() != 1) {
+      throw GraphError(at(operation) + "const needs a val and one result");
+    }
+    auto& output = operation.outputs[0];
+    if (!(value->type == output.type)) {
+      throw GraphError(
+          at(operation) + "const is declared " + to_string(output.type) +
+          " and holds " + to_string(value->type));
+    }
+    define(output.name, constant(*value));
+  }
+
+  Graph& graph_;
+  const Weights& weights_;
+  const std::string& chip_;
+  int64_t memory_budget_;
+  int64_t used_ = 0;
+  std::vector<Piece> lives_; // of the slot of that number
+  std::vector<void*> pointers_; // of the slot of that number, set for constants
+  std::vector<Piece> scratch_; // of the step of that number
+  std::unordered_map<std::string, Operand> values_;
+};
+
+Graph::Graph(
+    const mil::Function& function,
+    const Weights& weights,
+    const std::string& chip,
+    int64_t memory_budget) {
+  GraphBuilder(*this, weights, chip, memory_budget).build(function);
+}
+
+void* Graph::input(size_t i) {
+  return slots_[input_slots_[i]];
+}
+
+const void* Graph::output(size_t i) const {
+  return slots_[output_slots_[i]];
+}
+
+void Graph::run(Numerics numerics) {
+  for (auto& step : steps_) {
+    Frame frame{slots_.data(), step.scratch, numerics};
+    step.kernel(frame);
+    for (auto& result : step.to_round) {
+      round_to_half(result.floats(frame), result.size());
+    }
+  }
+}
+
+} // namespace mlx_ane::emulated

@@ -1,0 +1,20 @@
+// Rounding to fp16 at op boundaries.
+#include "device/emulated/numerics.h"
+
+#include <algorithm>
+
+#include "kernels/half.h"
+
+namespace mlx_ane::emulated {
+
+void round_to_half(float* values, int64_t n) {
+  constexpr int64_t block = 2048; // 4 KiB of halves stay in L1
+  uint16_t halves[block];
+  for (int64_t i = 0; i < n; i += block) {
+    auto count = std::min(block, n - i);
+    kernels::from_float(values + i, Float::f16, halves, count);
+    kernels::to_float(halves, Float::f16, values + i, count);
+  }
+}
+
+} // namespace mlx_ane::emulated

@@ -1,0 +1,122 @@
+// Row-wise conversion between a surface's element type and float or int32.
+#include "device/emulated/surface_io.h"
+
+#include <cstring>
+
+#include "device/device.h"
+#include "kernels/half.h"
+
+namespace mlx_ane::emulated {
+
+namespace {
+
+template <class T>
+void widen(const std::byte* from, int32_t* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    T value;
+    std::memcpy(&value, from + i * sizeof(T), sizeof(T));
+    to[i] = static_cast<int32_t>(value);
+  }
+}
+
+template <class T>
+void narrow(const int32_t* from, std::byte* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    auto value = static_cast<T>(from[i]);
+    std::memcpy(to + i * sizeof(T), &value, sizeof(T));
+  }
+}
+
+void load_row(const std::byte* from, DType type, void* to, int64_t n) {
+  auto* ints = static_cast<int32_t*>(to);
+  switch (type) {
+    case DType::fp16:
+      kernels::to_float(from, Float::f16, static_cast<float*>(to), n);
+      return;
+    case DType::int8:
+      return widen<int8_t>(from, ints, n);
+    case DType::uint8:
+    case DType::boolean:
+      return widen<uint8_t>(from, ints, n);
+    case DType::int16:
+      return widen<int16_t>(from, ints, n);
+    case DType::uint16:
+      return widen<uint16_t>(from, ints, n);
+    default: // fp32 and int32
+      std::memcpy(to, from, n * element_size);
+  }
+}
+
+void store_row(const void* from, DType type, std::byte* to, int64_t n) {
+  auto* ints = static_cast<const int32_t*>(from);
+  switch (type) {
+    case DType::fp16:
+      kernels::from_float(static_cast<const float*>(from), Float::f16, to, n);
+      return;
+    case DType::int8:
+    case DType::uint8:
+    case DType::boolean:
+      return narrow<uint8_t>(ints, to, n);
+    case DType::int16:
+    case DType::uint16:
+      return narrow<uint16_t>(ints, to, n);
+    default:
+      std::memcpy(to, from, n * element_size);
+  }
+}
+
+/// body(byte offset in the surface, element offset, elements) of each run of
+/// elements without padding.
+template <class Body>
+void each_run(const Type& type, Body&& body) {
+  auto n = elements(type.shape);
+  Port port{{}, type.shape, surface_element_bytes(type.dtype)};
+  auto cols = type.shape.empty() ? 1 : type.shape.back();
+  auto stride = row_bytes(port);
+  if (n == 0) {
+    return;
+  }
+  if (stride == cols * port.element_size) {
+    body(size_t{0}, int64_t{0}, n);
+    return;
+  }
+  for (int64_t r = 0; r < n / cols; ++r) {
+    body(r * stride, r * cols, cols);
+  }
+}
+
+} // namespace
+
+size_t surface_element_bytes(DType type) {
+  switch (type) {
+    case DType::fp16:
+    case DType::int16:
+    case DType::uint16:
+      return 2;
+    case DType::int8:
+    case DType::uint8:
+    case DType::boolean:
+      return 1;
+    case DType::fp32:
+    case DType::int32:
+      return 4;
+    default:
+      throw std::invalid_argument(
+          std::string("a surface cannot hold ") + mil::to_string(type));
+  }
+}
+
+void load_surface(const std::byte* from, const Type& type, void* to) {
+  each_run(type, [&](size_t byte, int64_t at, int64_t n) {
+    load_row(from + byte, type.dtype, static_cast<int32_t*>(to) + at, n);
+  });
+}
+
+void store_surface(const void* from, const Type& type, std::byte* to) {
+  each_run(type, [&](size_t byte, int64_t at, int64_t n) {
+    store_row(
+        static_cast<const int32_t*>(from) + at, type.dtype, to + byte, n);
+  });
+}
+
+} // namespace mlx_ane::emulated

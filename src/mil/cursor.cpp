@@ -133,10 +133,8 @@ bool Cursor::skip_comment() {
   return true;
 }
 
-void Cursor::expect(char c, const char* where) {
-  if (!accept(c)) {
-    fail_expected(std::string("'") + c + "' " + where);
-  }
+void Cursor::fail_expected_char(char c, const char* where) {
+  fail_expected(std::string("'") + c + "' " + where);
 }
 
 std::string_view Cursor::peek_name() {
@@ -158,12 +156,6 @@ std::string_view Cursor::name(const char* what) {
   }
   p_ += name.size();
   return name;
-}
-
-char Cursor::peek_after(std::string_view name) {
-  Cursor ahead = *this;
-  ahead.p_ += name.size();
-  return ahead.peek();
 }
 
 char Cursor::escape() {

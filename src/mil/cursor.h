@@ -33,7 +33,11 @@ class Cursor {
     return true;
   }
   /// Reads `c`, or fails: "expected 'c' <where>, got ...".
-  void expect(char c, const char* where);
+  void expect(char c, const char* where) {
+    if (!accept(c)) {
+      fail_expected_char(c, where);
+    }
+  }
   /// A name: letters, digits, '_', '.', '$' and '@', not starting with a digit.
   std::string_view name(const char* what);
   /// The name that comes next without reading it; empty if there is none.
@@ -42,7 +46,15 @@ class Cursor {
     p_ += name.size();
   }
   /// The first character after the blanks that follow `name`, which comes next.
-  char peek_after(std::string_view name);
+  char peek_after(std::string_view name) {
+    const char* q = name.data() + name.size();
+    if (q < end_ && static_cast<unsigned char>(*q) > ' ' && *q != '/') {
+      return *q;
+    }
+    Cursor ahead = *this;
+    ahead.p_ = q;
+    return ahead.peek();
+  }
   /// A string between double quotes, its escapes resolved.
   std::string string(const char* what);
   /// The text up to the bracket that closes one already read, which is read too.
@@ -70,6 +82,7 @@ class Cursor {
   [[noreturn]] void fail_at(const char* position, const std::string& what);
 
  private:
+  [[noreturn]] void fail_expected_char(char c, const char* where);
   void skip_blanks() {
     while (p_ < end_) {
       char c = *p_;

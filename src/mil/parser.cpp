@@ -179,6 +179,10 @@ Function Parser::function() {
     function.attributes = in_.until_closing('[', ']');
   }
   in_.expect('{', "before the body of the function");
+  // One allocation instead of copies; an operation takes 16 characters or more.
+  auto rest = in_.end() - in_.position();
+  auto statements = std::count(in_.position(), in_.end(), ';');
+  function.operations.reserve(std::min(statements, rest / 16 + 1));
   while (!in_.accept('}')) {
     function.operations.push_back(operation());
   }
@@ -318,10 +322,9 @@ bool Parser::at_type() {
   if (name.empty()) {
     return false;
   }
-  if (name == "tensor" || name == "state") {
-    return in_.peek_after(name) == '<';
-  }
-  return dtype_named(name) && in_.peek_after(name) == '(';
+  char after = in_.peek_after(name);
+  return after == '<' ? name == "tensor" || name == "state"
+                      : after == '(' && dtype_named(name);
 }
 
 /// `hint`: the type that a literal without one gets.

@@ -11,7 +11,7 @@ namespace mlx_ane::mil {
 namespace {
 
 struct DTypeInfo {
-  const char* name;
+  std::string_view name;
   int bits;
   size_t bytes;
 };
@@ -121,7 +121,7 @@ bool same_function(const Function& a, const Function& b) {
 } // namespace
 
 const char* to_string(DType type) {
-  return info(type).name;
+  return info(type).name.data();
 }
 
 std::optional<DType> dtype_named(std::string_view name) {

@@ -1,0 +1,57 @@
+"""mlx_ane: MLX models whose matrix products run on Apple's Neural Engine.
+
+>>> import mlx_ane as ane
+>>> report = ane.convert(model)
+"""
+
+from mlx_ane import _versions
+
+_versions.check()  # before _ext: a mismatch shows as missing symbols or TypeErrors
+
+from mlx_ane import _startup  # noqa: E402
+
+_startup.run()
+
+from mlx_ane import fast, nn, optimizers, plot  # noqa: E402
+from mlx_ane._device import (  # noqa: E402
+    default_device,
+    device_info,
+    is_available,
+    set_default_device,
+)
+from mlx_ane._ext import (  # noqa: E402
+    clear_cache,
+    counters,
+    reset_counters,
+    set_cache_limit,
+)
+from mlx_ane._versions import __version__  # noqa: E402
+from mlx_ane.convert import convert, revert  # noqa: E402
+from mlx_ane.ops import linear, matmul  # noqa: E402
+from mlx_ane.report import ConversionReport  # noqa: E402
+from mlx_ane.timeline import timeline  # noqa: E402
+from mlx_ane.verify import VerificationReport, verify  # noqa: E402
+
+__all__ = [
+    "ConversionReport",
+    "VerificationReport",
+    "__version__",
+    "clear_cache",
+    "convert",
+    "counters",
+    "default_device",
+    "device_info",
+    "fast",
+    "is_available",
+    "linear",
+    "matmul",
+    "nn",
+    "optimizers",
+    "plot",
+    "reset_counters",
+    "revert",
+    "set_cache_limit",
+    "set_default_device",
+    "timeline",
+    "verify",
+]

@@ -1,0 +1,152 @@
+"""Which device a call uses: names, availability, the default and the `auto` rule."""
+
+from __future__ import annotations
+
+import platform
+
+from mlx_ane import _ext
+from mlx_ane._settings import DEVICES, settings
+from mlx_ane._versions import BUILT_FOR_MLX, __version__
+
+try:
+    from mlx_ane import _selftest
+except ImportError:  # the Apple route is not part of this build
+    _selftest = None
+
+_default: str = settings.device
+
+#: What a checked name resolves to; `None` and "auto" join it when first asked for.
+_resolved: dict[str | None, str] = {"cpu": "cpu"}
+
+
+def default_device() -> str:
+    """The device that `device=None` means now, with "auto" resolved.
+
+    Returns:
+        str: "ane", "emulated" or "cpu".
+
+    Raises:
+        RuntimeError: If the default names a device that this machine lacks.
+
+    Example:
+        >>> ane.set_default_device("emulated")
+        >>> ane.default_device()
+        'emulated'
+    """
+    return resolve(None, "default_device")
+
+
+def set_default_device(device: str) -> None:
+    """Set the device of every call and layer that does not name one.
+
+    Args:
+        device (str): "auto", "ane", "emulated" or "cpu".
+
+    Raises:
+        ValueError: If the name is unknown.
+        RuntimeError: If this machine lacks the device.
+    """
+    global _default
+    resolve(device, "set_default_device")
+    _default = device
+    _resolved.pop(None, None)
+
+
+def default_setting() -> str:
+    """The default as it was set, "auto" included; nothing is resolved or run."""
+    return _default
+
+
+def is_available() -> bool:
+    """Whether a stored verdict says that a Neural Engine route passed here.
+
+    The verdict belongs to this OS build, chip and version of mlx_ane. Nothing is
+    run; `mlx-ane doctor` or the first use of device "auto" makes the verdict.
+
+    Returns:
+        bool: True if device "auto" means the Neural Engine.
+    """
+    if _ext.unavailable("ane") is not None:
+        return False
+    verdict = _selftest.stored_verdict()
+    return verdict is not None and verdict.passed
+
+
+def why_unavailable(device: str) -> str | None:
+    """The reason why a device cannot be used here, or None if it can."""
+    return None if device == "cpu" else _ext.unavailable(device)
+
+
+def device_info(device: str | None = None) -> dict[str, str]:
+    """Facts about a device.
+
+    Args:
+        device (str, optional): A device name; the default device if None.
+
+    Returns:
+        dict[str, str]: Facts by name; "device" and "available" are always there.
+    """
+    name = _checked(_default if device is None else device, "device_info")
+    if name == "auto":
+        name = resolve("auto", "device_info")
+    reason = why_unavailable(name)
+    info = {
+        "device": name,
+        "available": "yes" if reason is None else f"no: {reason}",
+        "mlx_ane": __version__,
+        "mlx": BUILT_FOR_MLX,
+        "blas": _ext.blas_name(),
+        "blas_threads": str(_ext.blas_threads()),
+    }
+    return info if name == "cpu" else {**info, **_ext.device_info(name)}
+
+
+def resolve(device: str | None, where: str) -> str:
+    """The device to use for a `device=` argument.
+
+    Args:
+        device (str, optional): A device name, or None for the default device.
+        where (str): The caller, for the error message.
+
+    Returns:
+        str: "ane", "emulated" or "cpu".
+
+    Raises:
+        ValueError: If the name is unknown.
+        RuntimeError: If this machine lacks the device.
+    """
+    try:
+        return _resolved[device]
+    except (KeyError, TypeError):
+        pass  # the first use of this name, or no name at all
+    name = _checked(_default if device is None else device, where)
+    _resolved[device] = _auto() if name == "auto" else _present(name, where)
+    return _resolved[device]
+
+
+def _checked(device: object, where: str) -> str:
+    if not isinstance(device, str) or device not in DEVICES:
+        raise ValueError(
+            f"[mlx_ane.{where}] device is {device!r}, need one of "
+            f"{', '.join(map(repr, DEVICES))} or None."
+        )
+    return device
+
+
+def _present(device: str, where: str) -> str:
+    reason = why_unavailable(device)
+    if reason is not None:
+        raise RuntimeError(
+            f"[mlx_ane.{where}] device {device!r} is not available here: {reason}; "
+            f"use 'cpu' or 'emulated'."
+        )
+    return device
+
+
+def _auto() -> str:
+    """The Neural Engine if it passed its self-test on this machine, else the CPU."""
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    if not apple or _ext.unavailable("ane") is not None:
+        return "cpu"
+    verdict = _selftest.stored_verdict() or _selftest.run_in_subprocess()
+    return "ane" if verdict.passed else "cpu"

@@ -1,0 +1,102 @@
+"""The environment variables of mlx_ane, read once and checked in one place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DEVICES = ("auto", "ane", "emulated", "cpu")
+ROUTES = ("in_memory", "e5rt")
+FALLBACKS = ("error", "warn", "allow")
+
+#: Every variable, with what it sets. `mlx-ane doctor` prints this table.
+VARIABLES = {
+    "MLX_ANE_DEVICE": "default device: " + " | ".join(DEVICES),
+    "MLX_ANE_ROUTE": "route to the engine: " + " | ".join(ROUTES),
+    "MLX_ANE_FALLBACK": "a failed device call: " + " | ".join(FALLBACKS),
+    "MLX_ANE_TIMELINE": "file that gets the timeline of the whole process",
+    "MLX_ANE_CACHE_DIR": "folder of self-test verdicts and tuned placements",
+    "MLX_ANE_BLAS_THREADS": "threads of one GEMM",
+    "MLX_ANE_SPOT_CHECK": "check one output element every so many device calls",
+    "MLX_ANE_FAULTS": "faults to inject into the emulated device",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Values of the environment variables; None where a variable is not set."""
+
+    device: str = "auto"
+    route: str | None = None
+    fallback: str = "warn"
+    timeline: str | None = None
+    cache_dir: Path = Path()
+    blas_threads: int | None = None
+    spot_check: int | None = None
+    faults: str | None = None
+
+
+def default_cache_dir() -> Path:
+    """The folder that holds verdicts when MLX_ANE_CACHE_DIR is not set."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mlx_ane"
+
+
+def read(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read and check the environment.
+
+    Args:
+        environ (Mapping[str, str]): Variables; an empty value counts as not set.
+
+    Returns:
+        Settings: The checked values.
+
+    Raises:
+        ValueError: If a variable has an unknown value or is itself unknown.
+    """
+    ours = {k: v for k, v in environ.items() if k.startswith("MLX_ANE_") and v}
+    unknown = sorted(set(ours) - set(VARIABLES))
+    if unknown:
+        raise ValueError(
+            f"[mlx_ane] unknown environment variable {unknown[0]}; "
+            f"use one of {', '.join(VARIABLES)}."
+        )
+    cache = ours.get("MLX_ANE_CACHE_DIR")
+    return Settings(
+        device=_choice(ours, "MLX_ANE_DEVICE", DEVICES) or "auto",
+        route=_choice(ours, "MLX_ANE_ROUTE", ROUTES),
+        fallback=_choice(ours, "MLX_ANE_FALLBACK", FALLBACKS) or "warn",
+        timeline=ours.get("MLX_ANE_TIMELINE"),
+        cache_dir=Path(cache).expanduser() if cache else default_cache_dir(),
+        blas_threads=_count(ours, "MLX_ANE_BLAS_THREADS", 1),
+        spot_check=_count(ours, "MLX_ANE_SPOT_CHECK", 0),
+        faults=ours.get("MLX_ANE_FAULTS"),
+    )
+
+
+def _choice(
+    environ: Mapping[str, str], name: str, valid: tuple[str, ...]
+) -> str | None:
+    value = environ.get(name)
+    if value is not None and value not in valid:
+        raise ValueError(
+            f"[mlx_ane] {name} is {value!r}, need one of {', '.join(valid)}."
+        )
+    return value
+
+
+def _count(environ: Mapping[str, str], name: str, least: int) -> int | None:
+    value = environ.get(name)
+    if value is None:
+        return None
+    if not value.isdecimal() or int(value) < least:
+        raise ValueError(
+            f"[mlx_ane] {name} is {value!r}, need a whole number of at least {least}."
+        )
+    return int(value)
+
+
+#: The settings of this process.
+settings = read()

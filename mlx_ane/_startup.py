@@ -1,0 +1,35 @@
+"""What importing mlx_ane does: check the extension and apply the environment."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlx_ane import _ext, _versions
+from mlx_ane._settings import settings
+
+
+def run() -> None:
+    """Check that the extension shares MLX's types, then set its switches.
+
+    Raises:
+        ImportError: If the extension was built for another MLX or nanobind.
+    """
+    _versions.check(_ext.built_for_mlx)
+    one = mx.zeros((1, 1))
+    try:
+        _ext.linear(one, one)  # builds a graph node; nothing is computed
+    except TypeError as error:
+        raise ImportError(
+            f"[mlx_ane] the extension does not know the arrays of mlx "
+            f"{_versions.INSTALLED_MLX}, as it was built with another nanobind; run: "
+            f"pip install --force-reinstall --no-cache-dir mlx-ane"
+        ) from error
+    _ext.set_fallback(settings.fallback)
+    if settings.blas_threads is not None:
+        _ext.set_blas_threads(settings.blas_threads)
+    if settings.spot_check is not None:
+        _ext.set_spot_check(settings.spot_check)
+    if settings.timeline is not None:
+        from mlx_ane.timeline import record_process
+
+        record_process(settings.timeline)

@@ -1,0 +1,1 @@
+"""Commands of `mlx-ane`: each module has HELP, add_arguments(parser), run(args)."""

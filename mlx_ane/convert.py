@@ -1,0 +1,338 @@
+"""convert() and revert(): exchange the layers of a model, all of them or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_ane._device import resolve
+from mlx_ane.nn import (
+    PRECISIONS,
+    ANEEmbedding,
+    ANELinear,
+    ANEQuantizedLinear,
+    _as,
+    _Placed,
+    to_plain,
+)
+from mlx_ane.report import ConversionReport, ConvertedLayer, SkippedLayer
+
+#: Decides by (path, module) whether, or with which options, to convert a layer.
+Predicate = Callable[[str, nn.Module], "bool | dict[str, Any]"]
+#: Names the device of a layer by (path, module); None for the default.
+Policy = Callable[[str, nn.Module], "str | None"]
+
+POLICIES = ("all", "frozen", "auto")
+OPTIONS = ("device", "precision", "policy")
+
+#: The layer of ours for each layer of MLX. Subclasses are not in it: their
+#: __call__ may do something else.
+CLASSES: dict[type, type[Any]] = {
+    nn.Linear: ANELinear,
+    nn.QuantizedLinear: ANEQuantizedLinear,
+    nn.Embedding: ANEEmbedding,
+}
+FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+
+#: Wrappers that multiply with the weight of their `linear` or `embedding`
+#: themselves, so that converting it would change nothing.
+_READS_AROUND = {
+    "DoRALinear": "DoRALinear multiplies with the weight of its linear itself",
+    "DoRAEmbedding": "DoRAEmbedding multiplies with the weight itself",
+}
+
+
+def convert(
+    model: nn.Module,
+    *,
+    class_predicate: Predicate | None = None,
+    device: str | None = None,
+    policy: str | Policy = "all",
+    precision: str | None = None,
+) -> ConversionReport:
+    """Move the matrix products of a model's layers to a device, in place.
+
+    nn.Linear becomes ANELinear, nn.QuantizedLinear ANEQuantizedLinear and
+    nn.Embedding ANEEmbedding (for tied output heads), wherever they are in the
+    model: in lists, dicts, LoRA layers. Parameters keep their paths and arrays.
+    Every layer that holds a matrix and is not converted is listed with a reason.
+    If anything is wrong, nothing is converted.
+
+    Args:
+        model (nn.Module): The model; layers already converted are placed anew.
+        class_predicate (callable, optional): Called with (path, module) for each
+            layer that can be converted, as in :func:`mlx.nn.quantize`. Returns
+            True, False, or a dict of "device", "precision" and "policy" for this
+            layer.
+        device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
+            :func:`mlx_ane.default_device`, also when it changes later.
+        policy (str or callable): "all" places every converted layer on the device;
+            "frozen" those whose weight is frozen at the time of the call, the
+            others on the CPU; a callable gets (path, module) and returns a device
+            name, or None for ``device``.
+        precision (str, optional): "default", or "high" for a two-term split of
+            both operands.
+
+    Returns:
+        ConversionReport: What was converted, what was not and why; printing it
+        later shows what ran where.
+
+    Raises:
+        ValueError: If an argument, a predicate's answer or a layer is malformed.
+        RuntimeError: If this machine lacks the device.
+        NotImplementedError: For policy "auto".
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> report = ane.convert(model, device="emulated")
+        >>> len(report.converted)
+        2
+    """
+    _check_model(model, "convert")
+    defaults = _Options(device, policy, precision)
+    sites = _find(model)
+    report = ConversionReport()
+    new_layers = [
+        (site, layer)
+        for site in sites
+        if (layer := _decide(site, class_predicate, defaults, report)) is not None
+    ]
+    for site, layer in new_layers:
+        site.replace(layer)
+    return report
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Put the plain MLX layers back, with the same array objects, in place.
+
+    Args:
+        model (nn.Module): A model that :func:`convert` changed.
+
+    Returns:
+        nn.Module: The model.
+    """
+    _check_model(model, "revert")
+    for site in _find(model):
+        site.replace(to_plain(site.module))
+    return model
+
+
+def _check_model(model: object, where: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"[mlx_ane.{where}] model is {type(model).__name__}, need an nn.Module."
+        )
+    if isinstance(model, _Placed) or type(model) in CLASSES:
+        raise ValueError(
+            f"[mlx_ane.{where}] model is itself a {type(model).__name__}, which "
+            f"cannot be exchanged in place; use from_... or to_... of mlx_ane.nn."
+        )
+
+
+@dataclass
+class _Options:
+    """Checked options of one layer."""
+
+    device: str | None
+    policy: str | Policy
+    precision: str | None
+
+    def __post_init__(self) -> None:
+        resolve(self.device, "convert")  # unknown or missing devices fail here
+        if not callable(self.policy) and self.policy not in POLICIES:
+            raise ValueError(
+                f"[mlx_ane.convert] policy is {self.policy!r}, need one of "
+                f"{', '.join(map(repr, POLICIES))} or a callable."
+            )
+        if self.policy == "auto":
+            raise NotImplementedError(
+                "[mlx_ane.convert] policy 'auto' needs measured placements, which "
+                "this version does not make; use 'all', 'frozen' or a callable."
+            )
+        if self.precision not in (None, *PRECISIONS):
+            raise ValueError(
+                f"[mlx_ane.convert] precision is {self.precision!r}, need one of "
+                f"{', '.join(map(repr, PRECISIONS))} or None."
+            )
+
+    def updated(self, path: str, answer: object) -> _Options:
+        """These options changed by what a predicate answered for a layer."""
+        if answer is True:
+            return self
+        if not isinstance(answer, dict):
+            raise ValueError(
+                f"[mlx_ane.convert] class_predicate returned {answer!r} for {path}, "
+                f"need a bool or a dict of {', '.join(map(repr, OPTIONS))}."
+            )
+        unknown = [key for key in answer if key not in OPTIONS]
+        if unknown:
+            raise ValueError(
+                f"[mlx_ane.convert] class_predicate returned the option "
+                f"{unknown[0]!r} for {path}, need one of "
+                f"{', '.join(map(repr, OPTIONS))}."
+            )
+        return _Options(**{**vars(self), **answer})
+
+    def device_for(self, path: str, module: nn.Module) -> str | None:
+        if not callable(self.policy):
+            return self.device
+        device = self.policy(path, module)
+        if device is None:
+            return self.device
+        resolve(device, "convert")
+        return str(device)
+
+
+@dataclass
+class _Site:
+    """A module and every place in the model that refers to it."""
+
+    path: str
+    module: nn.Module
+    parent: nn.Module | None
+    #: (container, key) pairs; a container is a Module, a dict or a list.
+    places: list[tuple[Any, Any]] = field(default_factory=list)
+    aliases: list[str] = field(default_factory=list)
+
+    def replace(self, module: nn.Module) -> None:
+        for container, key in self.places:
+            container[key] = module
+
+
+def _find(model: nn.Module) -> list[_Site]:
+    """Every module below `model`, each object once, in the model's order."""
+    sites: dict[int, _Site] = {id(model): _Site("", model, None)}
+
+    def visit(container: Any, prefix: str, owner: nn.Module) -> None:
+        for key, value in _entries(container):
+            path = f"{prefix}.{key}" if prefix else str(key)
+            if isinstance(value, nn.Module):
+                known = id(value) in sites
+                site = sites.setdefault(id(value), _Site(path, value, owner))
+                site.places.append((container, key))
+                if known:
+                    site.aliases.append(path)
+                else:
+                    visit(value, path, value)
+            elif isinstance(value, (dict, list)):
+                visit(value, path, owner)
+
+    visit(model, "", model)
+    return list(sites.values())
+
+
+def _entries(container: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(
+        container.items() if isinstance(container, dict) else enumerate(container)
+    )
+
+
+def _decide(
+    site: _Site,
+    predicate: Predicate | None,
+    defaults: _Options,
+    report: ConversionReport,
+) -> nn.Module | None:
+    """The new layer of a site, or None; the report learns what was decided."""
+    module = to_plain(site.module)
+    if not _holds_matrix(module):
+        return None
+    reason = _why_not(module, site.parent)
+    answer: object = True
+    if reason is None and predicate is not None:
+        answer = predicate(site.path, module)
+        if answer is False or answer is None:
+            reason = "class_predicate said no"
+    if reason is not None:
+        report.skipped.append(
+            SkippedLayer(site.path, type(module).__name__, _shape(module), reason)
+        )
+        # A layer of ours that is no longer wanted goes back to plain MLX.
+        return module if isinstance(site.module, _Placed) else None
+    _check_arrays(site.path, module)
+    options = defaults.updated(site.path, answer)
+    layer = _as(
+        CLASSES[type(module)],
+        module,
+        _device=options.device_for(site.path, module),
+        _name=site.path,
+        _precision=options.precision or "default",
+        _only_frozen=options.policy == "frozen",
+    )
+    report.converted.append(
+        ConvertedLayer(
+            site.path, type(layer).__name__, _shape(module), layer, site.aliases
+        )
+    )
+    return layer
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    return any(isinstance(v, mx.array) and v.ndim >= 2 for v in module.values())
+
+
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    """(N, K) of the product that the layer makes; the weight's shape otherwise."""
+    weight = module.get("weight")
+    if not isinstance(weight, mx.array):
+        weight = next(v for v in module.values() if isinstance(v, mx.array))
+    if type(module) is nn.QuantizedLinear:
+        n, packed = weight.shape  # packed: 32-bit words
+        return (n, packed * 32 // module.bits)
+    return tuple(weight.shape)
+
+
+def _why_not(module: nn.Module, parent: nn.Module | None) -> str | None:
+    """Why a layer cannot be converted, or None."""
+    wrapper = type(parent).__name__
+    if type(module) not in CLASSES:
+        return _why_not_class(module)
+    if wrapper in _READS_AROUND:
+        return _READS_AROUND[wrapper]
+    weight = module.get("weight")
+    if not isinstance(weight, mx.array) or weight.ndim != 2:
+        return "its weight is not a matrix"
+    dtype = module["scales"].dtype if "scales" in module else weight.dtype
+    if type(module) is not nn.QuantizedLinear and dtype not in FLOATS:
+        return f"its weight is {dtype}, need float32, float16 or bfloat16"
+    return None
+
+
+def _why_not_class(module: nn.Module) -> str:
+    name = type(module).__name__
+    if isinstance(module, nn.Linear):
+        return "a subclass of nn.Linear, whose __call__ may differ"
+    if isinstance(module, nn.QuantizedLinear):
+        return "a subclass of nn.QuantizedLinear, whose __call__ may differ"
+    if isinstance(module, nn.Embedding):
+        return "a subclass of nn.Embedding, whose as_linear may differ"
+    if isinstance(module, nn.QQLinear):
+        return "nn.QQLinear quantises its input, which the engine's programs do not"
+    if isinstance(module, nn.QuantizedEmbedding):
+        return "a quantised table stays on MLX, its tied head too"
+    if name.startswith(("LoRA", "DoRA")):
+        return "its low-rank matrices stay on MLX; what it wraps is listed apart"
+    return f"{name} is no linear layer"
+
+
+def _check_arrays(path: str, module: nn.Module) -> None:
+    """Shapes that belong together, so that a bad checkpoint is named here."""
+    n, k = _shape(module)
+    bias = module.get("bias")
+    if bias is not None and tuple(bias.shape) != (n,):
+        raise ValueError(
+            f"[mlx_ane.convert] {path} has weight ({n}, {k}) and bias "
+            f"{tuple(bias.shape)}, need bias ({n},); check the checkpoint."
+        )
+    if type(module) is nn.QuantizedLinear:
+        scales, need = tuple(module["scales"].shape), (n, k // module.group_size)
+        if scales != need:
+            raise ValueError(
+                f"[mlx_ane.convert] {path} has weight ({n}, {k}) in groups of "
+                f"{module.group_size} and scales {scales}, need scales {need}; "
+                f"check the checkpoint."
+            )

@@ -1,0 +1,282 @@
+"""Layers of mlx.nn whose matrix products run on a device of ours.
+
+Each keeps the parameters, paths and freezing of the layer that it stands for, so
+that checkpoints, adapters and optimizer states stay those of plain MLX. What is
+ours alone lives in attributes that begin with an underscore.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_ane import _ext
+from mlx_ane._device import default_setting, resolve
+from mlx_ane.ops import bad_argument
+
+M = TypeVar("M", bound=nn.Module)
+
+PRECISIONS = ("default", "high")
+
+__all__ = ["ANEEmbedding", "ANELinear", "ANEQuantizedLinear"]
+
+
+class _Placed:
+    """Where the products of a layer run; mixed into each layer of this module."""
+
+    #: A device name, or None to follow the default device.
+    _device: str | None = None
+    #: The path in its model, under which counters and errors name the layer.
+    _name: str = ""
+    _precision: str = "default"
+    #: Policy "frozen": while its weight is trained, the layer runs on the CPU.
+    _only_frozen: bool = False
+
+    _no_grad: set[str]
+
+    @property
+    def device(self) -> str:
+        """The device of the next call: "ane", "emulated" or "cpu"."""
+        if self._only_frozen and "weight" not in self._no_grad:
+            return "cpu"
+        return resolve(self._device, "nn")
+
+    def _product(self, x: mx.array, weight: mx.array, bias: mx.array | None) -> Any:
+        # Freezing may change between calls: the weight store asks each time.
+        try:
+            return _ext.linear(
+                x,
+                weight,
+                bias,
+                device=self.device,
+                name=self._name,
+                frozen="weight" in self._no_grad,
+                precision=self._precision,
+            )
+        except TypeError as error:
+            raise bad_argument("nn", None, x=x, weight=weight, bias=bias) from error
+
+    def _placement(self) -> str:
+        return f"device={self._device or default_setting()}"
+
+
+_PRIVATE = ("_device", "_name", "_precision", "_only_frozen")
+
+
+def _as(cls: type[M], layer: nn.Module, **private: Any) -> M:
+    """The same parameters, freezing and attributes in a layer of another class."""
+    new: Any = dict.__new__(cls)
+    dict.update(new, layer)
+    new.__dict__.update(layer.__dict__)
+    new._no_grad = set(layer._no_grad)
+    for name in _PRIVATE:
+        new.__dict__.pop(name, None)
+    for name, value in private.items():
+        setattr(new, name, value)
+    return new
+
+
+def _private(layer: _Placed) -> dict[str, Any]:
+    return {name: getattr(layer, name) for name in _PRIVATE}
+
+
+def _check_type(layer: object, cls: type, where: str) -> None:
+    if not isinstance(layer, cls):
+        raise ValueError(
+            f"[mlx_ane.nn.{where}] got {type(layer).__name__}, need nn.{cls.__name__}."
+        )
+
+
+class ANELinear(_Placed, nn.Linear):
+    """:class:`mlx.nn.Linear` with its forward product on a device of ours.
+
+    Args:
+        input_dims (int): K, the size of the last axis of x.
+        output_dims (int): N, the size of the last axis of y.
+        bias (bool): Whether to add a bias. Default: ``True``.
+        device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
+            :func:`mlx_ane.default_device`.
+
+    Example:
+        >>> layer = ane.nn.ANELinear(8, 4, device="emulated")
+        >>> layer(mx.ones((2, 8))).shape
+        (2, 4)
+    """
+
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        bias: bool = True,
+        *,
+        device: str | None = None,
+    ) -> None:
+        if device is not None:
+            resolve(device, "nn.ANELinear")
+        super().__init__(input_dims, output_dims, bias)
+        self._device = device
+
+    def __call__(self, x: mx.array) -> mx.array:
+        # x: (..., K), weight: (N, K), bias: (N,) -> (..., N)
+        return self._product(x, self["weight"], self.get("bias"))
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, device: str | None = None) -> ANELinear:
+        """The layer of the same arrays; freezing is kept.
+
+        Args:
+            linear (nn.Linear): The layer to stand for.
+            device (str, optional): See the class.
+
+        Raises:
+            ValueError: If ``linear`` is no nn.Linear or the device is unknown.
+        """
+        _check_type(linear, nn.Linear, "ANELinear.from_linear")
+        if device is not None:
+            resolve(device, "nn.ANELinear.from_linear")
+        return _as(cls, linear, _device=device)
+
+    def to_linear(self) -> nn.Linear:
+        """The plain layer of the same arrays; freezing is kept."""
+        return _as(nn.Linear, self)
+
+    def to_quantized(
+        self,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        quantize_input: bool = False,
+    ) -> nn.Module:
+        """The quantised layer on the same device, as :func:`mlx.nn.quantize` asks.
+
+        Returns:
+            ANEQuantizedLinear: Or nn.QQLinear, which quantises x too and runs on
+            MLX, if ``quantize_input``.
+        """
+        plain = self.to_linear().to_quantized(group_size, bits, mode, quantize_input)
+        if quantize_input:
+            return plain
+        return _as(ANEQuantizedLinear, plain, **_private(self))
+
+    def _extra_repr(self) -> str:
+        return f"{super()._extra_repr()}, {self._placement()}"
+
+
+class ANEQuantizedLinear(_Placed, nn.QuantizedLinear):
+    """:class:`mlx.nn.QuantizedLinear` with its product on a device of ours.
+
+    The quantised weight is frozen and stays the only copy that MLX holds. The
+    gradient of x goes through dequantised panels of the weight.
+
+    Args:
+        input_dims (int): K, the size of the last axis of x.
+        output_dims (int): N, the size of the last axis of y.
+        bias (bool): Whether to add a bias. Default: ``True``.
+        group_size (int, optional): Elements that share a scale.
+        bits (int, optional): Bits of an element.
+        mode (str): MLX's quantisation mode. Default: ``"affine"``.
+        device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
+            :func:`mlx_ane.default_device`.
+    """
+
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        bias: bool = True,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        *,
+        device: str | None = None,
+    ) -> None:
+        if device is not None:
+            resolve(device, "nn.ANEQuantizedLinear")
+        super().__init__(input_dims, output_dims, bias, group_size, bits, mode)
+        self._device = device
+
+    def __call__(self, x: mx.array) -> mx.array:
+        # weight: (N, K) once dequantised, on the stream of the product
+        weight = mx.dequantize(
+            self["weight"],
+            scales=self["scales"],
+            biases=self.get("biases"),
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            stream=mx.cpu,
+        )
+        return self._product(x, weight, self.get("bias"))
+
+    @classmethod
+    def from_quantized_linear(
+        cls, layer: nn.QuantizedLinear, device: str | None = None
+    ) -> ANEQuantizedLinear:
+        """The layer of the same quantised arrays; freezing is kept."""
+        _check_type(layer, nn.QuantizedLinear, "ANEQuantizedLinear")
+        if device is not None:
+            resolve(device, "nn.ANEQuantizedLinear")
+        return _as(cls, layer, _device=device)
+
+    def to_quantized_linear(self) -> nn.QuantizedLinear:
+        """The plain quantised layer of the same arrays; freezing is kept."""
+        return _as(nn.QuantizedLinear, self)
+
+    def _extra_repr(self) -> str:
+        return f"{super()._extra_repr()}, {self._placement()}"
+
+
+class ANEEmbedding(_Placed, nn.Embedding):
+    """:class:`mlx.nn.Embedding` whose ``as_linear`` runs on a device of ours.
+
+    Looking tokens up is MLX's. ``as_linear`` is the output head of a model that
+    ties it to its embedding.
+
+    Args:
+        num_embeddings (int): Rows of the table, N of the head.
+        dims (int): Columns of the table, K of the head.
+        device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
+            :func:`mlx_ane.default_device`.
+    """
+
+    def __init__(
+        self, num_embeddings: int, dims: int, *, device: str | None = None
+    ) -> None:
+        if device is not None:
+            resolve(device, "nn.ANEEmbedding")
+        super().__init__(num_embeddings, dims)
+        self._device = device
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """``x @ weight.T``: x (..., dims) to (..., num_embeddings)."""
+        return self._product(x, self["weight"], None)
+
+    @classmethod
+    def from_embedding(
+        cls, embedding: nn.Embedding, device: str | None = None
+    ) -> ANEEmbedding:
+        """The layer of the same table; freezing is kept."""
+        _check_type(embedding, nn.Embedding, "ANEEmbedding.from_embedding")
+        if device is not None:
+            resolve(device, "nn.ANEEmbedding.from_embedding")
+        return _as(cls, embedding, _device=device)
+
+    def to_embedding(self) -> nn.Embedding:
+        """The plain layer of the same table; freezing is kept."""
+        return _as(nn.Embedding, self)
+
+    def _extra_repr(self) -> str:
+        return f"{super()._extra_repr()}, {self._placement()}"
+
+
+def to_plain(layer: nn.Module) -> nn.Module:
+    """The mlx.nn layer of the same arrays; a layer that is not ours as it is."""
+    if isinstance(layer, ANELinear):
+        return layer.to_linear()
+    if isinstance(layer, ANEQuantizedLinear):
+        return layer.to_quantized_linear()
+    if isinstance(layer, ANEEmbedding):
+        return layer.to_embedding()
+    return layer

@@ -1,0 +1,178 @@
+"""What convert() did to each layer, and what the layers did since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mlx_ane import _ext
+
+if TYPE_CHECKING:
+    from mlx_ane.nn import _Placed
+
+
+@dataclass
+class ConvertedLayer:
+    """A layer that now runs on a device of ours."""
+
+    path: str
+    #: Class name: ANELinear, ANEQuantizedLinear or ANEEmbedding.
+    kind: str
+    #: (N, K): out_features, in_features.
+    shape: tuple[int, ...]
+    layer: _Placed = field(repr=False)
+    #: Other paths that lead to the same layer.
+    aliases: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> str:
+        """The device of the next call."""
+        return self.layer.device
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weight is frozen now."""
+        return "weight" in self.layer._no_grad
+
+
+@dataclass
+class SkippedLayer:
+    """A layer that holds a matrix and stays on MLX, with the reason."""
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass
+class ConversionReport:
+    """Layers converted and skipped; printed, a table with live placement.
+
+    Counts are those of the process since :func:`mlx_ane.reset_counters`. Models
+    converted in one process share the counts of layers with equal paths.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8))
+        >>> ane.convert(model, device="cpu").to_dict()["converted"][0]["path"]
+        'layers.0'
+    """
+
+    converted: list[ConvertedLayer] = field(default_factory=list)
+    skipped: list[SkippedLayer] = field(default_factory=list)
+
+    def placement(self) -> dict[str, dict[str, Any]]:
+        """What each converted layer did: calls, where, and why not on the device.
+
+        Returns:
+            dict: By path: "calls", "device_calls", "placed" and "fallback" (counts
+            by cause), "bytes" moved and "ms" spent.
+        """
+        counts = _ext.layer_counters()
+        return {
+            layer.path: _live(counts.get(layer.path, {})) for layer in self.converted
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, ready for JSON."""
+        live = self.placement()
+        return {
+            "converted": [
+                {
+                    "path": c.path,
+                    "kind": c.kind,
+                    "shape": list(c.shape),
+                    "device": c.device,
+                    "frozen": c.frozen,
+                    "aliases": list(c.aliases),
+                    **live[c.path],
+                }
+                for c in self.converted
+            ],
+            "skipped": [
+                {
+                    "path": s.path,
+                    "kind": s.kind,
+                    "shape": list(s.shape),
+                    "reason": s.reason,
+                }
+                for s in self.skipped
+            ],
+        }
+
+    def __str__(self) -> str:
+        live = self.placement()
+        rows = [
+            (
+                c.path,
+                c.kind,
+                _dims(c.shape),
+                c.device,
+                str(live[c.path]["calls"]),
+                str(live[c.path]["device_calls"]),
+                _notes(c, live[c.path]),
+            )
+            for c in self.converted
+        ]
+        lines = [
+            f"{len(self.converted)} layers converted, {len(self.skipped)} not",
+            "",
+        ]
+        if rows:
+            head = ("layer", "class", "N x K", "device", "calls", "on it", "notes")
+            lines += table([head, *rows])
+        if self.skipped:
+            head_skipped = ("not converted", "class", "shape", "why")
+            lines += ["", *table([head_skipped, *map(_skipped_row, self.skipped)])]
+        return "\n".join(lines)
+
+
+def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Left-aligned columns under a rule; the first row is the head."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _live(stats: dict[str, float]) -> dict[str, Any]:
+    """Counters of one layer with placements and fallbacks by cause."""
+
+    def by_cause(prefix: str) -> dict[str, int]:
+        return {
+            name[len(prefix) :]: int(count)
+            for name, count in stats.items()
+            if name.startswith(prefix) and count
+        }
+
+    return {
+        "calls": int(stats.get("calls", 0)),
+        "device_calls": int(stats.get("device_calls", 0)),
+        "placed": by_cause("placed_"),
+        "fallback": by_cause("fallback_"),
+        "bytes": int(stats.get("bytes", 0)),
+        "ms": float(stats.get("ms", 0.0)),
+    }
+
+
+def _notes(layer: ConvertedLayer, live: dict[str, Any]) -> str:
+    notes = []
+    if layer.kind == "ANEEmbedding":
+        notes.append("as_linear only")
+    if layer.aliases:
+        notes.append("shared with " + ", ".join(layer.aliases))
+    notes += [f"placed {why}: {n}" for why, n in live["placed"].items()]
+    notes += [f"FALLBACK {why}: {n}" for why, n in live["fallback"].items()]
+    return "; ".join(notes)
+
+
+def _skipped_row(layer: SkippedLayer) -> tuple[str, ...]:
+    return (layer.path, layer.kind, _dims(layer.shape), layer.reason)
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,231 @@
+// mlx_ane._ext: signatures and docstrings of the MLX side, and the submodules.
+#include "bindings.h"
+
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include "blas/blas.h"
+#include "device/device.h"
+#include "device/executables.h"
+#include "device/runner.h"
+#include "device/watchdog.h"
+#include "device/weights.h"
+#include "mlx/version.h"
+#include "ops/adam.h"
+#include "ops/gemm.h"
+#include "ops/linear.h"
+#include "trace/counters.h"
+#include "trace/timeline.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace mlx_ane;
+
+namespace {
+
+void bind_ops(nb::module_& m) {
+  m.def(
+      "linear",
+      &linear,
+      "x"_a,
+      "weight"_a,
+      "bias"_a = nb::none(),
+      nb::kw_only(),
+      "device"_a = "cpu",
+      "name"_a = "",
+      "frozen"_a = false,
+      "precision"_a = "default",
+      "stream"_a = nb::none(),
+      "x (..., K) @ weight (N, K).T + bias (N); differentiable.");
+  m.def(
+      "matmul",
+      &mlx_ane::matmul,
+      "a"_a,
+      "b"_a,
+      nb::kw_only(),
+      "device"_a = "cpu",
+      "name"_a = "",
+      "stream"_a = nb::none(),
+      "a (..., M, K) @ b (..., K, N) with mx.matmul's rules; differentiable.");
+  m.def(
+      "adam",
+      [](const std::vector<mx::array>& parameters,
+         const std::vector<mx::array>& gradients,
+         const std::vector<mx::array>& m,
+         const std::vector<mx::array>& v,
+         const mx::array& scalars,
+         std::pair<double, double> betas,
+         double eps,
+         double weight_decay,
+         std::optional<double> max_norm,
+         bool stochastic,
+         const mx::StreamOrDevice& stream) {
+        auto result = adam(
+            parameters,
+            gradients,
+            m,
+            v,
+            scalars,
+            {betas.first,
+             betas.second,
+             eps,
+             weight_decay,
+             max_norm,
+             stochastic},
+            stream);
+        return std::tuple(result.parameters, result.m, result.v);
+      },
+      "parameters"_a,
+      "gradients"_a,
+      "m"_a,
+      "v"_a,
+      "scalars"_a,
+      nb::kw_only(),
+      "betas"_a,
+      "eps"_a,
+      "weight_decay"_a,
+      "max_norm"_a = nb::none(),
+      "stochastic"_a = false,
+      "stream"_a = nb::none(),
+      "One AdamW step over lists of tensors; scalars is float32 "
+      "[learning_rate, c1, c2, step]. Returns (parameters, m, v).");
+}
+
+void bind_devices(nb::module_& m) {
+  m.def(
+      "unavailable",
+      [](const std::string& name) { return get_device(name).unavailable(); },
+      "name"_a,
+      "Why a device cannot be used here, or None.");
+  m.def(
+      "taken_out",
+      [](const std::string& name) { return taken_out(get_device(name)); },
+      "name"_a,
+      "Why a device was taken out for this process, or None.");
+  m.def(
+      "device_info",
+      [](const std::string& name) { return get_device(name).info(); },
+      "name"_a,
+      "Facts about a device, by name.");
+  m.def(
+      "set_fallback",
+      [](const std::string& name) {
+        auto settings = runner_settings();
+        settings.fallback = fallback_from(name);
+        set_runner_settings(settings);
+      },
+      "name"_a,
+      "What a failed device call does: \"error\", \"warn\" or \"allow\".");
+  m.def(
+      "set_min_rows",
+      [](int64_t n) {
+        auto settings = runner_settings();
+        auto previous = std::exchange(settings.min_rows, n);
+        set_runner_settings(settings);
+        return previous;
+      },
+      "n"_a,
+      "Calls of fewer rows go to the BLAS; returns the previous value.");
+  m.def(
+      "set_spot_check",
+      [](int64_t n) {
+        auto settings = runner_settings();
+        settings.spot_check = n;
+        set_runner_settings(settings);
+      },
+      "every_n_calls"_a,
+      "Compare every n-th device call with the BLAS; 0 never.");
+  m.def(
+      "set_layout",
+      [](const std::string& name) {
+        if (name != "natural" && name != "channels_first") {
+          throw std::invalid_argument(
+              "[mlx_ane] got layout \"" + name +
+              "\", need \"natural\" or \"channels_first\".");
+        }
+        auto settings = runner_settings();
+        settings.layout =
+            name == "natural" ? Layout::natural : Layout::channels_first;
+        set_runner_settings(settings);
+      },
+      "name"_a,
+      "Layout of the matmul programs.");
+}
+
+void bind_caches(nb::module_& m) {
+  m.def(
+      "clear_cache",
+      [] {
+        weight_store().clear();
+        executable_cache().clear();
+        restore_devices();
+      },
+      "Drops staged weights and idle programs; devices taken out are retried.");
+  m.def(
+      "set_cache_limit",
+      [](size_t bytes) { return weight_store().set_limit(bytes); },
+      "bytes"_a,
+      "Budget of staged weights in bytes; returns the previous one.");
+  m.def(
+      "cache_bytes",
+      [] { return weight_store().bytes(); },
+      "Bytes of staged weights.");
+  m.def(
+      "resident_programs",
+      [] { return executable_cache().size(); },
+      "Programs loaded now.");
+  m.def("abandoned_calls", &abandoned_calls, "Hung calls not yet returned.");
+}
+
+void bind_trace(nb::module_& m) {
+  m.def("counters", &trace::counters, "Process-wide counts by name.");
+  m.def("layer_counters", &trace::layer_counters, "Counts of each layer.");
+  m.def("reset_counters", &trace::reset_counters, "Sets all counts to zero.");
+  m.def("timeline_start", &trace::start_timeline, "Starts recording spans.");
+  m.def(
+      "timeline_stop",
+      &trace::stop_timeline,
+      "Stops recording; returns the events as JSON text.");
+}
+
+void bind_blas(nb::module_& m) {
+  m.def("blas_name", &blas::name, "Library and kernel of the BLAS.");
+  m.def("blas_threads", &blas::threads, "Threads of one GEMM.");
+  m.def("set_blas_threads", &blas::set_threads, "n"_a, "0 for the default.");
+  m.def(
+      "set_blas_implementation",
+      &blas::set_implementation,
+      "name"_a,
+      "\"fast\" or \"reference\".");
+}
+
+} // namespace
+
+NB_MODULE(_ext, m) {
+  m.doc() = "The compiled part of mlx_ane.";
+  // Registers array, Stream and Device in the nanobind domain we share.
+  nb::module_::import_("mlx.core");
+  m.attr("built_for_mlx") = std::to_string(MLX_VERSION_MAJOR) + "." +
+      std::to_string(MLX_VERSION_MINOR) + "." +
+      std::to_string(MLX_VERSION_PATCH);
+  bind_ops(m);
+  bind_devices(m);
+  bind_caches(m);
+  bind_trace(m);
+  bind_blas(m);
+  auto mil = m.def_submodule("mil", "MIL programs and weight files.");
+  bind_mil(mil);
+  auto emulated = m.def_submodule("emulated", "The emulated engine.");
+  bind_emulated(emulated);
+  auto kernels = m.def_submodule("kernels", "Host kernels, for benchmarks.");
+  bind_kernels(kernels);
+#ifdef MLX_ANE_APPLE
+  auto apple = m.def_submodule("apple", "The Apple route, for its self-test.");
+  bind_apple(apple);
+#endif
+}

@@ -1,0 +1,15 @@
+// The parts of mlx_ane._ext; each is one submodule in its own file.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace mlx_ane {
+
+void bind_mil(nanobind::module_& m);
+void bind_emulated(nanobind::module_& m);
+void bind_kernels(nanobind::module_& m);
+#ifdef MLX_ANE_APPLE
+void bind_apple(nanobind::module_& m);
+#endif
+
+} // namespace mlx_ane

@@ -1,0 +1,460 @@
+// x tiles and w tiles become surfaces; partial products are summed in fp32.
+#include "device/device_matmul.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "device/executables.h"
+#include "device/watchdog.h"
+#include "kernels/half.h"
+#include "trace/timeline.h"
+
+namespace mlx_ane {
+
+namespace {
+
+using kernels::RowScales;
+using trace::Counter;
+
+// Rows and columns of a tile that are probed when they come out all zero.
+constexpr int max_probes = 4;
+
+float element(const MatrixView& m, int64_t r, int64_t c) {
+  float value;
+  kernels::to_float(m.block(r, c, 1, 1).data, m.type, &value, 1);
+  return value;
+}
+
+struct Dot {
+  double sum = 0; // Σ x w
+  double magnitude = 0; // Σ |x w|
+};
+
+Dot dot(const MatrixView& x, int64_t r, const MatrixView& w, int64_t n) {
+  Dot out;
+  for (int64_t k = 0; k < x.cols; ++k) {
+    double product =
+        static_cast<double>(element(x, r, k)) * element(w, n, k);
+    out.sum += product;
+    out.magnitude += std::abs(product);
+  }
+  return out;
+}
+
+/// One (rows, depth, columns) call in host terms.
+struct TileCall {
+  MatrixView x; // (rows, depth)
+  MatrixView w; // (columns, depth)
+  const RowScales& x_scales;
+  const RowScales& w_scales;
+  float* y; // (rows, columns), rows y_ld apart
+  int64_t y_ld;
+  bool accumulate;
+};
+
+/// A zero where fp32 sees more than the engine may flush is a wrong answer. The
+/// engine drops products below 2^-14 after scaling (MiniMax-H3-Swift, M3 Ultra).
+void probe_zero(const TileCall& tile, int64_t r, int64_t n) {
+  auto exact = dot(tile.x, r, tile.w, n).sum;
+  auto floor = std::ldexp(
+      static_cast<double>(tile.x.cols + 1),
+      -14 - tile.x_scales.exponent[r] - tile.w_scales.exponent[n]);
+  if (std::abs(exact) > floor) {
+    throw DeviceError(
+        Cause::wrong_values,
+        "output (" + std::to_string(r) + ", " + std::to_string(n) +
+            ") is zero, need " + std::to_string(exact));
+  }
+}
+
+/// Probes all-zero rows of y whose operands are not: `nonzero` is y's, `lines`
+/// the operand rows that belong to it, `others` those it was multiplied with.
+template <typename Probe>
+void probe_zero_lines(
+    const std::vector<uint8_t>& nonzero,
+    const RowScales& lines,
+    const RowScales& others,
+    Probe probe) {
+  auto partners = static_cast<int64_t>(others.nonzero.size());
+  int probed = 0;
+  for (size_t i = 0; i < nonzero.size() && probed < max_probes; ++i) {
+    if (nonzero[i] || !lines.nonzero[i] || !lines.finite[i]) {
+      continue;
+    }
+    ++probed;
+    for (int64_t j = 0; j < partners;
+         j += std::max<int64_t>(1, partners / max_probes)) {
+      if (others.nonzero[j] && others.finite[j]) {
+        probe(static_cast<int64_t>(i), j);
+      }
+    }
+  }
+}
+
+/// Adds the tile to y and checks it: nothing unwritten, nothing non-finite that
+/// the operands do not explain, no zero that they contradict.
+void unpack_checked(const TileCall& tile, const uint16_t* src, int64_t ld) {
+  auto rows = tile.x.rows;
+  auto columns = tile.w.rows;
+  std::vector<uint8_t> row_nonzero(rows), column_nonzero(columns);
+  auto report = kernels::unpack(
+      src,
+      ld,
+      rows,
+      columns,
+      tile.x_scales.exponent,
+      tile.w_scales.exponent,
+      tile.x_scales.finite,
+      tile.w_scales.finite,
+      tile.y,
+      tile.y_ld,
+      tile.accumulate,
+      row_nonzero,
+      column_nonzero);
+  if (report.canaries > 0) {
+    throw DeviceError(
+        Cause::wrote_nothing,
+        std::to_string(report.canaries) + " of " +
+            std::to_string(rows * columns) + " outputs were not written");
+  }
+  if (report.bad_row >= 0) {
+    throw DeviceError(
+        Cause::nonfinite,
+        std::to_string(report.nonfinite) +
+            " non-finite outputs of finite operands, the first at (" +
+            std::to_string(report.bad_row) + ", " +
+            std::to_string(report.bad_col) + ")");
+  }
+  probe_zero_lines(
+      row_nonzero, tile.x_scales, tile.w_scales, [&](int64_t r, int64_t n) {
+        probe_zero(tile, r, n);
+      });
+  probe_zero_lines(
+      column_nonzero, tile.w_scales, tile.x_scales, [&](int64_t n, int64_t r) {
+        probe_zero(tile, r, n);
+      });
+}
+
+RowScales pack_operand(
+    const MatrixView& m, // (rows, depth)
+    Surface& surface,
+    size_t surface_row_bytes,
+    int64_t rows_padded,
+    int64_t depth_padded,
+    Layout layout,
+    const Limits& limits) {
+  auto scales = kernels::row_scales(m, limits.log2_max_sum / 2);
+  SurfaceLock lock(surface, Surface::Access::write);
+  auto* dst = reinterpret_cast<uint16_t*>(lock.data());
+  auto ld = static_cast<int64_t>(surface_row_bytes / sizeof(uint16_t));
+  auto pack =
+      layout == Layout::natural ? kernels::pack : kernels::pack_transposed;
+  pack(m, scales.exponent, dst, ld, rows_padded, depth_padded);
+  return scales;
+}
+
+void fill_canaries(Surface& y, size_t y_row_bytes, int64_t rows, int64_t n) {
+  SurfaceLock lock(y, Surface::Access::write);
+  for (int64_t r = 0; r < rows; ++r) {
+    auto* row = reinterpret_cast<uint16_t*>(lock.data() + r * y_row_bytes);
+    std::fill_n(row, n, kernels::canary);
+  }
+}
+
+/// The loop over tiles of one plan.
+class DeviceMatmul {
+ public:
+  DeviceMatmul(Device& device, const MatmulCall& call, Layout layout)
+      : device_(device),
+        layer_(*call.layer),
+        plan_(plan_matmul(
+            call.x.rows,
+            call.x.cols,
+            call.w.rows,
+            device.limits(),
+            layout)) {}
+
+  /// y (+)= x wᵀ in fp32. `staged` keeps w's tiles between calls, or is null.
+  void run(
+      const MatrixView& x,
+      const MatrixView& w,
+      StagedWeight* staged,
+      float* y,
+      int64_t y_ld,
+      bool accumulate) {
+    bool ready = staged && staged->ready();
+    bool fill = staged && !ready && staged->claim();
+    std::vector<WeightTile> filled;
+    try {
+      size_t index = 0;
+      for (auto& depth : plan_.depth) {
+        auto x_depth = x.block(0, depth.begin, x.rows, depth.size);
+        for (auto& columns : plan_.columns) {
+          auto w_tile =
+              w.block(columns.begin, depth.begin, columns.size, depth.size);
+          // The largest bucket's program: its w surface serves every row tile.
+          auto program = load(plan_.rows[0], depth, columns);
+          std::unique_lock lock(program->mutex);
+          auto weight = ready ? staged->tiles()[index++]
+                              : pack_weight(w_tile, *program, depth, columns, fill);
+          if (fill) {
+            filled.push_back(weight);
+          }
+          for (auto& rows : plan_.rows) {
+            Operands operands{
+                x_depth.block(rows.begin, 0, rows.size, depth.size),
+                w_tile,
+                weight};
+            auto* out = y + rows.begin * y_ld + columns.begin;
+            bool add = accumulate || depth.begin > 0;
+            if (rows.padded == plan_.rows[0].padded) {
+              run_tile(operands, program, rows, depth, out, y_ld, add);
+            } else {
+              // Locks are taken from large buckets to small ones everywhere.
+              auto tail = load(rows, depth, columns);
+              std::unique_lock tail_lock(tail->mutex);
+              run_tile(operands, tail, rows, depth, out, y_ld, add);
+            }
+          }
+        }
+      }
+    } catch (...) {
+      if (fill) {
+        staged->abandon();
+      }
+      throw;
+    }
+    if (fill) {
+      staged->fill(std::move(filled));
+    }
+  }
+
+ private:
+  struct Operands {
+    MatrixView x; // (rows, depth)
+    MatrixView w; // (columns, depth)
+    const WeightTile& weight;
+  };
+
+  std::shared_ptr<LoadedMatmul>
+  load(const Tile& rows, const Tile& depth, const Tile& columns) {
+    return executable_cache().get(
+        device_, {rows.padded, depth.padded, columns.padded, plan_.layout});
+  }
+
+  WeightTile pack_weight(
+      const MatrixView& w,
+      const LoadedMatmul& program,
+      const Tile& depth,
+      const Tile& columns,
+      bool keep) {
+    auto bytes = w.rows * w.cols * static_cast<int64_t>(sizeof(uint16_t));
+    trace::Span span(keep ? "stage" : "pack_w", layer_.name, bytes, 0);
+    trace::add(
+        keep ? Counter::weights_staged_bytes : Counter::weights_packed_bytes,
+        bytes);
+    auto surface = keep ? device_.make_surface(program.w->bytes()) : program.w;
+    auto scales = pack_operand(
+        w,
+        *surface,
+        program.w_row_bytes,
+        columns.padded,
+        depth.padded,
+        plan_.layout,
+        device_.limits());
+    return {std::move(surface), std::move(scales)};
+  }
+
+  void run_tile(
+      const Operands& operands,
+      const std::shared_ptr<LoadedMatmul>& program,
+      const Tile& rows,
+      const Tile& depth,
+      float* y,
+      int64_t y_ld,
+      bool accumulate) {
+    auto n = operands.w.rows;
+    // Both inputs in surfaces of one size: staged weights may have grown.
+    if (program->x->bytes() != operands.weight.surface->bytes()) {
+      program->x = device_.make_surface(operands.weight.surface->bytes());
+    }
+    RowScales x_scales;
+    {
+      auto bytes = rows.size * depth.size * static_cast<int64_t>(sizeof(uint16_t));
+      trace::Span span("pack_x", layer_.name, bytes, 0);
+      layer_.bytes += bytes;
+      x_scales = pack_operand(
+          operands.x,
+          *program->x,
+          program->x_row_bytes,
+          rows.padded,
+          depth.padded,
+          plan_.layout,
+          device_.limits());
+      fill_canaries(*program->y, program->y_row_bytes, rows.size, n);
+    }
+    evaluate(program, operands.weight.surface, 2 * rows.size * depth.size * n);
+    trace::Span span("unpack", layer_.name, rows.size * n * 2, 0);
+    SurfaceLock lock(*program->y, Surface::Access::read);
+    unpack_checked(
+        {operands.x,
+         operands.w,
+         x_scales,
+         operands.weight.scales,
+         y,
+         y_ld,
+         accumulate},
+        reinterpret_cast<const uint16_t*>(lock.data()),
+        static_cast<int64_t>(program->y_row_bytes / sizeof(uint16_t)));
+  }
+
+  void evaluate(
+      const std::shared_ptr<LoadedMatmul>& program,
+      const std::shared_ptr<Surface>& w,
+      int64_t flops) {
+    trace::Span span("evaluate", layer_.name, 0, flops);
+    trace::add(Counter::device_calls);
+    ++layer_.device_calls;
+    // Everything the engine may touch late is owned by the call.
+    auto call = [program, x = program->x, w] {
+      Surface* inputs[] = {x.get(), w.get()};
+      Surface* outputs[] = {program->y.get()};
+      program->executable->evaluate(inputs, outputs);
+    };
+    auto bound = device_.evaluate_bound();
+    if (!run_bounded(call, bound)) {
+      executable_cache().drop(program);
+      throw DeviceError(
+          Cause::hang,
+          "evaluate did not return within " + std::to_string(bound.count()) +
+              " ms");
+    }
+  }
+
+  Device& device_;
+  trace::Layer& layer_;
+  MatmulPlan plan_;
+};
+
+/// x minus its fp16 rounding at the scale of its row, (rows, cols) in fp32.
+std::vector<float> residual(const MatrixView& x, const Limits& limits) {
+  auto scales = kernels::row_scales(x, limits.log2_max_sum / 2);
+  std::vector<uint16_t> halves(x.rows * x.cols);
+  kernels::pack(x, scales.exponent, halves.data(), x.cols, x.rows, x.cols);
+  std::vector<float> rest(x.rows * x.cols);
+  std::vector<int16_t> none(x.cols, 0);
+  std::vector<uint8_t> rows_finite(x.rows, 1), cols_finite(x.cols, 1);
+  kernels::unpack(
+      halves.data(),
+      x.cols,
+      x.rows,
+      x.cols,
+      scales.exponent,
+      none,
+      rows_finite,
+      cols_finite,
+      rest.data(),
+      x.cols,
+      false);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    for (int64_t c = 0; c < x.cols; ++c) {
+      auto& value = rest[r * x.cols + c];
+      value = scales.finite[r] ? element(x, r, c) - value : 0.0f;
+    }
+  }
+  return rest;
+}
+
+MatrixView dense(const std::vector<float>& data, int64_t rows, int64_t cols) {
+  return {data.data(), Float::f32, rows, cols, cols, 1};
+}
+
+/// Compares samples of y (rows, n), without bias, with dot products in double.
+/// The bound is the rounding of fp16 operands and outputs: 2^-9 of Σ|x w|.
+void spot_check(const MatmulCall& call, const float* y, int64_t y_ld) {
+  trace::add(Counter::spot_checks);
+  for (int64_t i = 0; i < max_probes; ++i) {
+    auto r = (i * 7919 + 13) % call.x.rows;
+    auto n = (i * 104729 + 7) % call.w.rows;
+    auto [sum, magnitude] = dot(call.x, r, call.w, n);
+    auto got = y[r * y_ld + n];
+    if (std::isfinite(sum) &&
+        !(std::abs(got - sum) <= std::ldexp(magnitude, -9))) {
+      throw DeviceError(
+          Cause::wrong_values,
+          "output (" + std::to_string(r) + ", " + std::to_string(n) + ") is " +
+              std::to_string(got) + ", need " + std::to_string(sum));
+    }
+  }
+}
+
+void store(const std::vector<float>& sums, const MatmulCall& call) {
+  auto& y = call.y;
+  std::vector<float> bias(call.bias ? y.cols : 0);
+  for (size_t c = 0; c < bias.size(); ++c) {
+    bias[c] = element(*call.bias, 0, c);
+  }
+  std::vector<float> row(y.cols);
+  for (int64_t r = 0; r < y.rows; ++r) {
+    auto* source = sums.data() + r * y.cols;
+    auto* out = static_cast<char*>(y.data) +
+        r * y.row_stride * static_cast<int64_t>(size_of(y.type));
+    if (call.bias) {
+      for (int64_t c = 0; c < y.cols; ++c) {
+        row[c] = source[c] + bias[c];
+      }
+      source = row.data();
+    }
+    kernels::from_float(source, y.type, out, y.cols);
+  }
+}
+
+} // namespace
+
+void run_on_device(
+    Device& device,
+    const MatmulCall& call,
+    const RunnerSettings& settings) {
+  auto started = std::chrono::steady_clock::now();
+  if (auto reason = device.unavailable()) {
+    throw DeviceError(Cause::unavailable, *reason);
+  }
+  auto& y = call.y;
+  auto& x = call.x;
+  auto& w = call.w;
+  DeviceMatmul matmul(device, call, settings.layout);
+  // Without a bias, fp32 outputs take the sums directly.
+  bool direct = y.type == Float::f32 && !call.bias;
+  static thread_local std::vector<float> sums;
+  if (!direct) {
+    sums.resize(y.rows * y.cols);
+  }
+  auto* out = direct ? static_cast<float*>(y.data) : sums.data();
+  auto ld = direct ? y.row_stride : y.cols;
+  if (call.high_precision) {
+    auto x_rest = residual(x, device.limits());
+    auto w_rest = residual(w, device.limits());
+    matmul.run(x, w, nullptr, out, ld, false);
+    matmul.run(dense(x_rest, x.rows, x.cols), w, nullptr, out, ld, true);
+    matmul.run(x, dense(w_rest, w.rows, w.cols), nullptr, out, ld, true);
+  } else {
+    matmul.run(x, w, call.staged.get(), out, ld, false);
+  }
+  static std::atomic<int64_t> calls{0};
+  if (settings.spot_check > 0 && ++calls % settings.spot_check == 0) {
+    spot_check(call, out, ld);
+  }
+  if (!direct) {
+    store(sums, call);
+  }
+  call.layer->nanoseconds +=
+      std::chrono::duration_cast<std::chrono::nanoseconds>(
+          std::chrono::steady_clock::now() - started)
+          .count();
+}
+
+} // namespace mlx_ane

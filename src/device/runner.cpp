@@ -1,0 +1,212 @@
+// One call from host matrices to host matrix: place, run with checks, or recompute.
+#include "device/runner.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <set>
+
+#include "blas/gemm.h"
+#include "device/device_matmul.h"
+#include "kernels/half.h"
+#include "trace/timeline.h"
+
+namespace mlx_ane {
+
+namespace {
+
+using trace::Counter;
+using trace::Placement;
+
+// Failures in a row after which a device is taken out for the process.
+constexpr int max_failures_in_a_row = 8;
+// Longest pause of a failing layer, in calls placed on the BLAS.
+constexpr int max_pause = 256;
+
+struct Health {
+  int failures_in_a_row = 0;
+  std::optional<std::string> out;
+};
+
+struct State {
+  std::mutex mutex;
+  RunnerSettings settings;
+  std::map<const Device*, Health> health;
+  std::set<std::string> warned;
+};
+
+// Leaked: stream threads may use it while the process exits.
+State& state() {
+  static auto* instance = new State;
+  return *instance;
+}
+
+void warn_once(const std::string& key, const std::string& line) {
+  {
+    std::lock_guard lock(state().mutex);
+    if (!state().warned.insert(key).second) {
+      return;
+    }
+  }
+  std::fprintf(stderr, "[mlx_ane] warning: %s\n", line.c_str());
+}
+
+void take_out(const Device& device, const std::string& why) {
+  std::lock_guard lock(state().mutex);
+  auto& health = state().health[&device];
+  if (!health.out) {
+    health.out = why;
+    std::fprintf(
+        stderr,
+        "[mlx_ane] warning: device %s is taken out for this process: %s. Its "
+        "layers run on the BLAS; run `mlx-ane doctor`.\n",
+        std::string(device.name()).c_str(),
+        why.c_str());
+  }
+}
+
+void succeeded(const Device& device, trace::Layer& layer) {
+  layer.next_pause.store(1, std::memory_order_relaxed);
+  std::lock_guard lock(state().mutex);
+  state().health[&device].failures_in_a_row = 0;
+}
+
+void failed(const Device& device, trace::Layer& layer, const DeviceError& e) {
+  layer.fall_back(to_string(e.cause));
+  if (e.cause == Cause::hang) {
+    take_out(device, std::string("a call hung (") + e.what() + ")");
+    return;
+  }
+  int failures;
+  {
+    std::lock_guard lock(state().mutex);
+    failures = ++state().health[&device].failures_in_a_row;
+  }
+  if (failures >= max_failures_in_a_row) {
+    take_out(
+        device,
+        std::to_string(failures) + " calls failed in a row, the last with " +
+            to_string(e.cause) + " (" + e.what() + ")");
+  }
+}
+
+std::string describe(
+    const Device& device,
+    const trace::Layer& layer,
+    const DeviceError& e) {
+  auto who = layer.name.empty() ? std::string("a matmul") : layer.name;
+  return who + " on device " + std::string(device.name()) + ": " +
+      to_string(e.cause) + " (" + e.what() + ")";
+}
+
+void fill_nan(const MatrixOut& y) {
+  std::vector<float> nan(y.cols, std::numeric_limits<float>::quiet_NaN());
+  auto* row = static_cast<char*>(y.data);
+  for (int64_t r = 0; r < y.rows; ++r) {
+    kernels::from_float(nan.data(), y.type, row, y.cols);
+    row += y.row_stride * static_cast<int64_t>(size_of(y.type));
+  }
+}
+
+void run_on_blas(const MatmulCall& call) {
+  auto flops = 2 * call.x.rows * call.x.cols * call.w.rows;
+  trace::Span span("gemm_forward", call.layer->name, 0, flops);
+  trace::add(Counter::gemm_forward);
+  blas::gemm(
+      call.x,
+      call.w.transposed(),
+      call.bias ? &*call.bias : nullptr,
+      call.y);
+}
+
+} // namespace
+
+Fallback fallback_from(const std::string& name) {
+  if (name == "error") {
+    return Fallback::error;
+  }
+  if (name == "warn") {
+    return Fallback::warn;
+  }
+  if (name == "allow") {
+    return Fallback::allow;
+  }
+  throw std::invalid_argument(
+      "[mlx_ane] got fallback \"" + name +
+      "\", need \"error\", \"warn\" or \"allow\".");
+}
+
+RunnerSettings runner_settings() {
+  std::lock_guard lock(state().mutex);
+  return state().settings;
+}
+
+void set_runner_settings(const RunnerSettings& settings) {
+  std::lock_guard lock(state().mutex);
+  state().settings = settings;
+}
+
+std::optional<std::string> taken_out(const Device& device) {
+  std::lock_guard lock(state().mutex);
+  return state().health[&device].out;
+}
+
+void restore_devices() {
+  std::lock_guard lock(state().mutex);
+  state().health.clear();
+  state().warned.clear();
+}
+
+std::optional<Placement>
+placement(const Device& device, int64_t rows, const trace::Layer& layer) {
+  if (rows < runner_settings().min_rows) {
+    return Placement::few_rows;
+  }
+  if (taken_out(device)) {
+    return Placement::device_out;
+  }
+  if (layer.pause.load(std::memory_order_relaxed) > 0) {
+    return Placement::back_off;
+  }
+  return std::nullopt;
+}
+
+void run_matmul(Device& device, const MatmulCall& call) {
+  auto& layer = *call.layer;
+  if (auto reason = placement(device, call.x.rows, layer)) {
+    if (reason == Placement::back_off) {
+      --layer.pause;
+    }
+    layer.place(*reason);
+    run_on_blas(call);
+    return;
+  }
+  auto settings = runner_settings();
+  try {
+    run_on_device(device, call, settings);
+    succeeded(device, layer);
+    return;
+  } catch (const DeviceError& e) {
+    failed(device, layer, e);
+    auto what = describe(device, layer, e);
+    if (settings.fallback == Fallback::error) {
+      fill_nan(call.y);
+      throw DeviceFailure(
+          "[mlx_ane] " + what +
+          ". Set MLX_ANE_FALLBACK=warn to recompute such calls on the BLAS.");
+    }
+    if (settings.fallback == Fallback::warn) {
+      warn_once(
+          to_string(e.cause) + std::string(device.name()),
+          what + "; recomputed on the BLAS (said once for each cause).");
+    }
+    int pause = layer.next_pause.load();
+    layer.pause = pause;
+    layer.next_pause = std::min(2 * pause, max_pause);
+  }
+  run_on_blas(call);
+}
+
+} // namespace mlx_ane

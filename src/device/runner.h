@@ -1,0 +1,69 @@
+// Runs one matmul on a device: pack, evaluate, check, unpack, or recompute it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "device/device.h"
+#include "device/plan.h"
+#include "device/weights.h"
+#include "kernels/matrix.h"
+#include "trace/counters.h"
+
+namespace mlx_ane {
+
+/// What happens after a device call failed. `warn` and `allow` recompute on the
+/// BLAS; `warn` also writes one line for each cause; `error` throws.
+enum class Fallback { error, warn, allow };
+
+/// "error", "warn" or "allow"; std::invalid_argument otherwise.
+Fallback fallback_from(const std::string& name);
+
+/// Settings of the runner, process-wide.
+struct RunnerSettings {
+  Fallback fallback = Fallback::warn;
+  /// Calls of fewer rows are placed on the BLAS.
+  int64_t min_rows = 32;
+  /// Compare samples of every n-th device call with the BLAS; 0 never.
+  int64_t spot_check = 0;
+  Layout layout = Layout::natural;
+};
+RunnerSettings runner_settings();
+void set_runner_settings(const RunnerSettings& settings);
+
+/// y (s, n) = x (s, k) @ w (n, k)ᵀ [+ bias (n)].
+struct MatmulCall {
+  MatrixView x;
+  MatrixView w;
+  std::optional<MatrixView> bias;
+  MatrixOut y;
+  /// The weight's place in the store, or null to pack it for this call.
+  std::shared_ptr<StagedWeight> staged;
+  std::shared_ptr<trace::Layer> layer;
+  /// Two-term split of both operands: three products, error near fp32's.
+  bool high_precision = false;
+};
+
+/// Thrown under Fallback::error: names layer, device and cause.
+class DeviceFailure : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Why this call would be placed on the BLAS now, or nothing. Counts nothing.
+std::optional<trace::Placement>
+placement(const Device& device, int64_t rows, const trace::Layer& layer);
+
+/// Runs the call on the device or, where it is placed or fails, on the BLAS.
+/// Throws DeviceFailure under Fallback::error, with y filled with NaN.
+void run_matmul(Device& device, const MatmulCall& call);
+
+/// Gives devices that were taken out after repeated failures another chance.
+void restore_devices();
+
+/// Why a device was taken out for this process, or nothing.
+std::optional<std::string> taken_out(const Device& device);
+
+} // namespace mlx_ane

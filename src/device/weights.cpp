@@ -1,0 +1,170 @@
+// Entries are found by buffer and view, and live while their buffer has users.
+#include "device/weights.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "device/programs.h"
+#include "trace/counters.h"
+
+namespace mlx_ane {
+
+namespace {
+
+// Lookups between two sweeps: often enough for flat memory, rare enough to cost
+// nothing beside a matmul.
+constexpr uint64_t sweep_interval = 32;
+
+size_t staged_bytes(const Device& device, const MatmulPlan& plan) {
+  size_t total = 0;
+  for (auto& depth : plan.depth) {
+    for (auto& columns : plan.columns) {
+      MatmulShape shape{
+          plan.max_bucket(), depth.padded, columns.padded, plan.layout};
+      total += std::max(
+          input_surface_bytes(shape), device.limits().min_surface_bytes);
+    }
+  }
+  return total;
+}
+
+} // namespace
+
+// A quarter of physical memory.
+size_t WeightStore::default_limit() {
+  return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) *
+      static_cast<size_t>(sysconf(_SC_PAGESIZE)) / 4;
+}
+
+std::shared_ptr<StagedWeight> WeightStore::get(
+    Device& device,
+    const Owner& owner,
+    const MatrixView& w,
+    const MatmulPlan& plan) {
+  std::lock_guard lock(mutex_);
+  if (++clock_ % sweep_interval == 0) {
+    sweep_locked();
+  }
+  Key key{
+      &device,
+      w.data,
+      w.type,
+      w.rows,
+      w.cols,
+      w.row_stride,
+      w.col_stride,
+      plan.layout};
+  if (auto buffer = buffers_.find(owner.get()); buffer != buffers_.end()) {
+    auto& entries = buffer->second.entries;
+    auto entry = entries.find(key);
+    if (entry != entries.end() && entry->second.rows >= plan.max_bucket()) {
+      entry->second.used = clock_;
+      trace::add(trace::Counter::weight_store_hits);
+      return entry->second.weight;
+    }
+    if (entry != entries.end()) {
+      drop(buffer); // too small for this many rows: staged anew
+    }
+  }
+  trace::add(trace::Counter::weight_store_misses);
+  sweep_locked();
+  auto bytes = staged_bytes(device, plan);
+  if (!make_room(bytes)) {
+    trace::add(trace::Counter::weight_store_over_budget);
+    return nullptr;
+  }
+  auto& buffer = buffers_[owner.get()];
+  buffer.owner = owner;
+  auto weight = std::make_shared<StagedWeight>();
+  buffer.entries[key] = {weight, plan.max_bucket(), bytes, clock_};
+  bytes_ += bytes;
+  ++entries_;
+  return weight;
+}
+
+// Least recently used first, but only what the last two rounds over all entries
+// did not touch: a model larger than the budget would otherwise evict each
+// weight just before its next use.
+bool WeightStore::make_room(size_t bytes) {
+  while (bytes_ + bytes > limit_) {
+    auto oldest = buffers_.end();
+    uint64_t oldest_use = clock_;
+    for (auto buffer = buffers_.begin(); buffer != buffers_.end(); ++buffer) {
+      uint64_t used = 0;
+      for (auto& [key, entry] : buffer->second.entries) {
+        used = std::max(used, entry.used);
+      }
+      if (used < oldest_use) {
+        oldest = buffer;
+        oldest_use = used;
+      }
+    }
+    if (oldest == buffers_.end() || clock_ - oldest_use < 2 * entries_) {
+      return false;
+    }
+    drop(oldest);
+  }
+  return true;
+}
+
+void WeightStore::drop(std::map<const void*, Buffer>::iterator buffer) {
+  for (auto& [key, entry] : buffer->second.entries) {
+    bytes_ -= entry.bytes;
+    --entries_;
+  }
+  buffers_.erase(buffer);
+}
+
+void WeightStore::release(const void* owner) {
+  std::lock_guard lock(mutex_);
+  if (auto buffer = buffers_.find(owner); buffer != buffers_.end()) {
+    drop(buffer);
+  }
+}
+
+void WeightStore::sweep() {
+  std::lock_guard lock(mutex_);
+  sweep_locked();
+}
+
+void WeightStore::sweep_locked() {
+  for (auto buffer = buffers_.begin(); buffer != buffers_.end();) {
+    auto next = std::next(buffer);
+    if (buffer->second.owner.use_count() == 1) {
+      drop(buffer);
+    }
+    buffer = next;
+  }
+}
+
+void WeightStore::clear() {
+  std::lock_guard lock(mutex_);
+  buffers_.clear();
+  bytes_ = 0;
+  entries_ = 0;
+}
+
+size_t WeightStore::set_limit(size_t bytes) {
+  std::lock_guard lock(mutex_);
+  auto previous = std::exchange(limit_, bytes);
+  while (bytes_ > limit_ && !buffers_.empty()) {
+    drop(buffers_.begin());
+  }
+  return previous;
+}
+
+size_t WeightStore::bytes() {
+  std::lock_guard lock(mutex_);
+  sweep_locked();
+  return bytes_;
+}
+
+// Leaked: stream threads may use it while the process exits.
+WeightStore& weight_store() {
+  static auto* instance = new WeightStore;
+  return *instance;
+}
+
+} // namespace mlx_ane

@@ -1,0 +1,117 @@
+// The store of staged weights: fp16 surfaces kept between calls, by buffer.
+#pragma once
+
+#include <atomic>
+#include <compare>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "device/device.h"
+#include "device/plan.h"
+#include "kernels/pack.h"
+
+namespace mlx_ane {
+
+/// One (depth, column) tile of a weight on the device.
+struct WeightTile {
+  std::shared_ptr<Surface> surface;
+  kernels::RowScales scales;
+};
+
+/// A weight's tiles, depth-major, filled by the first task that claims them.
+/// Another task that finds them unready packs for itself and never waits.
+class StagedWeight {
+ public:
+  /// True for exactly one caller, who must then fill() or abandon().
+  bool claim() {
+    auto expected = State::empty;
+    return state_.compare_exchange_strong(expected, State::claimed);
+  }
+  bool ready() const {
+    return state_.load(std::memory_order_acquire) == State::ready;
+  }
+  void fill(std::vector<WeightTile> tiles) {
+    tiles_ = std::move(tiles);
+    state_.store(State::ready, std::memory_order_release);
+  }
+  void abandon() {
+    state_ = State::empty;
+  }
+  const std::vector<WeightTile>& tiles() const {
+    return tiles_;
+  }
+
+ private:
+  enum class State { empty, claimed, ready };
+  std::atomic<State> state_{State::empty};
+  std::vector<WeightTile> tiles_;
+};
+
+/// An entry shares ownership of the buffer it was packed from, so that its
+/// address can neither be freed nor written in place while the entry lives.
+class WeightStore {
+ public:
+  using Owner = std::shared_ptr<const void>;
+
+  /// The entry of this view of `owner`'s buffer, made if new. Null where it
+  /// would exceed the budget with nothing stale to evict. Call while encoding.
+  std::shared_ptr<StagedWeight> get(
+      Device& device,
+      const Owner& owner,
+      const MatrixView& w,
+      const MatmulPlan& plan);
+
+  /// Drops every entry made from this buffer: its owner is about to write it.
+  void release(const void* owner);
+
+  /// Drops entries whose buffer nobody else owns any more.
+  void sweep();
+  void clear();
+
+  /// Budget of surface bytes; returns the previous one.
+  size_t set_limit(size_t bytes);
+  size_t bytes();
+
+ private:
+  struct Key {
+    Device* device;
+    const void* data;
+    Float type;
+    int64_t rows;
+    int64_t cols;
+    int64_t row_stride;
+    int64_t col_stride;
+    Layout layout;
+    auto operator<=>(const Key&) const = default;
+  };
+  struct Entry {
+    std::shared_ptr<StagedWeight> weight;
+    int64_t rows; // most rows of x that its surfaces have room for
+    size_t bytes;
+    uint64_t used; // value of clock_ at the last lookup
+  };
+  struct Buffer {
+    Owner owner;
+    std::map<Key, Entry> entries;
+  };
+
+  void sweep_locked();
+  bool make_room(size_t bytes);
+  void drop(std::map<const void*, Buffer>::iterator buffer);
+
+  std::mutex mutex_;
+  std::map<const void*, Buffer> buffers_;
+  size_t bytes_ = 0;
+  size_t limit_ = default_limit();
+  size_t entries_ = 0;
+  uint64_t clock_ = 0;
+
+  static size_t default_limit();
+};
+
+WeightStore& weight_store();
+
+} // namespace mlx_ane

@@ -1,0 +1,327 @@
+// The gate waits for all gradients; the updates run one fused pass a tensor.
+#include "ops/adam.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "mlx/backend/cpu/encoder.h"
+
+#include "device/weights.h"
+#include "ops/failure.h"
+#include "ops/host_matrix.h"
+#include "trace/counters.h"
+#include "trace/timeline.h"
+
+namespace mlx_ane {
+
+namespace {
+
+// Tensors of one AdamUpdate: its siblings each keep a copy of all its inputs, so
+// groups keep the graph's cost linear.
+constexpr size_t group_size = 8;
+
+/// Layout of the gate's output.
+enum Gate { learning_rate, c1, c2, step_number, clip, skip, gate_size };
+
+void no_gpu() {
+  throw std::runtime_error(
+      "[mlx_ane.adam] got a GPU stream, need a CPU stream; pass "
+      "stream=mx.cpu.");
+}
+
+void check_tensor(
+    size_t i,
+    const mx::array& p,
+    const mx::array& g,
+    const mx::array& m,
+    const mx::array& v) {
+  check_float("adam", "a parameter", p);
+  check_float("adam", "a gradient", g);
+  check_float("adam", "m", m);
+  check_float("adam", "v", v);
+  if (g.shape() != p.shape() || m.shape() != p.shape() ||
+      v.shape() != p.shape()) {
+    throw std::invalid_argument(
+        "[mlx_ane.adam] got tensor " + std::to_string(i) +
+        " with parameter " + to_string(p.shape()) + ", gradient " +
+        to_string(g.shape()) + ", m " + to_string(m.shape()) + " and v " +
+        to_string(v.shape()) + ", need equal shapes.");
+  }
+  if (m.dtype() != v.dtype()) {
+    throw std::invalid_argument(
+        "[mlx_ane.adam] got m of dtype " + to_string(m.dtype()) +
+        " and v of dtype " + to_string(v.dtype()) + ", need equal dtypes.");
+  }
+}
+
+/// The norm of all gradients together, in double.
+double global_norm(const std::vector<HostMatrix>& gradients) {
+  double sum = 0;
+  for (auto& gradient : gradients) {
+    auto g = gradient.view();
+    sum += kernels::sum_of_squares(g.data, g.type, g.cols);
+  }
+  return std::sqrt(sum);
+}
+
+struct GateTask {
+  const float* scalars;
+  std::vector<HostMatrix> gradients;
+  std::optional<double> max_norm;
+  std::shared_ptr<FailureScope> scope;
+  float* out;
+
+  void operator()() const {
+    std::memcpy(out, scalars, 4 * sizeof(float));
+    bool skipped = scope->failed();
+    double norm = 0;
+    if (max_norm || (scope->tainted() && !skipped)) {
+      trace::Span span("gradient_norm", "", 0, 0);
+      norm = global_norm(gradients);
+    }
+    if (scope->tainted() && !std::isfinite(norm)) {
+      skipped = true;
+    }
+    if (skipped) {
+      scope->skipped();
+      trace::add(trace::Counter::adam_skipped);
+    }
+    // As mlx.optimizers.clip_grad_norm.
+    out[clip] = max_norm
+        ? static_cast<float>(std::min(*max_norm / (norm + 1e-6), 1.0))
+        : 1.0f;
+    out[skip] = skipped ? 1.0f : 0.0f;
+    trace::add(trace::Counter::adam_steps);
+  }
+};
+
+/// One tensor of an update; g may have to be gathered.
+struct TensorTask {
+  HostMatrix p, g, m, v;
+  void* p_out;
+  void* m_out;
+  void* v_out;
+};
+
+struct UpdateTask {
+  const float* gate;
+  std::vector<TensorTask> tensors;
+  AdamOptions options;
+  int first;
+
+  void operator()() const {
+    kernels::AdamStep step;
+    step.beta1 = options.beta1;
+    step.beta2 = options.beta2;
+    step.eps = options.eps;
+    step.weight_decay = options.weight_decay;
+    step.learning_rate = gate[Gate::learning_rate];
+    step.c1 = gate[Gate::c1];
+    step.c2 = gate[Gate::c2];
+    step.gradient_scale = gate[Gate::clip];
+    step.stochastic = options.stochastic;
+    auto number = static_cast<uint64_t>(gate[Gate::step_number]);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      auto& t = tensors[i];
+      auto p = t.p.view();
+      auto m = t.m.view();
+      auto v = t.v.view();
+      auto size = static_cast<int64_t>(size_of(p.type));
+      auto state_size = static_cast<int64_t>(size_of(m.type));
+      trace::Span span(
+          "adam", "", p.cols * (2 * size + 4 * state_size + 4), 0);
+      if (gate[Gate::skip] != 0.0f) {
+        pass_through(p, t.p_out);
+        pass_through(m, t.m_out);
+        pass_through(v, t.v_out);
+        continue;
+      }
+      auto g = t.g.view();
+      step.seed = number << 20 | (first + i);
+      kernels::adam(
+          {p.data,
+           g.data,
+           m.data,
+           v.data,
+           t.p_out,
+           t.m_out,
+           t.v_out,
+           p.cols,
+           p.type,
+           g.type,
+           m.type},
+          step);
+    }
+  }
+
+  static void pass_through(const MatrixView& from, void* to) {
+    if (from.data != to) {
+      std::memcpy(to, from.data, from.cols * size_of(from.type));
+    }
+  }
+};
+
+/// Gives `out` the buffer of `in` if nobody else holds it, else a new one.
+void donate_or_allocate(const mx::array& in, mx::array& out) {
+  if (in.is_donatable() && in.flags().row_contiguous) {
+    out.copy_shared_buffer(in);
+    trace::add(trace::Counter::adam_donated);
+  } else {
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    trace::add(trace::Counter::adam_allocated);
+  }
+}
+
+} // namespace
+
+AdamResult adam(
+    const std::vector<mx::array>& parameters,
+    const std::vector<mx::array>& gradients,
+    const std::vector<mx::array>& m,
+    const std::vector<mx::array>& v,
+    const mx::array& scalars,
+    const AdamOptions& options,
+    const mx::StreamOrDevice& stream) {
+  auto n = parameters.size();
+  if (gradients.size() != n || m.size() != n || v.size() != n) {
+    throw std::invalid_argument(
+        "[mlx_ane.adam] got " + std::to_string(n) + " parameters, " +
+        std::to_string(gradients.size()) + " gradients, " +
+        std::to_string(m.size()) + " m and " + std::to_string(v.size()) +
+        " v, need as many of each.");
+  }
+  if (scalars.dtype() != mx::float32 || scalars.shape() != mx::Shape{4}) {
+    throw std::invalid_argument(
+        "[mlx_ane.adam] got scalars of shape " + to_string(scalars.shape()) +
+        " and dtype " + to_string(scalars.dtype()) +
+        ", need float32 of shape (4,).");
+  }
+  for (size_t i = 0; i < n; ++i) {
+    check_tensor(i, parameters[i], gradients[i], m[i], v[i]);
+  }
+  auto s = resolve_stream("adam", stream);
+  std::vector<mx::array> gate_inputs{mx::contiguous(scalars, false, s)};
+  gate_inputs.insert(gate_inputs.end(), gradients.begin(), gradients.end());
+  mx::array gate(
+      mx::Shape{gate_size},
+      mx::float32,
+      std::make_shared<AdamGate>(s, options.max_norm),
+      std::move(gate_inputs));
+  AdamResult result;
+  for (size_t first = 0; first < n; first += group_size) {
+    auto last = std::min(n, first + group_size);
+    std::vector<mx::array> inputs{gate};
+    std::vector<mx::Shape> shapes;
+    std::vector<mx::Dtype> dtypes;
+    for (size_t i = first; i < last; ++i) {
+      inputs.insert(
+          inputs.end(), {parameters[i], gradients[i], m[i], v[i]});
+      shapes.insert(shapes.end(), 3, parameters[i].shape());
+      dtypes.insert(
+          dtypes.end(), {parameters[i].dtype(), m[i].dtype(), v[i].dtype()});
+    }
+    auto outputs = mx::array::make_arrays(
+        std::move(shapes),
+        dtypes,
+        std::make_shared<AdamUpdate>(s, options, static_cast<int>(first)),
+        inputs);
+    for (size_t i = 0; i < outputs.size(); i += 3) {
+      result.parameters.push_back(outputs[i]);
+      result.m.push_back(outputs[i + 1]);
+      result.v.push_back(outputs[i + 2]);
+    }
+  }
+  return result;
+}
+
+void AdamGate::eval_cpu(
+    const std::vector<mx::array>& inputs,
+    std::vector<mx::array>& outputs) {
+  auto& out = outputs[0];
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  GateTask task{
+      inputs[0].data<float>(),
+      {},
+      max_norm_,
+      FailureScope::current(),
+      out.data<float>()};
+  for (size_t i = 1; i < inputs.size(); ++i) {
+    task.gradients.push_back(HostMatrix::flat(inputs[i]));
+  }
+  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
+}
+
+void AdamGate::eval_gpu(
+    const std::vector<mx::array>&,
+    std::vector<mx::array>&) {
+  no_gpu();
+}
+
+bool AdamGate::is_equivalent(const mx::Primitive& other) const {
+  return max_norm_ == static_cast<const AdamGate&>(other).max_norm_;
+}
+
+std::vector<mx::Shape> AdamGate::output_shapes(
+    const std::vector<mx::array>&) {
+  return {{gate_size}};
+}
+
+void AdamUpdate::eval_cpu(
+    const std::vector<mx::array>& inputs,
+    std::vector<mx::array>& outputs) {
+  // Every sibling holds its own copy of the inputs, so that none could ever be
+  // donated; MLX drops these copies right after this call anyway.
+  for (auto& out : outputs) {
+    if (!out.is_tracer() && &out.inputs() != &inputs) {
+      out.inputs().clear();
+    }
+  }
+  UpdateTask task{inputs[0].data<float>(), {}, options_, first_};
+  for (size_t i = 0; 3 * i < outputs.size(); ++i) {
+    auto& p = inputs[1 + 4 * i];
+    auto& g = inputs[2 + 4 * i];
+    auto& m = inputs[3 + 4 * i];
+    auto& v = inputs[4 + 4 * i];
+    // Staged copies of p are about to be stale, and share its ownership.
+    weight_store().release(p.data_shared_ptr().get());
+    TensorTask tensor{
+        HostMatrix::flat(p),
+        HostMatrix::flat(g),
+        HostMatrix::flat(m),
+        HostMatrix::flat(v),
+        nullptr,
+        nullptr,
+        nullptr};
+    donate_or_allocate(p, outputs[3 * i]);
+    donate_or_allocate(m, outputs[3 * i + 1]);
+    donate_or_allocate(v, outputs[3 * i + 2]);
+    tensor.p_out = outputs[3 * i].data<void>();
+    tensor.m_out = outputs[3 * i + 1].data<void>();
+    tensor.v_out = outputs[3 * i + 2].data<void>();
+    task.tensors.push_back(std::move(tensor));
+  }
+  trace::add(trace::Counter::adam_tensors, task.tensors.size());
+  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
+}
+
+void AdamUpdate::eval_gpu(
+    const std::vector<mx::array>&,
+    std::vector<mx::array>&) {
+  no_gpu();
+}
+
+bool AdamUpdate::is_equivalent(const mx::Primitive& other) const {
+  auto& o = static_cast<const AdamUpdate&>(other);
+  return options_ == o.options_ && first_ == o.first_;
+}
+
+std::vector<mx::Shape> AdamUpdate::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  std::vector<mx::Shape> shapes;
+  for (size_t i = 1; i + 3 < inputs.size(); i += 4) {
+    shapes.insert(shapes.end(), 3, inputs[i].shape());
+  }
+  return shapes;
+}
+
+} // namespace mlx_ane

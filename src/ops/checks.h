@@ -1,0 +1,37 @@
+// Argument checks that the op functions share; each message names op and mend.
+#pragma once
+
+#include <string>
+
+#include "mlx/mlx.h"
+
+#include "device/device.h"
+
+namespace mlx_ane {
+
+namespace mx = mlx::core;
+
+/// Where an op's forward runs: the BLAS if `device` is null.
+struct Place {
+  Device* device = nullptr;
+  bool operator==(const Place&) const = default;
+};
+
+/// "cpu", "emulated" or "ane"; std::invalid_argument otherwise, and
+/// std::runtime_error with the reason where the device is unavailable.
+Place resolve_place(const std::string& op, const std::string& device);
+
+/// The CPU stream an op runs on: the caller's, or the engine's own for "ane",
+/// whose evaluate blocks its worker, or the thread's default.
+mx::Stream resolve_stream(
+    const std::string& op,
+    const mx::StreamOrDevice& stream,
+    const Place& place = {});
+
+/// float32, float16 or bfloat16, else std::invalid_argument.
+void check_float(const std::string& op, const char* name, const mx::array& x);
+
+std::string to_string(const mx::Shape& shape);
+std::string to_string(mx::Dtype dtype);
+
+} // namespace mlx_ane

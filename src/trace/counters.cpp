@@ -1,0 +1,164 @@
+// Counters: atomics by enum, and a registry of layers behind one mutex.
+#include "trace/counters.h"
+
+#include <mutex>
+
+namespace mlx_ane::trace {
+
+namespace {
+
+constexpr auto n_counters = static_cast<size_t>(Counter::count_);
+constexpr auto n_placements = static_cast<size_t>(Placement::count_);
+
+constexpr std::array<const char*, n_counters> counter_names = {
+    "linear_calls",
+    "matmul_calls",
+    "device_calls",
+    "gemm_forward",
+    "gemm_dx",
+    "gemm_dw",
+    "gemm_other",
+    "adam_steps",
+    "adam_tensors",
+    "adam_donated",
+    "adam_allocated",
+    "adam_skipped",
+    "compiles",
+    "executables_evicted",
+    "weights_packed_bytes",
+    "weights_staged_bytes",
+    "weight_store_hits",
+    "weight_store_misses",
+    "weight_store_over_budget",
+    "spot_checks",
+};
+
+struct Registry {
+  std::mutex mutex;
+  std::map<std::string, std::shared_ptr<Layer>> layers;
+  std::map<std::string, int64_t> fallbacks;
+  std::array<std::atomic<int64_t>, n_counters> counts{};
+  std::array<std::atomic<int64_t>, n_placements> placed{};
+};
+
+// Leaked: stream threads may count while the process exits.
+Registry& registry() {
+  static auto* instance = new Registry;
+  return *instance;
+}
+
+} // namespace
+
+const char* to_string(Placement placement) {
+  static constexpr std::array<const char*, n_placements> names = {
+      "device_cpu",
+      "few_rows",
+      "double_precision",
+      "over_budget",
+      "back_off",
+      "device_out",
+  };
+  return names[static_cast<size_t>(placement)];
+}
+
+void add(Counter counter, int64_t n) {
+  registry().counts[static_cast<size_t>(counter)].fetch_add(
+      n, std::memory_order_relaxed);
+}
+
+void add_fallback(const std::string& cause) {
+  std::lock_guard lock(registry().mutex);
+  ++registry().fallbacks[cause];
+}
+
+void Layer::place(Placement reason) {
+  auto i = static_cast<size_t>(reason);
+  placed[i].fetch_add(1, std::memory_order_relaxed);
+  registry().placed[i].fetch_add(1, std::memory_order_relaxed);
+}
+
+void Layer::fall_back(const std::string& cause) {
+  std::lock_guard lock(registry().mutex);
+  ++fallbacks_[cause];
+  ++registry().fallbacks[cause];
+}
+
+std::map<std::string, double> Layer::stats() const {
+  std::map<std::string, double> out{
+      {"calls", calls.load()},
+      {"device_calls", device_calls.load()},
+      {"bytes", bytes.load()},
+      {"ms", nanoseconds.load() * 1e-6},
+  };
+  for (size_t i = 0; i < n_placements; ++i) {
+    if (auto n = placed[i].load()) {
+      out[std::string("placed_") + to_string(static_cast<Placement>(i))] = n;
+    }
+  }
+  for (auto& [cause, n] : fallbacks_) {
+    out["fallback_" + cause] = n;
+  }
+  return out;
+}
+
+void Layer::reset() {
+  calls = device_calls = bytes = nanoseconds = 0;
+  for (auto& n : placed) {
+    n = 0;
+  }
+  fallbacks_.clear();
+}
+
+std::shared_ptr<Layer> layer(const std::string& name) {
+  std::lock_guard lock(registry().mutex);
+  auto& record = registry().layers[name];
+  if (!record) {
+    record = std::make_shared<Layer>(name);
+  }
+  return record;
+}
+
+std::map<std::string, int64_t> counters() {
+  auto& r = registry();
+  std::map<std::string, int64_t> out;
+  for (size_t i = 0; i < n_counters; ++i) {
+    out[counter_names[i]] = r.counts[i].load();
+  }
+  for (size_t i = 0; i < n_placements; ++i) {
+    out[std::string("placed_") + to_string(static_cast<Placement>(i))] =
+        r.placed[i].load();
+  }
+  std::lock_guard lock(r.mutex);
+  for (auto& [cause, n] : r.fallbacks) {
+    out["fallback_" + cause] = n;
+  }
+  return out;
+}
+
+std::map<std::string, std::map<std::string, double>> layer_counters() {
+  std::lock_guard lock(registry().mutex);
+  std::map<std::string, std::map<std::string, double>> out;
+  for (auto& [name, record] : registry().layers) {
+    if (record->calls.load() > 0) {
+      out[name] = record->stats();
+    }
+  }
+  return out;
+}
+
+void reset_counters() {
+  auto& r = registry();
+  std::lock_guard lock(r.mutex);
+  for (auto& n : r.counts) {
+    n = 0;
+  }
+  for (auto& n : r.placed) {
+    n = 0;
+  }
+  r.fallbacks.clear();
+  for (auto& [name, record] : r.layers) {
+    record->reset();
+  }
+}
+
+} // namespace mlx_ane::trace

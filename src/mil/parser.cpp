@@ -63,6 +63,8 @@ class Parser {
 
   Cursor in_;
   int depth_ = 0;
+  bool shorthand_scalars_ = false;
+  bool verbose_scalars_ = false;
   /// Reused, so that every operation keeps exactly what it needs.
   std::vector<std::pair<std::string, Argument>> scratch_inputs_;
   std::vector<std::pair<std::string, Constant>> scratch_attributes_;
@@ -117,6 +119,8 @@ Program Parser::program() {
   if (!in_.at_end()) {
     in_.fail_expected("the end of the text after '}'");
   }
+  program.shorthand_scalars = shorthand_scalars_;
+  program.verbose_scalars = verbose_scalars_;
   return program;
 }
 
@@ -557,6 +561,7 @@ Type Parser::type() {
     return type;
   }
   if (auto dtype = dtype_named(name)) {
+    shorthand_scalars_ = true;
     return {*dtype, {}, false};
   }
   in_.fail_at(
@@ -579,6 +584,7 @@ Type Parser::tensor_type() {
   Type type{*dtype, {}, false};
   in_.expect(',', "after the element type");
   type.shape = shape();
+  verbose_scalars_ |= type.shape.empty();
   in_.expect('>', "after the shape");
   return type;
 }

@@ -129,6 +129,9 @@ struct Program {
   std::string version = "1.3";
   std::vector<std::pair<std::string, std::string>> build_info;
   std::vector<Function> functions;
+  /// Forms of scalars that the text used: fp16(1), tensor<fp16, []>(1).
+  bool shorthand_scalars = false;
+  bool verbose_scalars = false;
 };
 
 /// ios18: program(1.3), shorthand scalars. ios16: program(1.0), verbose scalars,

@@ -231,16 +231,25 @@ Chunk WeightFile::at(uint64_t offset) const {
         "; a program's offset is that of the chunk header, 64 for the first");
   }
   Chunk result = found ? *chunk : read_header(offset);
-  if (!found && chunk != chunks_.end() && chunk->data_offset != 0 &&
-      offset < chunk->data_offset + chunk->bytes) {
-    fail(
-        "the chunk at " + std::to_string(offset) +
-        " overlaps the one at " + std::to_string(chunk->offset));
+  if (!found) {
+    check_overlap(result);
   }
   if (result.data_offset == 0) {
     result.data_offset = offset + header_bytes;
   }
   return result;
+}
+
+void WeightFile::check_overlap(const Chunk& chunk) const {
+  for (auto& other : chunks_) {
+    if (other.data_offset != 0 && chunk.data_offset != 0 &&
+        other.offset < chunk.data_offset + chunk.bytes &&
+        chunk.offset < other.data_offset + other.bytes) {
+      fail(
+          "the chunk at " + std::to_string(chunk.offset) +
+          " overlaps the one at " + std::to_string(other.offset));
+    }
+  }
 }
 
 std::span<const std::byte> WeightFile::payload(

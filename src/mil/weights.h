@@ -52,6 +52,7 @@ class WeightFile {
  private:
   Chunk read_header(uint64_t offset) const;
   bool has_chunk(uint64_t offset) const;
+  void check_overlap(const Chunk& chunk) const;
   void index();
 
   std::span<const std::byte> file_;

@@ -8,6 +8,7 @@
 #include "ops/failure.h"
 #include "ops/gemm.h"
 #include "ops/host_matrix.h"
+#include "ops/row_sum.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -222,9 +223,7 @@ std::vector<mx::array> ANELinear::vjp(
       options.trans_a = true;
       gradients.push_back(gemm(dy, folded(x, s), options, s));
     } else {
-      // db (N) = Σ dy, summed in fp32
-      auto db = mx::sum(mx::astype(dy, mx::float32, s), 0, false, s);
-      gradients.push_back(mx::astype(db, options.dtype, s));
+      gradients.push_back(row_sum(dy, options.dtype, s));
     }
   }
   return gradients;

@@ -8,13 +8,20 @@ namespace mlx_ane {
 Limits limits_of(const std::string& chip) {
   Limits limits;
   limits.chip = chip;
-  if (chip == "h13" || chip == "h14") { // M1, M2
-    limits.max_axis = 16384;
+  bool m1 = chip == "h13", m2 = chip == "h14";
+  bool m3 = chip == "h15" || chip == "h15g";
+  if (m1 || m2) {
     limits.verbose_dialect = true;
-    return limits;
+    limits.fp32_io = false;
+    limits.cast = false;
   }
-  if (chip == "h15" || chip == "h15g") { // M3
+  if (m1) {
+    limits.max_kernel_width = 13;
+    limits.multi_chunk_files = false;
+  }
+  if (m1 || m2 || m3) {
     limits.max_axis = 16384;
+    limits.narrow_slices = true;
     return limits;
   }
   if (chip == "h16" || chip == "h16g" || chip == "h17" || chip == "h17s" ||

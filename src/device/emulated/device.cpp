@@ -1,9 +1,11 @@
 // The Device contract over the emulated engine: surfaces in memory, ports by name.
-#include <cstdlib>
+#include <algorithm>
 #include <new>
 
 #include "device/emulated/emulated.h"
 #include "device/emulated/engine.h"
+#include "device/emulated/faults.h"
+#include "device/emulated/state.h"
 #include "device/emulated/surface_io.h"
 
 namespace mlx_ane {
@@ -35,14 +37,25 @@ class MemorySurface : public Surface {
   void unlock(Access) override {}
 
  private:
-  static constexpr size_t alignment = 64;
+  static constexpr size_t alignment = 128; // maderix#35
   size_t bytes_;
   std::byte* data_;
 };
 
 DeviceError translate(const EngineError& e) {
+  static const std::map<std::string, Cause> causes = {
+      {"device_gone", Cause::unavailable},
+      {"out_of_memory", Cause::out_of_memory},
+      {"memory-budget", Cause::out_of_memory},
+      {"cap_reached", Cause::cap_reached},
+      {"resident", Cause::cap_reached},
+      {"address-window", Cause::cap_reached},
+      {"compiles", Cause::cap_reached},
+  };
   auto cause = Cause::compile_failed;
-  if (e.stage == emulated::Stage::load) {
+  if (auto found = causes.find(e.rule); found != causes.end()) {
+    cause = found->second;
+  } else if (e.stage == emulated::Stage::load) {
     cause = Cause::load_failed;
   } else if (e.stage == emulated::Stage::evaluate) {
     cause = Cause::evaluate_failed;
@@ -105,7 +118,8 @@ class EmulatedExecutable : public Executable {
     Locked in(inputs, input_order_, Surface::Access::read);
     Locked out(outputs, output_order_, Surface::Access::write);
     try {
-      program_->evaluate(0, in.bytes, out.bytes);
+      program_->evaluate(
+          0, in.bytes, out.bytes, emulated::options().exact);
     } catch (const EngineError& e) {
       throw translate(e);
     }
@@ -146,15 +160,31 @@ class EmulatedDevice : public Device {
     return std::nullopt;
   }
   const Limits& limits() const override {
-    return limits_;
+    return emulated::limits_of_chip(emulated::options().chip);
   }
   std::shared_ptr<Surface> make_surface(size_t bytes) override {
-    return std::make_shared<MemorySurface>(
-        std::max(bytes, limits_.min_surface_bytes));
+    for (auto& strike : emulated::strikes(emulated::Site::surface)) {
+      if (strike.fault == emulated::Fault::out_of_memory) {
+        throw DeviceError(
+            Cause::out_of_memory,
+            "[mlx_ane.emulated] a surface of " + std::to_string(bytes) +
+                " bytes was refused: injected fault.");
+      }
+    }
+    try {
+      return std::make_shared<MemorySurface>(
+          std::max(bytes, limits().min_surface_bytes));
+    } catch (const std::bad_alloc&) {
+      throw DeviceError(
+          Cause::out_of_memory,
+          "[mlx_ane.emulated] there is no memory for a surface of " +
+              std::to_string(bytes) + " bytes.");
+    }
   }
   std::shared_ptr<Executable> compile(const Source& source) override {
     try {
-      auto program = emulated::compile_program(source.text, source.weights);
+      auto program = emulated::compile_program(
+          source.text, source.weights, emulated::options());
       program->load();
       return std::make_shared<EmulatedExecutable>(std::move(program), source);
     } catch (const EngineError& e) {
@@ -165,11 +195,15 @@ class EmulatedDevice : public Device {
     return std::chrono::seconds(30);
   }
   std::map<std::string, std::string> info() const override {
-    return {{"chip", limits_.chip}};
+    auto options = emulated::options();
+    auto usage = emulated::usage();
+    return {
+        {"chip", options.chip},
+        {"numerics", options.exact ? "exact" : "fast"},
+        {"resident_programs", std::to_string(usage.resident)},
+        {"compiles", std::to_string(usage.compiles)},
+    };
   }
-
- private:
-  Limits limits_ = limits_of("h16g");
 };
 
 } // namespace

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "device/device.h"
+#include "device/emulated/emulated.h"
 #include "device/emulated/graph.h"
 
 namespace mlx_ane::emulated {
@@ -48,22 +48,25 @@ struct SurfaceBytes {
 class EngineProgram {
  public:
   virtual ~EngineProgram() = default; // unloads
+  /// Takes one of the resident places. Throws EngineError.
   virtual void load() = 0;
   virtual void unload() = 0;
   /// Functions of the program, in the order of the text.
   virtual size_t procedures() const = 0;
   virtual const std::vector<mil::Value>& inputs(size_t procedure) const = 0;
   virtual const std::vector<mil::Value>& outputs(size_t procedure) const = 0;
-  /// Surfaces in symbol order.
+  /// Surfaces in symbol order; `exact` as in Options. Throws EngineError.
   virtual void evaluate(
       size_t procedure,
       std::span<const SurfaceBytes> inputs,
-      std::span<const SurfaceBytes> outputs) = 0;
+      std::span<const SurfaceBytes> outputs,
+      bool exact) = 0;
 };
 
-/// Parses and compiles. Throws EngineError.
+/// Parses and compiles under the limits of `options`. Throws EngineError.
 std::unique_ptr<EngineProgram> compile_program(
     std::string_view text,
-    const Weights& weights);
+    const Weights& weights,
+    const Options& options);
 
 } // namespace mlx_ane::emulated

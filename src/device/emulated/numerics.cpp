@@ -7,6 +7,19 @@
 
 namespace mlx_ane::emulated {
 
+Numerics numerics_of(const std::string& chip) {
+  if (chip == "h13") {
+    return Numerics::groups_of_four;
+  }
+  if (chip.starts_with("h15")) {
+    return Numerics::half_products;
+  }
+  if (chip == "h14" || chip.starts_with("h17")) {
+    return Numerics::fixed_point_32752;
+  }
+  return Numerics::fixed_point;
+}
+
 void round_to_half(float* values, int64_t n) {
   constexpr int64_t block = 2048; // 4 KiB of halves stay in L1
   uint16_t halves[block];

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace mlx_ane::emulated {
 
@@ -14,6 +15,9 @@ enum class Numerics : uint8_t {
   half_products, // fp16 products, wide sum, 0 past 2^15 (M3: MiniMax-H3-Swift)
   groups_of_four, // fp16 sums of four, then fp32 (M1: Bryngelson)
 };
+
+/// What is reported of a chip ("h13", ...).
+Numerics numerics_of(const std::string& chip);
 
 /// values[i] = fp32 of fp16(values[i]), to nearest even, in place.
 void round_to_half(float* values, int64_t n);

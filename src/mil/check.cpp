@@ -1,0 +1,400 @@
+// Walks a program and reports what the engine would refuse or get wrong.
+#include "mil/check.h"
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+
+#include "mil/check_scope.h"
+#include "mil/ops.h"
+#include "mil/weights.h"
+
+namespace mlx_ane::mil {
+
+namespace {
+
+int opset_number(const std::string& opset) {
+  int number = 0;
+  if (opset.compare(0, 3, "ios") == 0) {
+    std::from_chars(opset.data() + 3, opset.data() + opset.size(), number);
+  }
+  return number;
+}
+
+bool has_blob(const Constant& constant) {
+  return std::holds_alternative<Blob>(constant.data);
+}
+
+/// Calls visit(constant) for every constant of an operation.
+template <typename Visit>
+void each_constant(const Operation& op, const Visit& visit) {
+  for (auto& attribute : op.attributes) {
+    visit(attribute.second);
+  }
+  for (auto& input : op.inputs) {
+    if (auto constant = std::get_if<Constant>(&input.second.value)) {
+      visit(*constant);
+    }
+  }
+}
+
+void check_type(Scope& scope, const Operation* op, const Value& value) {
+  auto& limits = scope.options;
+  auto& shape = value.type.shape;
+  auto report = [&](std::string_view rule, const std::string& what) {
+    auto text = value.name + " is " + to_text(value.type) + what;
+    op ? scope.report(rule, *op, text) : scope.report(rule, text);
+  };
+  if (static_cast<int>(shape.size()) > limits.max_rank) {
+    report("shape.rank", "");
+  }
+  bool is_weight = op && op->op == "const";
+  for (size_t axis = 0; axis < shape.size(); ++axis) {
+    // The channel axis is the second of [N, C, H, W].
+    bool channels = axis == 1 && shape.size() >= 3;
+    auto largest = channels ? limits.max_channels : limits.max_axis;
+    if (shape[axis] == 0) {
+      report("shape.empty", "");
+    } else if (shape[axis] == unknown_dim) {
+      report("shape.unknown", "");
+    } else if (shape[axis] > largest && !is_weight) {
+      report("shape.axis", ", the largest is " + std::to_string(largest));
+    } else {
+      continue;
+    }
+    return;
+  }
+}
+
+void check_port(Scope& scope, const Value& value, const char* kind) {
+  auto& limits = scope.options;
+  auto dtype = value.type.dtype;
+  auto text = std::string(kind) + " " + value.name + " is " + to_text(value.type);
+  bool short_integer = dtype == DType::int8 || dtype == DType::uint8 ||
+      dtype == DType::int16 || dtype == DType::uint16;
+  if (short_integer) {
+    scope.report("io.dtype_integer", text);
+  } else if (
+      dtype != DType::fp16 && !(dtype == DType::fp32 && limits.fp32_io)) {
+    scope.report("io.dtype", text);
+  }
+  if (value.type.shape.empty() || element_count(value.type) == 0) {
+    return;
+  }
+  auto width = value.type.shape.back();
+  auto& shape = value.type.shape;
+  if (shape.size() == 4 && shape[1] > limits.narrow_channels &&
+      width < limits.min_width) {
+    scope.report("io.narrow", text);
+  } else if (width < limits.min_width) {
+    scope.report("io.width", text);
+  } else if (width * bits(dtype) / 8 % limits.row_alignment != 0) {
+    scope.report("io.row", text);
+  }
+}
+
+/// Order of names and uniform sizes of the inputs or outputs.
+void check_ports(
+    Scope& scope,
+    const std::vector<const Value*>& ports,
+    const char* kind) {
+  auto ordered = [](auto* a, auto* b) { return a->name < b->name; };
+  if (!std::is_sorted(ports.begin(), ports.end(), ordered)) {
+    scope.report(
+        "io.order",
+        std::string("the ") + kind + "s are declared from " +
+            ports.front()->name + " to " + ports.back()->name);
+  }
+  auto bytes = [](auto* port) {
+    return element_count(port->type) * bits(port->type.dtype);
+  };
+  auto differs = std::adjacent_find(
+      ports.begin(), ports.end(), [&](auto* a, auto* b) {
+        return bytes(a) != bytes(b);
+      });
+  if (differs != ports.end()) {
+    scope.report(
+        "io.uniform",
+        (*differs)->name + " is " + to_text((*differs)->type) + ", but " +
+            (*(differs + 1))->name + " is " + to_text((*(differs + 1))->type));
+  }
+}
+
+void check_references(
+    Scope& scope,
+    const Operation& op,
+    const Argument& argument,
+    const std::string& key) {
+  if (auto reference = std::get_if<Reference>(&argument.value)) {
+    if (!scope.defined(reference->name)) {
+      scope.report(
+          "value.undefined", op, key + " = " + reference->name);
+    }
+  } else if (auto tuple = std::get_if<std::vector<Argument>>(&argument.value)) {
+    for (auto& item : *tuple) {
+      check_references(scope, op, item, key);
+    }
+  }
+}
+
+/// Argument names and the opset, from the table of operations.
+void check_known(Scope& scope, const Operation& op) {
+  if (op.op == "const") {
+    return;
+  }
+  auto info = find_op(op.op);
+  if (!info) {
+    scope.report("op.unknown", op, op.op + " is no MIL operation");
+    return;
+  }
+  auto opset = opset_number(scope.function.opset);
+  if (opset > 0 && opset < info->opset) {
+    scope.report(
+        "op.opset",
+        op,
+        op.op + " needs ios" + std::to_string(info->opset) +
+            ", the function is " + scope.function.opset);
+  }
+  auto known = [&](const std::string& key) {
+    return key == "name" || contains(info->required, key) ||
+        contains(info->optional, key);
+  };
+  for (auto& [key, value] : op.inputs) {
+    if (!known(key)) {
+      scope.report("argument.unknown", op, "the argument is " + key);
+    }
+  }
+  for (auto& [key, value] : op.attributes) {
+    if (!known(key)) {
+      scope.report("argument.unknown", op, "the attribute is " + key);
+    }
+  }
+  auto missing = [&](std::string_view names) {
+    for (size_t start = 0; start < names.size();) {
+      size_t stop = std::min(names.find(' ', start), names.size());
+      auto key = names.substr(start, stop - start);
+      if (!find_input(op, key) && !find_attribute(op, key)) {
+        scope.report(
+            "argument.missing", op, std::string(key) + " is missing");
+      }
+      start = stop + 1;
+    }
+  };
+  missing(info->required);
+  missing(op.op == "log" ? "epsilon" : op.op == "gelu" ? "mode" : "");
+}
+
+/// Weight files of a function: how many constants, which paths and offsets.
+class Blobs {
+ public:
+  void add(Scope& scope, const Operation& op, const Constant& constant);
+  void finish(Scope& scope);
+
+ private:
+  int count_ = 0;
+  bool scalar_operand_ = false;
+  uint64_t bytes_ = 0;
+  std::map<std::string_view, uint64_t> first_offset_;
+
+ public:
+  void see_scalar() {
+    scalar_operand_ = true;
+  }
+};
+
+void Blobs::add(Scope& scope, const Operation& op, const Constant& constant) {
+  auto& blob = std::get<Blob>(constant.data);
+  ++count_;
+  auto count = static_cast<uint64_t>(element_count(constant.type));
+  bytes_ += packed_bytes(constant.type.dtype, count).value_or(0);
+  if (blob.path.compare(0, 12, "@model_path/") != 0) {
+    scope.report("blob.path", op, "the path is " + blob.path.substr(0, 80));
+  }
+  if (blob.offset < 64 || blob.offset >= scope.options.address_window) {
+    scope.report(
+        "blob.offset", op, "the offset is " + std::to_string(blob.offset));
+  } else if (blob.offset % 64 != 0) {
+    scope.report(
+        "blob.offset_alignment",
+        op,
+        "the offset is " + std::to_string(blob.offset));
+  }
+  auto [first, is_new] = first_offset_.emplace(blob.path, blob.offset);
+  if (!is_new && first->second != blob.offset &&
+      !scope.options.multi_chunk_files) {
+    scope.report(
+        "blob.shared_file",
+        op,
+        blob.path.substr(0, 80) + " is used at " +
+            std::to_string(first->second) + " and " +
+            std::to_string(blob.offset));
+  }
+}
+
+void Blobs::finish(Scope& scope) {
+  int most = scalar_operand_ ? scope.options.max_blobs_with_scalar
+                             : scope.options.max_blobs;
+  if (count_ > most) {
+    scope.report(
+        "blob.count",
+        std::to_string(count_) + " constants come from weight files, at most " +
+            std::to_string(most) + " may");
+  }
+  if (bytes_ > scope.options.address_window) {
+    scope.report("blob.total", std::to_string(bytes_) + " bytes of weights");
+  }
+}
+
+void check_names(Scope& scope) {
+  size_t unnamed = 0;
+  for (auto& op : scope.function.operations) {
+    auto name = find_attribute(op, "name");
+    unnamed += !name;
+    if (name && as_string(*name) == "") {
+      scope.report("name.empty", op, "name is \"\"");
+    }
+  }
+  if (unnamed > 0) {
+    scope.report(
+        "name.missing",
+        std::to_string(unnamed) + " of " +
+            std::to_string(scope.function.operations.size()) +
+            " operations have no name");
+  }
+}
+
+void check_outputs(Scope& scope) {
+  auto& function = scope.function;
+  if (function.outputs.empty()) {
+    scope.report("function.outputs", "the function returns nothing");
+    return;
+  }
+  std::vector<const Value*> ports;
+  std::set<std::string_view> outputs;
+  for (auto& name : function.outputs) {
+    auto value = scope.value_named(name);
+    if (!value) {
+      scope.report("value.undefined", "the output " + name + " is not defined");
+      continue;
+    }
+    if (outputs.insert(name).second) {
+      check_port(scope, *value, "output");
+      ports.push_back(value);
+    }
+    auto op = scope.producer_named(name);
+    if (op && op->op == "identity" && function.outputs.size() == 1) {
+      scope.report("op.identity_only", *op, "the only output is a copy");
+    }
+  }
+  check_ports(scope, ports, "output");
+  if (function.outputs.size() < 2) {
+    return;
+  }
+  for (auto& op : function.operations) {
+    for (auto& [key, argument] : op.inputs) {
+      auto reference = std::get_if<Reference>(&argument.value);
+      if (reference && outputs.count(reference->name) &&
+          op.op != "identity") {
+        scope.report("output.consumed", op, key + " is the output " +
+                         reference->name);
+      }
+    }
+  }
+}
+
+/// A float constant without axes: it lowers the budget of weight files.
+bool is_scalar_operand(const Scope& scope, const Operation& op) {
+  return contains("add sub mul real_div pow maximum minimum", op.op) &&
+      std::any_of(op.inputs.begin(), op.inputs.end(), [&](auto& input) {
+           auto constant = scope.constant_of(input.second);
+           return constant && is_float(constant->type.dtype) &&
+               constant->type.shape.empty();
+         });
+}
+
+void check_function(
+    const Function& function,
+    const CheckOptions& options,
+    std::vector<Finding>& findings) {
+  Scope scope(function, options, findings);
+  auto opset = opset_number(function.opset);
+  if (opset < 15 || opset > 26) {
+    scope.report("dialect.opset", "the opset is " + function.opset);
+  }
+  std::vector<const Value*> ports;
+  for (auto& value : function.inputs) {
+    if (scope.defined(value.name)) {
+      scope.report("value.redefined", "two inputs are " + value.name);
+    }
+    scope.define_input(value);
+    check_type(scope, nullptr, value);
+    check_port(scope, value, "input");
+    ports.push_back(&value);
+  }
+  check_ports(scope, ports, "input");
+  Blobs blobs;
+  for (auto& op : function.operations) {
+    check_known(scope, op);
+    for (auto& [key, argument] : op.inputs) {
+      check_references(scope, op, argument, key);
+    }
+    each_constant(op, [&](const Constant& constant) {
+      if (has_blob(constant)) {
+        blobs.add(scope, op, constant);
+      }
+    });
+    for (auto& value : op.outputs) {
+      check_type(scope, &op, value);
+      if (scope.defined(value.name)) {
+        scope.report("value.redefined", op, value.name + " is defined before");
+      }
+    }
+    check_operation(scope, op);
+    check_shapes(scope, op);
+    if (is_scalar_operand(scope, op)) {
+      blobs.see_scalar();
+    }
+    scope.define(op);
+  }
+  blobs.finish(scope);
+  check_names(scope);
+  check_outputs(scope);
+}
+
+} // namespace
+
+std::vector<Finding> check(const Program& program, const CheckOptions& options) {
+  std::vector<Finding> findings;
+  auto report = [&](std::string_view rule, std::string what) {
+    add_finding(findings, options, rule, "program", std::move(what), {});
+  };
+  if (program.functions.empty()) {
+    report("function.none", "the program has no function");
+  }
+  bool shorthand = dialect_of(program) == Dialect::ios18 ||
+      program.shorthand_scalars;
+  if (options.verbose_dialect && shorthand) {
+    report(
+        "dialect.chip",
+        "the program is program(" + program.version + ") for " + options.chip);
+  }
+  if (program.shorthand_scalars && program.verbose_scalars) {
+    report("dialect.mixed", "the text has both forms of scalars");
+  }
+  if (program.functions.size() > 1 && options.macos >= 27) {
+    report(
+        "function.banks",
+        "the program has " + std::to_string(program.functions.size()) +
+            " functions");
+  }
+  std::set<std::string_view> names;
+  for (auto& function : program.functions) {
+    if (!names.insert(function.name).second) {
+      report("function.duplicate", "two functions are " + function.name);
+    }
+    check_function(function, options, findings);
+  }
+  return findings;
+}
+
+} // namespace mlx_ane::mil

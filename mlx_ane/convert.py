@@ -280,7 +280,7 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
     weight = module.get("weight")
     if not isinstance(weight, mx.array):
         weight = next(v for v in module.values() if isinstance(v, mx.array))
-    if type(module) is nn.QuantizedLinear:
+    if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
         n, packed = weight.shape  # packed: 32-bit words
         return (n, packed * 32 // module.bits)
     return tuple(weight.shape)

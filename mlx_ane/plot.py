@@ -72,15 +72,18 @@ def timeline(
     Returns:
         Figure: A matplotlib figure.
     """
-    if isinstance(events, (str, Path)):
-        events = json.loads(Path(events).read_text())["traceEvents"]
+    found: Sequence[Mapping[str, Any]] = (
+        json.loads(Path(events).read_text())["traceEvents"]
+        if isinstance(events, (str, Path))
+        else events
+    )
     figure, axes = _figure(height=3.5)
-    threads = sorted({event["tid"] for event in events})
-    for i, kind in enumerate(sorted({event["name"] for event in events})):
+    threads = sorted({event["tid"] for event in found})
+    for i, kind in enumerate(sorted({event["name"] for event in found})):
         for row, thread in enumerate(threads):
             spans = [
                 (event["ts"] * 1e-3, event["dur"] * 1e-3)
-                for event in events
+                for event in found
                 if event["tid"] == thread and event["name"] == kind
             ]
             label = kind if row == 0 else None

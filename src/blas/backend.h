@@ -30,11 +30,11 @@ Sgemm sgemm;
 std::string name();
 /// Threads that one call may use; a library without the switch ignores it.
 void set_threads(int threads);
-} // namespace vendor
+}  // namespace vendor
 
 /// Plain loops, reference.cpp.
 namespace reference {
 Sgemm sgemm;
-} // namespace reference
+}  // namespace reference
 
-} // namespace mlx_ane::blas
+}  // namespace mlx_ane::blas

@@ -25,8 +25,7 @@ int default_threads() {
   int threads = 0;
   auto [end, error] =
       std::from_chars(text.data(), text.data() + text.size(), threads);
-  if (error != std::errc() || end != text.data() + text.size() ||
-      threads < 1) {
+  if (error != std::errc() || end != text.data() + text.size() || threads < 1) {
     throw std::invalid_argument(
         "[mlx_ane.blas] got MLX_ANE_BLAS_THREADS=" + std::string(text) +
         ", need a positive integer, set it to a count of threads or unset it.");
@@ -43,7 +42,7 @@ std::atomic<int>& thread_count() {
   return count;
 }
 
-} // namespace
+}  // namespace
 
 void sgemm(
     bool trans_a,
@@ -62,7 +61,8 @@ void sgemm(
   if (m == 0 || n == 0) {
     return;
   }
-  // The reference takes any k; a BLAS may reject the leading dimensions of k = 0.
+  // The reference takes any k; a BLAS may reject the leading dimensions of k =
+  // 0.
   bool plain = k == 0 || use_reference.load(std::memory_order_relaxed);
   if (!plain) {
     thread_count();
@@ -103,4 +103,4 @@ std::string implementation() {
   return use_reference ? "reference" : "fast";
 }
 
-} // namespace mlx_ane::blas
+}  // namespace mlx_ane::blas

@@ -50,7 +50,7 @@ Operand operand(const MatrixView& x, std::vector<float>& scratch) {
   return {scratch.data(), x.cols, false};
 }
 
-} // namespace
+}  // namespace
 
 void gemm(
     const MatrixView& a,
@@ -70,8 +70,7 @@ void gemm(
     ldc = c.cols;
   }
   for (int64_t r = 0; bias != nullptr && r < c.rows; ++r) {
-    MatrixView row{
-        bias->data, bias->type, 1, c.cols, 0, bias->col_stride};
+    MatrixView row{bias->data, bias->type, 1, c.cols, 0, bias->col_stride};
     convert(row, out + r * ldc);
   }
   Operand left = operand(a, a_scratch);
@@ -92,9 +91,9 @@ void gemm(
       ldc);
   for (int64_t r = 0; c.type != Float::f32 && r < c.rows; ++r) {
     auto row = static_cast<char*>(c.data) +
-        r * c.row_stride * static_cast<int64_t>(size_of(c.type));
+               r * c.row_stride * static_cast<int64_t>(size_of(c.type));
     kernels::from_float(out + r * ldc, c.type, row, c.cols);
   }
 }
 
-} // namespace mlx_ane::blas
+}  // namespace mlx_ane::blas

@@ -47,4 +47,4 @@ void set_threads(int threads) {
   scipy_openblas_set_num_threads(threads);
 }
 
-} // namespace mlx_ane::blas::vendor
+}  // namespace mlx_ane::blas::vendor

@@ -32,4 +32,4 @@ void sgemm(
   }
 }
 
-} // namespace mlx_ane::blas::reference
+}  // namespace mlx_ane::blas::reference

@@ -42,10 +42,11 @@ struct AdamTensor {
 
 void adam(const AdamTensor& tensor, const AdamStep& step);
 
-/// Plain scalar loop at -O2: the algorithmic reference and the "before" of bench.
+/// Plain scalar loop at -O2: the algorithmic reference and the "before" of
+/// bench.
 void adam_reference(const AdamTensor& tensor, const AdamStep& step);
 
 /// Sum of squares of n gradients in double, one read.
 double sum_of_squares(const void* g, Float type, int64_t n);
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

@@ -1,4 +1,5 @@
-// Adam as a plain scalar loop, built at -O2: the reference and bench's "before".
+// Adam as a plain scalar loop, built at -O2: the reference and bench's
+// "before".
 #include <cmath>
 
 #include "kernels/adam.h"
@@ -46,12 +47,12 @@ void store_stochastic(
     store(data, type, i, value);
   } else {
     static_cast<uint16_t*>(data)[i] = type == Float::f16
-        ? stochastic_half(value, random)
-        : stochastic_bfloat(value, random);
+                                          ? stochastic_half(value, random)
+                                          : stochastic_bfloat(value, random);
   }
 }
 
-} // namespace
+}  // namespace
 
 void adam_reference(const AdamTensor& t, const AdamStep& step) {
   auto b1 = static_cast<float>(step.beta1);
@@ -66,7 +67,7 @@ void adam_reference(const AdamTensor& t, const AdamStep& step) {
     float m = b1 * load(t.m, t.state_type, i) + one_minus_b1 * g;
     float v = b2 * load(t.v, t.state_type, i) + one_minus_b2 * g * g;
     float p = load(t.p, t.p_type, i) * decay -
-        step.c1 * m / (std::sqrt(v) * step.c2 + eps);
+              step.c1 * m / (std::sqrt(v) * step.c2 + eps);
     store(t.m_out, t.state_type, i, m);
     store(t.v_out, t.state_type, i, v);
     if (step.stochastic) {
@@ -77,4 +78,4 @@ void adam_reference(const AdamTensor& t, const AdamStep& step) {
   }
 }
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

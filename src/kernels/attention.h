@@ -17,7 +17,7 @@ struct Heads {
   /// The (rows, cols) matrix of one head.
   MatrixView head(int64_t batch, int64_t head) const {
     auto offset = (batch * strides[0] + head * strides[1]) *
-        static_cast<int64_t>(size_of(type));
+                  static_cast<int64_t>(size_of(type));
     return {
         static_cast<const char*>(data) + offset,
         type,
@@ -28,8 +28,8 @@ struct Heads {
   }
 };
 
-/// What is added to the scaled scores (batch, heads, rows, keys); broadcast axes
-/// have stride 0.
+/// What is added to the scaled scores (batch, heads, rows, keys); broadcast
+/// axes have stride 0.
 struct Mask {
   enum class Kind : uint8_t { none, causal, boolean, additive };
   Kind kind = Kind::none;
@@ -56,9 +56,7 @@ struct Attention {
 /// out: (B, H, S, E), in its own type and strides, last stride 1.
 /// logsumexp: (B, H, S), contiguous, for the backward pass; may be nullptr.
 void attention_forward(
-    const Attention& attention,
-    const Heads& out,
-    float* logsumexp);
+    const Attention& attention, const Heads& out, float* logsumexp);
 
 /// Gradients of attention_forward; dq, dk, dv have last stride 1 and are
 /// overwritten, d_sinks (H) too. A gradient whose data is nullptr is skipped.
@@ -72,4 +70,4 @@ void attention_backward(
     const Heads& dv,
     float* d_sinks);
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

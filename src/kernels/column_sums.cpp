@@ -26,7 +26,7 @@ void add_row(const MatrixView& x, int64_t r, float* row, double* sums) {
   }
 }
 
-} // namespace
+}  // namespace
 
 void column_sums(const MatrixView& x, Float type, void* out) {
   std::array<double, panel> sums;
@@ -45,4 +45,4 @@ void column_sums(const MatrixView& x, Float type, void* out) {
   }
 }
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

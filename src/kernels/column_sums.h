@@ -10,4 +10,4 @@ namespace mlx_ane::kernels {
 /// addition ties, and ties go one way.
 void column_sums(const MatrixView& x, Float type, void* out);
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "kernels/loops.h"
+
 namespace mlx_ane::kernels {
 
 float half_to_float(uint16_t h) {
@@ -29,14 +31,14 @@ uint16_t float_to_half(float f) {
   auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) {
-    return static_cast<uint16_t>(
-        sign | 0x7e00 | ((bits >> 13) & 0x3ff));
+    return static_cast<uint16_t>(sign | 0x7e00 | ((bits >> 13) & 0x3ff));
   }
-  if (bits >= 0x47800000) { // 65536 and above; 65520 rounds up below.
+  if (bits >= 0x47800000) {  // 65536 and above; 65520 rounds up below.
     return sign | 0x7c00;
   }
   if (bits < 0x38800000) {
-    // Below 2^-14: adding 0.5 leaves the rounded multiple of 2^-24 in the low bits.
+    // Below 2^-14: adding 0.5 leaves the rounded multiple of 2^-24 in the low
+    // bits.
     float shifted = std::bit_cast<float>(bits) + 0.5f;
     return static_cast<uint16_t>(
         sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000));
@@ -59,31 +61,39 @@ uint16_t float_to_bfloat(float f) {
 }
 
 void to_float(const void* src, Float type, float* dst, int64_t n) {
-  if (type == Float::f32) {
-    if (n > 0) {
-      std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float));
-    }
+  auto halves = static_cast<const uint16_t*>(src);
+  if (n <= 0) {
     return;
   }
-  auto halves = static_cast<const uint16_t*>(src);
-  for (int64_t i = 0; i < n; ++i) {
-    dst[i] = type == Float::f16 ? half_to_float(halves[i])
-                                : bfloat_to_float(halves[i]);
+  switch (type) {
+    case Float::f32:
+      std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float));
+      break;
+    case Float::f16:
+      loops().half_to_float(halves, dst, n, false);
+      break;
+    case Float::bf16:
+      loops().bfloat_to_float(halves, dst, n);
+      break;
   }
 }
 
 void from_float(const float* src, Float type, void* dst, int64_t n) {
-  if (type == Float::f32) {
-    if (n > 0) {
-      std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float));
-    }
+  auto halves = static_cast<uint16_t*>(dst);
+  if (n <= 0) {
     return;
   }
-  auto halves = static_cast<uint16_t*>(dst);
-  for (int64_t i = 0; i < n; ++i) {
-    halves[i] =
-        type == Float::f16 ? float_to_half(src[i]) : float_to_bfloat(src[i]);
+  switch (type) {
+    case Float::f32:
+      std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float));
+      break;
+    case Float::f16:
+      loops().float_to_half(src, halves, n, false);
+      break;
+    case Float::bf16:
+      loops().float_to_bfloat(src, halves, n);
+      break;
   }
 }
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

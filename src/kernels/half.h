@@ -1,4 +1,5 @@
-// Conversion between fp32 and the 16-bit float types, chosen at run time for the CPU.
+// Conversion between fp32 and the 16-bit float types, chosen at run time for
+// the CPU.
 #pragma once
 
 #include "kernels/matrix.h"
@@ -17,4 +18,4 @@ uint16_t float_to_half(float f);
 float bfloat_to_float(uint16_t b);
 uint16_t float_to_bfloat(float f);
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

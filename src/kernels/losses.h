@@ -27,11 +27,7 @@ void cross_entropy_backward(
 
 /// out = gate * sigmoid(gate) * up over n elements of one type.
 void swiglu_forward(
-    const void* gate,
-    const void* up,
-    Float type,
-    void* out,
-    int64_t n);
+    const void* gate, const void* up, Float type, void* out, int64_t n);
 
 /// d_gate = d_out up sigmoid(gate) (1 + gate (1 - sigmoid(gate))),
 /// d_up = d_out gate sigmoid(gate). Outputs may alias the inputs.
@@ -44,4 +40,4 @@ void swiglu_backward(
     void* d_up,
     int64_t n);
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

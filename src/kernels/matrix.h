@@ -1,4 +1,5 @@
-// Views of matrices and half-precision storage that kernels, BLAS and devices share.
+// Views of matrices and half-precision storage that kernels, BLAS and devices
+// share.
 #pragma once
 
 #include <cstddef>
@@ -28,10 +29,9 @@ struct MatrixView {
     return {data, type, cols, rows, col_stride, row_stride};
   }
 
-  MatrixView block(int64_t r, int64_t c, int64_t n_rows, int64_t n_cols)
-      const {
-    auto offset = (r * row_stride + c * col_stride) *
-        static_cast<int64_t>(size_of(type));
+  MatrixView block(int64_t r, int64_t c, int64_t n_rows, int64_t n_cols) const {
+    auto offset =
+        (r * row_stride + c * col_stride) * static_cast<int64_t>(size_of(type));
     return {
         static_cast<const char*>(data) + offset,
         type,
@@ -42,7 +42,8 @@ struct MatrixView {
   }
 };
 
-/// Writable row-major (rows, cols) matrix; rows are `row_stride` elements apart.
+/// Writable row-major (rows, cols) matrix; rows are `row_stride` elements
+/// apart.
 struct MatrixOut {
   void* data = nullptr;
   Float type = Float::f32;
@@ -51,4 +52,4 @@ struct MatrixOut {
   int64_t row_stride = 0;
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

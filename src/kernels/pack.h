@@ -1,4 +1,5 @@
-// Packing of host matrices into fp16 surfaces with a power of two per row, and back.
+// Packing of host matrices into fp16 surfaces with a power of two per row, and
+// back.
 #pragma once
 
 #include <span>
@@ -44,6 +45,22 @@ void pack_transposed(
     int64_t rows_padded,
     int64_t cols_padded);
 
+/// row_scales and pack (or pack_transposed) in one read of x.
+RowScales pack_scaled(
+    const MatrixView& x,
+    int log2_norm,
+    uint16_t* dst,
+    int64_t ld,
+    int64_t rows_padded,
+    int64_t cols_padded);
+RowScales pack_scaled_transposed(
+    const MatrixView& x,
+    int log2_norm,
+    uint16_t* dst,
+    int64_t ld,
+    int64_t rows_padded,
+    int64_t cols_padded);
+
 /// The half that fills an output surface before evaluation. A NaN whose payload
 /// no arithmetic produces, so a surviving one shows what was never written.
 inline constexpr uint16_t canary = 0x7e5a;
@@ -76,8 +93,8 @@ UnpackReport unpack(
     std::span<uint8_t> row_nonzero = {},
     std::span<uint8_t> col_nonzero = {});
 
-/// Straight and transposed conversion fp16 -> fp32, for the channels_first layout:
-/// y(r, c) = src[c * ld + r].
+/// Straight and transposed conversion fp16 -> fp32, for the channels_first
+/// layout: y(r, c) = src[c * ld + r].
 void unpack_transposed(
     const uint16_t* src,
     int64_t ld,
@@ -86,4 +103,4 @@ void unpack_transposed(
     float* y,
     int64_t y_ld);
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

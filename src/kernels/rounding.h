@@ -1,4 +1,5 @@
-// Counter-based stochastic rounding: the same seed and index give the same bits.
+// Counter-based stochastic rounding: the same seed and index give the same
+// bits.
 #pragma once
 
 #include <bit>
@@ -42,16 +43,17 @@ inline uint16_t stochastic_half(float f, uint32_t random) {
   uint32_t bits = std::bit_cast<uint32_t>(f);
   uint32_t magnitude = bits & 0x7fffffff;
   uint32_t sign = (bits >> 16) & 0x8000;
-  if (magnitude >= 0x477fe000) { // 65504, the largest half
+  if (magnitude >= 0x477fe000) {  // 65504, the largest half
     return float_to_half(f);
   }
   if (magnitude < 0x38800000) {
     // Subnormal halves are multiples of 2^-24: 13 more bits decide.
-    auto fixed = static_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p37f);
+    auto fixed =
+        static_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p37f);
     return static_cast<uint16_t>(sign | ((fixed + (random >> 19)) >> 13));
   }
   return static_cast<uint16_t>(
       sign | ((magnitude - (112u << 23) + (random >> 19)) >> 13));
 }
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

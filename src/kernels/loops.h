@@ -1,0 +1,120 @@
+// Table of inner loops, one body per instruction set, chosen at run time.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mlx_ane::kernels {
+
+/// What one row needs for its power-of-two scale.
+struct RowNorm {
+  /// Bits of the largest magnitude; NaN and infinity compare largest.
+  uint32_t max_bits;
+  /// Sum of squares of the row divided by the power of two below that maximum.
+  float sum;
+};
+
+/// Constants of Adam in fp32, see AdamStep.
+struct AdamConstants {
+  float b1, b2, one_minus_b1, one_minus_b2, eps, decay, c1, c2, gradient_scale;
+};
+
+/// Any bit set in a row of halves.
+struct HalfRowBits {
+  bool canary = false;
+  bool nonfinite = false;
+  bool nonzero = false;
+};
+
+/// Arrays have n elements, are only aligned to their element, and do not
+/// overlap unless said otherwise. `stream` asks for stores that bypass the
+/// cache.
+struct Loops {
+  const char* name;
+
+  void (*half_to_float)(const uint16_t* x, float* y, int64_t n, bool stream);
+  void (*float_to_half)(const float* x, uint16_t* y, int64_t n, bool stream);
+  void (*bfloat_to_float)(const uint16_t* x, float* y, int64_t n);
+  void (*float_to_bfloat)(const float* x, uint16_t* y, int64_t n);
+
+  /// y = half(x * 2^exponent).
+  void (*scale_to_half)(
+      const float* x, int exponent, uint16_t* y, int64_t n, bool stream);
+  RowNorm (*row_norm)(const float* x, int64_t n);
+
+  /// dst[c * dst_ld + r] = src[r * src_ld + c] for r < rows, c < cols.
+  void (*transpose_half)(
+      const uint16_t* src,
+      int64_t src_ld,
+      int64_t rows,
+      int64_t cols,
+      uint16_t* dst,
+      int64_t dst_ld,
+      bool stream);
+
+  /// y (+)= x * row_factor * col_factor (nullptr: 1), and what x holds; ORs the
+  /// magnitude bits of x into col_bits (nullptr: not wanted).
+  HalfRowBits (*unpack_row)(
+      const uint16_t* x,
+      float row_factor,
+      const float* col_factor,
+      float* y,
+      bool accumulate,
+      uint16_t* col_bits,
+      int64_t n,
+      bool stream);
+
+  /// One step on fp32 arrays; outputs may be the inputs of the same name.
+  void (*adam)(
+      const float* p,
+      const float* g,
+      const float* m,
+      const float* v,
+      float* p_out,
+      float* m_out,
+      float* v_out,
+      int64_t n,
+      const AdamConstants& constants);
+  /// Stochastic rounding of elements index .. index + n of the block of `key`.
+  void (*stochastic_half)(
+      const float* x, uint16_t* y, int64_t n, uint32_t key, uint32_t index);
+  void (*stochastic_bfloat)(
+      const float* x, uint16_t* y, int64_t n, uint32_t key, uint32_t index);
+  double (*sum_of_squares)(const float* x, int64_t n);
+
+  float (*maximum)(const float* x, int64_t n);
+  float (*sum)(const float* x, int64_t n);
+  /// y = exp(scale * x - shift), returns its sum; y may be x.
+  float (*exp_sum)(
+      const float* x, float scale, float shift, float* y, int64_t n);
+  /// Sum of x * y.
+  float (*dot)(const float* x, const float* y, int64_t n);
+  /// y = p * (y - delta) * scale.
+  void (*softmax_backward)(
+      const float* p, float delta, float scale, float* y, int64_t n);
+  /// y *= factor; y += offset.
+  void (*scale_add)(float* y, float factor, float offset, int64_t n);
+  /// out = gate * sigmoid(gate) * up.
+  void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
+  void (*swiglu_backward)(
+      const float* gate,
+      const float* up,
+      const float* d_out,
+      float* d_gate,
+      float* d_up,
+      int64_t n);
+};
+
+/// The loops in use: the best that this CPU runs, unless set_target changed it.
+const Loops& loops();
+
+/// Names of the targets that this CPU runs, best first ("avx512", "avx2",
+/// "neon", "generic").
+std::vector<std::string> targets();
+
+/// Selects a target by name, or the best for ""; std::invalid_argument
+/// otherwise.
+void set_target(const std::string& name);
+
+}  // namespace mlx_ane::kernels

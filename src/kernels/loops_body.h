@@ -1,0 +1,36 @@
+// Every loop of loops.h for one instruction set; the tail of each target_*.cpp.
+#include "kernels/simd.h"
+
+#include "kernels/loops_adam.h"
+#include "kernels/loops_pack.h"
+#include "kernels/loops_softmax.h"
+
+namespace {
+
+constexpr Loops loops_of(const char* name) {
+  return {
+      .name = name,
+      .half_to_float = half_to_float_loop,
+      .float_to_half = float_to_half_loop,
+      .bfloat_to_float = bfloat_to_float_loop,
+      .float_to_bfloat = float_to_bfloat_loop,
+      .scale_to_half = scale_to_half_loop,
+      .row_norm = row_norm_loop,
+      .transpose_half = transpose_half_loop,
+      .unpack_row = unpack_row_loop,
+      .adam = adam_loop,
+      .stochastic_half = stochastic_half_loop,
+      .stochastic_bfloat = stochastic_bfloat_loop,
+      .sum_of_squares = sum_of_squares_loop,
+      .maximum = maximum_loop,
+      .sum = sum_loop,
+      .exp_sum = exp_sum_loop,
+      .dot = dot_loop,
+      .softmax_backward = softmax_backward_loop,
+      .scale_add = scale_add_loop,
+      .swiglu = swiglu_loop,
+      .swiglu_backward = swiglu_backward_loop,
+  };
+}
+
+}  // namespace

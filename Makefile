@@ -15,8 +15,7 @@ SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE \
 demo: .venv/.demo
 	$(BIN)/python examples/digits.py
 	$(BIN)/python examples/train_gpt.py --out build/demo/gpt
-	$(BIN)/python examples/lora.py --model build/demo/gpt/model \
-	  --out build/demo/adapters
+	$(BIN)/python examples/lora.py --model build/demo/gpt/model --out build/demo/lora
 
 test: install-test
 	$(BIN)/pytest

@@ -67,7 +67,8 @@ class Run:
             )
         self.model.load_weights(tree_flatten(arrays["model"]))
         self.optimizer.state = arrays["optimizer"]
-        mx.random.state[0] = arrays["random"]
+        high, low = arrays["random"].tolist()
+        mx.random.seed(high << 32 | low)  # a key is its seed in two halves
         self.losses = arrays["losses"].tolist()
 
 

@@ -1,0 +1,15 @@
+// The Neural Engine behind the Device contract.
+#pragma once
+
+#include <memory>
+
+#include "device/device.h"
+
+namespace mlx_ane {
+
+/// The engine through AppleNeuralEngine.framework, or through Espresso where
+/// MLX_ANE_ROUTE or the stored verdict says so. Never throws for a machine
+/// without an engine: unavailable() says why.
+std::unique_ptr<Device> make_ane_device();
+
+} // namespace mlx_ane

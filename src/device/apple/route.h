@@ -1,0 +1,38 @@
+// The two ways into the engine behind one interface.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "device/device.h"
+
+namespace mlx_ane::apple {
+
+class Route {
+ public:
+  virtual ~Route() = default;
+  /// "in_memory" or "e5rt", the values of MLX_ANE_ROUTE.
+  virtual std::string_view name() const = 0;
+  /// The first class, selector or symbol that this macOS lacks, as a sentence.
+  virtual std::optional<std::string> unavailable() const = 0;
+  /// `bytes` is already rounded.
+  virtual std::shared_ptr<Surface> make_surface(size_t bytes) = 0;
+  virtual std::shared_ptr<Executable> compile(const Source& source) = 0;
+};
+
+/// AppleNeuralEngine.framework's _ANEInMemoryModel; `chip` names the cache.
+std::unique_ptr<Route> make_in_memory_route(std::string chip);
+
+/// Espresso.framework's e5rt C API.
+std::unique_ptr<Route> make_e5rt_route();
+
+/// "processor", "model" and "chip" (h13 ... h17s, or unknown) of this machine,
+/// and what the framework's _ANEDeviceInfo answers, by selector.
+std::map<std::string, std::string> engine_facts();
+
+/// Opens a framework once; the error's text where that fails.
+std::optional<std::string> open_framework(const char* name, void** handle);
+
+} // namespace mlx_ane::apple

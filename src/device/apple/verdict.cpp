@@ -1,0 +1,53 @@
+// What the self-test found on this machine, kept between processes.
+#include "device/apple/verdict.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <stdexcept>
+
+#include "device/apple/system.h"
+
+namespace mlx_ane::apple {
+
+namespace fs = std::filesystem;
+
+fs::path verdict_file() {
+  auto chip = sysctl_text("machdep.cpu.brand_string");
+  auto key = file_key(os_build()) + "-" + file_key(chip) + "-" +
+      file_key(MLX_ANE_VERSION);
+  return cache_directory() / "verdicts" / (key + ".txt");
+}
+
+std::optional<Verdict> stored_verdict() {
+  std::ifstream file(verdict_file());
+  Verdict verdict;
+  for (std::string line; std::getline(file, line);) {
+    auto colon = line.find(": ");
+    if (colon != std::string::npos) {
+      verdict[line.substr(0, colon)] = line.substr(colon + 2);
+    }
+  }
+  return verdict.contains("passed") ? std::optional(verdict) : std::nullopt;
+}
+
+void store_verdict(const Verdict& verdict) {
+  auto file = verdict_file();
+  fs::create_directories(file.parent_path());
+  auto draft = fs::path(file).concat(".new").concat(std::to_string(getpid()));
+  std::ofstream stream(draft, std::ios::trunc);
+  for (auto [key, value] : verdict) {
+    std::replace(value.begin(), value.end(), '\n', ' ');
+    stream << key << ": " << value << "\n";
+  }
+  stream.close();
+  if (!stream) {
+    throw std::runtime_error(
+        "[mlx_ane.selftest] got an error on writing " + draft.string() +
+        ", need a writable cache, set MLX_ANE_CACHE_DIR.");
+  }
+  fs::rename(draft, file);
+}
+
+} // namespace mlx_ane::apple

@@ -1,0 +1,25 @@
+// What the self-test found on this machine, kept between processes.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+
+namespace mlx_ane::apple {
+
+/// By key: "passed" (yes or no), "route", "layout", "dialect",
+/// "max_contraction", "reason". Values are one line each.
+using Verdict = std::map<std::string, std::string>;
+
+/// This machine's file: keyed by OS build, chip and version of this package, so
+/// that an update of any of them asks for a new self-test.
+std::filesystem::path verdict_file();
+
+/// The verdict for this OS build, chip and version, if the self-test has run.
+std::optional<Verdict> stored_verdict();
+
+/// Replaces it. Throws std::runtime_error where the cache cannot be written.
+void store_verdict(const Verdict& verdict);
+
+} // namespace mlx_ane::apple

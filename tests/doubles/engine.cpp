@@ -1,0 +1,133 @@
+// Stands the emulated engine behind the doubles of Apple's frameworks.
+#include "device/emulated/engine.h"
+
+#include <cstdio>
+#include <memory>
+#include <vector>
+
+#include "device/emulated/emulated.h"
+#include "device/emulated/faults.h"
+#include "doubles.h"
+
+namespace mlx_ane {
+
+namespace {
+
+using emulated::EngineError;
+using emulated::EngineProgram;
+using emulated::SurfaceBytes;
+
+void report(
+    double_status* status,
+    int code,
+    const char* domain,
+    const char* text) {
+  status->failed = 1;
+  status->code = code;
+  std::snprintf(status->domain, sizeof(status->domain), "%s", domain);
+  std::snprintf(status->text, sizeof(status->text), "%s", text);
+}
+
+/// Runs body; what it throws goes to *status.
+template <class F>
+void checked(double_status* status, F&& body) {
+  try {
+    body();
+  } catch (const EngineError& error) {
+    report(status, error.code, error.domain.c_str(), error.what());
+  } catch (const std::exception& error) {
+    report(status, 0, "", error.what());
+  }
+}
+
+EngineProgram& program(void* handle) {
+  return *static_cast<EngineProgram*>(handle);
+}
+
+void* create(
+    const char* text,
+    size_t size,
+    const double_weight* weights,
+    size_t weight_count,
+    double_status* status) {
+  std::unique_ptr<EngineProgram> made;
+  checked(status, [&] {
+    emulated::Weights files;
+    for (size_t i = 0; i < weight_count; ++i) {
+      auto bytes = static_cast<const std::byte*>(weights[i].bytes);
+      files[weights[i].name] = std::make_shared<const std::vector<std::byte>>(
+          bytes, bytes + weights[i].size);
+    }
+    made = emulated::compile_program(
+        std::string_view(text, size), files, emulated::options());
+  });
+  return made.release();
+}
+
+void load(void* handle, double_status* status) {
+  checked(status, [&] { program(handle).load(); });
+}
+
+void evaluate(
+    void* handle,
+    const double_memory* inputs,
+    const double_memory* outputs,
+    double_status* status) {
+  auto gather = [](const double_memory* memory, size_t count) {
+    std::vector<SurfaceBytes> bytes;
+    for (size_t i = 0; i < count; ++i) {
+      bytes.push_back(
+          {static_cast<std::byte*>(memory[i].bytes), memory[i].size});
+    }
+    return bytes;
+  };
+  auto& run = program(handle);
+  checked(status, [&] {
+    run.evaluate(
+        0,
+        gather(inputs, run.inputs(0).size()),
+        gather(outputs, run.outputs(0).size()),
+        emulated::options().exact);
+  });
+}
+
+void unload(void* handle) {
+  program(handle).unload();
+}
+
+void destroy(void* handle) {
+  delete static_cast<EngineProgram*>(handle);
+}
+
+const std::vector<mil::Value>& ports(void* handle, int output) {
+  return output ? program(handle).outputs(0) : program(handle).inputs(0);
+}
+
+size_t port_count(void* handle, int output) {
+  return ports(handle, output).size();
+}
+
+const char* port_name(void* handle, int output, size_t index) {
+  return ports(handle, output).at(index).name.c_str();
+}
+
+int refuses_surface() {
+  return !emulated::strikes(emulated::Site::surface).empty();
+}
+
+constexpr double_engine engine = {
+    refuses_surface,
+    create,
+    load,
+    evaluate,
+    unload,
+    destroy,
+    port_count,
+    port_name,
+};
+
+[[maybe_unused]] const bool registered = (double_set_engine(&engine), true);
+
+} // namespace
+
+} // namespace mlx_ane

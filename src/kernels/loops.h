@@ -85,9 +85,18 @@ struct Loops {
 
   float (*maximum)(const float* x, int64_t n);
   float (*sum)(const float* x, int64_t n);
-  /// y = exp(scale * x - shift), returns its sum; y may be x.
+  /// y = exp(scale * x - shift), returns its sum; y may be x, or
+  /// nullptr where only the sum is wanted.
   float (*exp_sum)(
       const float* x, float scale, float shift, float* y, int64_t n);
+  /// y = exp(x - shift) * factor + offset; y may be x.
+  void (*exp_scale)(
+      const float* x,
+      float shift,
+      float factor,
+      float offset,
+      float* y,
+      int64_t n);
   /// Sum of x * y.
   float (*dot)(const float* x, const float* y, int64_t n);
   /// y = p * (y - delta) * scale.

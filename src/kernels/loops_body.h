@@ -25,6 +25,7 @@ constexpr Loops loops_of(const char* name) {
       .maximum = maximum_loop,
       .sum = sum_loop,
       .exp_sum = exp_sum_loop,
+      .exp_scale = exp_scale_loop,
       .dot = dot_loop,
       .softmax_backward = softmax_backward_loop,
       .scale_add = scale_add_loop,

@@ -67,8 +67,23 @@ float exp_sum_loop(
     const float* x, float scale, float shift, float* y, int64_t n) {
   return sum_registers(n, [&](int64_t i, int64_t count) {
     V value = exp(load_count(x + i, count) * scale - shift);
-    store_count(y + i, value, count);
+    if (y != nullptr) {
+      store_count(y + i, value, count);
+    }
     return value;
+  });
+}
+
+void exp_scale_loop(
+    const float* x,
+    float shift,
+    float factor,
+    float offset,
+    float* y,
+    int64_t n) {
+  each_register(n, 0, [&](int64_t i, int64_t count) {
+    V value = exp(load_count(x + i, count) - shift);
+    store_count(y + i, value * factor + offset, count);
   });
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ DEVICES = ("auto", "ane", "emulated", "cpu")
 ROUTES = ("in_memory", "e5rt")
 FALLBACKS = ("error", "warn", "allow")
 
-#: Every variable, with what it sets. `mlx-ane doctor` prints this table.
+#: Every variable, with what it sets. C++ reads some of them itself.
 VARIABLES = {
     "MLX_ANE_DEVICE": "default device: " + " | ".join(DEVICES),
     "MLX_ANE_ROUTE": "route to the engine: " + " | ".join(ROUTES),
@@ -21,6 +22,9 @@ VARIABLES = {
     "MLX_ANE_BLAS_THREADS": "threads of one GEMM",
     "MLX_ANE_SPOT_CHECK": "check one output element every so many device calls",
     "MLX_ANE_FAULTS": "faults to inject into the emulated device",
+    "MLX_ANE_EMULATED_CHIP": "chip whose limits the emulated device has",
+    "MLX_ANE_EMULATED_NUMERICS": "numerics of the emulated device: fast | exact",
+    "MLX_ANE_EMULATED_ALLOW": "limits that the emulated device does not enforce",
 }
 
 
@@ -40,8 +44,8 @@ class Settings:
 
 def default_cache_dir() -> Path:
     """The folder that holds verdicts when MLX_ANE_CACHE_DIR is not set."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mlx_ane"
+    caches = "Library/Caches" if platform.system() == "Darwin" else ".cache"
+    return Path.home() / caches / "mlx_ane"
 
 
 def read(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -69,7 +73,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         route=_choice(ours, "MLX_ANE_ROUTE", ROUTES),
         fallback=_choice(ours, "MLX_ANE_FALLBACK", FALLBACKS) or "warn",
         timeline=ours.get("MLX_ANE_TIMELINE"),
-        cache_dir=Path(cache).expanduser() if cache else default_cache_dir(),
+        cache_dir=Path(cache) if cache else default_cache_dir(),
         blas_threads=_count(ours, "MLX_ANE_BLAS_THREADS", 1),
         spot_check=_count(ours, "MLX_ANE_SPOT_CHECK", 0),
         faults=ours.get("MLX_ANE_FAULTS"),

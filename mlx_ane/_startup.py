@@ -25,8 +25,6 @@ def run() -> None:
             f"pip install --force-reinstall --no-cache-dir mlx-ane"
         ) from error
     _ext.set_fallback(settings.fallback)
-    if settings.blas_threads is not None:
-        _ext.set_blas_threads(settings.blas_threads)
     if settings.spot_check is not None:
         _ext.set_spot_check(settings.spot_check)
     if settings.timeline is not None:

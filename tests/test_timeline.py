@@ -1,0 +1,138 @@
+"""timeline(): spans of every kind, the trace file, the table, plots."""
+
+from __future__ import annotations
+
+import json
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from matplotlib.figure import Figure
+from processes import run_python
+
+import mlx_ane as ane
+
+
+def step(device: str) -> ane.ConversionReport:
+    """One training step of a two-layer model."""
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64))
+    report = ane.convert(model, device=device)
+    optimizer = ane.optimizers.AdamW(1e-3)
+    x = mx.random.normal((40, 64))
+    loss, gradients = nn.value_and_grad(model, lambda x: mx.mean(model(x) ** 2))(x)
+    optimizer.update(model, gradients)
+    mx.eval(loss, model.parameters(), optimizer.state)
+    return report
+
+
+def test_spans_of_a_step(device: str, tmp_path) -> None:
+    file = tmp_path / "step.json"
+    with ane.timeline(file) as timeline:
+        step(device)
+    trace = json.loads(file.read_text())
+    assert trace["traceEvents"] == timeline.events
+    for event in timeline.events:
+        assert event["ph"] == "X"
+        assert event["ts"] >= 0 and event["dur"] >= 0
+    totals = timeline.totals()
+    kinds = {kind for _, kind in totals}
+    assert {"gemm_dx", "gemm_dw", "adam"} <= kinds
+    on_device = {"pack_x", "pack_w", "evaluate", "unpack"}
+    assert (on_device <= kinds) == (device != "cpu")
+    assert ("gemm_forward" in kinds) == (device == "cpu")
+    assert totals["layers.2", "gemm_dw"]["calls"] == 1
+    assert totals["layers.2", "gemm_dw"]["flops"] == 2 * 40 * 96 * 64
+    assert ("layers.0", "gemm_dx") not in totals  # nobody asked for it
+    adam = [row for (_, kind), row in totals.items() if kind == "adam"]
+    assert sum(row["bytes"] for row in adam) >= 28 * (2 * 96 * 64 + 96 + 64)
+    text = timeline.summary()
+    assert text.splitlines()[0].split() == [
+        "layer",
+        "span",
+        "calls",
+        "ms",
+        "MB",
+        "GB/s",
+        "GFLOP/s",
+    ]
+    assert any(line.startswith("layers.2  gemm_dw") for line in text.splitlines())
+
+
+def test_nothing_is_recorded_outside(device: str) -> None:
+    step(device)
+    with ane.timeline() as timeline:
+        pass
+    assert timeline.events == []
+
+
+def test_one_at_a_time(tmp_path) -> None:
+    with ane.timeline(), pytest.raises(RuntimeError, match="open already"):
+        ane.timeline().start()
+    with ane.timeline() as timeline:
+        step("cpu")
+    assert timeline.events
+    with pytest.raises(ValueError, match=r"folder of .* does not exist"):
+        ane.timeline(tmp_path / "no" / "step.json").start()
+
+
+def test_an_error_in_the_block_still_writes(tmp_path) -> None:
+    file = tmp_path / "step.json"
+    with pytest.raises(KeyError), ane.timeline(file):
+        step("cpu")
+        raise KeyError
+    assert json.loads(file.read_text())["traceEvents"]
+
+
+def test_whole_process_by_environment(tmp_path) -> None:
+    file = tmp_path / "process.json"
+    run_python(
+        """
+        import mlx.core as mx, mlx_ane as ane
+        mx.eval(ane.linear(mx.ones((4, 8)), mx.ones((6, 8)), device="cpu"))
+        """,
+        MLX_ANE_TIMELINE=str(file),
+    )
+    assert [e["name"] for e in json.loads(file.read_text())["traceEvents"]] == [
+        "gemm_forward"
+    ]
+
+
+def test_plots(device: str, tmp_path) -> None:
+    with ane.timeline(tmp_path / "step.json") as timeline:
+        report = step(device)
+    placement = ane.plot.placement(report)
+    model = nn.Sequential(nn.Linear(64, 64))
+    ane.convert(model, device=device)
+    checked = ane.verify(model, mx.random.normal((40, 64)))
+    figures = [
+        ane.plot.losses({"mlx": [3.0, 2.0], "ane": [(10, 3.0), (20, 2.0)]}),
+        ane.plot.timeline(timeline.events),
+        ane.plot.timeline(tmp_path / "step.json"),
+        placement,
+        ane.plot.errors(checked),
+        ane.plot.bench({"256x768": {"mlx": 98.0, "ane": 1.3}, "512x768": {"ane": 2.6}}),
+    ]
+    assert all(isinstance(figure, Figure) for figure in figures)
+    labels = [t.get_text() for t in figures[3].axes[0].get_yticklabels()]
+    assert labels == ["layers.0", "layers.2"]
+    bars = figures[3].axes[0].patches
+    assert sum(bar.get_width() for bar in bars) == 2
+    assert figures[0].axes[0].lines[1].get_xdata().tolist() == [10, 20]
+    file = tmp_path / "bench.png"
+    ane.plot.bench({"a": {"b": 1.0}}, file)
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_without_matplotlib() -> None:
+    done = run_python(
+        """
+        import sys
+        sys.modules["matplotlib.figure"] = None
+        import mlx_ane as ane
+        try:
+            ane.plot.losses({"a": [1.0]})
+        except RuntimeError as error:
+            print(error)
+        """
+    )
+    assert "pip install 'mlx-ane[plot]'" in done.stdout

@@ -20,20 +20,15 @@ int leading_number(const std::string& text, size_t start) {
 
 void check_allow(const std::vector<std::string>& allow) {
   for (auto& entry : allow) {
-    auto rules = mil::rules();
-    bool known = std::any_of(rules.begin(), rules.end(), [&](auto& rule) {
-      return rule.id == entry ||
-          rule.id.substr(0, rule.id.find('.')) == entry;
-    });
-    if (!known) {
+    if (entry != "disputed" && !mil::find_rule(entry)) {
       throw std::invalid_argument(
           "[mlx_ane.mil.check] allow has '" + entry +
-          "', need ids of mlx_ane.mil.rules() or their first words.");
+          "', need \"disputed\" or ids of mlx_ane.mil.rules().");
     }
   }
 }
 
-} // namespace
+}  // namespace
 
 std::vector<mil::Finding> check_for_chip(
     const mil::Program& program,
@@ -72,4 +67,4 @@ std::vector<mil::Finding> check_for_chip(
   return mil::check(program, options);
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -18,4 +18,4 @@ std::vector<mil::Finding> check_for_chip(
     const std::string& macos = "26",
     const std::vector<std::string>& allow = {});
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

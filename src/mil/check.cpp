@@ -46,7 +46,7 @@ void check_type(Scope& scope, const Operation* op, const Value& value) {
     op ? scope.report(rule, *op, text) : scope.report(rule, text);
   };
   if (static_cast<int>(shape.size()) > limits.max_rank) {
-    report("shape.rank", "");
+    report("rank", "");
   }
   bool is_weight = op && op->op == "const";
   for (size_t axis = 0; axis < shape.size(); ++axis) {
@@ -54,11 +54,13 @@ void check_type(Scope& scope, const Operation* op, const Value& value) {
     bool channels = axis == 1 && shape.size() >= 3;
     auto largest = channels ? limits.max_channels : limits.max_axis;
     if (shape[axis] == 0) {
-      report("shape.empty", "");
+      report("empty-axis", "");
     } else if (shape[axis] == unknown_dim) {
-      report("shape.unknown", "");
+      report("unknown-axis", "");
     } else if (shape[axis] > largest && !is_weight) {
-      report("shape.axis", ", the largest is " + std::to_string(largest));
+      report(
+          channels ? "channels" : "axis",
+          ", the largest is " + std::to_string(largest));
     } else {
       continue;
     }
@@ -69,14 +71,16 @@ void check_type(Scope& scope, const Operation* op, const Value& value) {
 void check_port(Scope& scope, const Value& value, const char* kind) {
   auto& limits = scope.options;
   auto dtype = value.type.dtype;
-  auto text = std::string(kind) + " " + value.name + " is " + to_text(value.type);
+  auto text =
+      std::string(kind) + " " + value.name + " is " + to_text(value.type);
   bool short_integer = dtype == DType::int8 || dtype == DType::uint8 ||
-      dtype == DType::int16 || dtype == DType::uint16;
+                       dtype == DType::int16 || dtype == DType::uint16;
   if (short_integer) {
-    scope.report("io.dtype_integer", text);
-  } else if (
-      dtype != DType::fp16 && !(dtype == DType::fp32 && limits.fp32_io)) {
-    scope.report("io.dtype", text);
+    scope.report("int8-io", text);
+  } else if (dtype == DType::fp32 && !limits.fp32_io) {
+    scope.report("fp32-io", text);
+  } else if (dtype != DType::fp16 && dtype != DType::fp32) {
+    scope.report("io-dtype", text);
   }
   if (value.type.shape.empty() || element_count(value.type) == 0) {
     return;
@@ -85,36 +89,34 @@ void check_port(Scope& scope, const Value& value, const char* kind) {
   auto& shape = value.type.shape;
   if (shape.size() == 4 && shape[1] > limits.narrow_channels &&
       width < limits.min_width) {
-    scope.report("io.narrow", text);
+    scope.report("narrow-channels", text);
   } else if (width < limits.min_width) {
-    scope.report("io.width", text);
+    scope.report("width", text);
   } else if (width * bits(dtype) / 8 % limits.row_alignment != 0) {
-    scope.report("io.row", text);
+    scope.report("row-stride", text);
   }
 }
 
 /// Order of names and uniform sizes of the inputs or outputs.
 void check_ports(
-    Scope& scope,
-    const std::vector<const Value*>& ports,
-    const char* kind) {
+    Scope& scope, const std::vector<const Value*>& ports, const char* kind) {
   auto ordered = [](auto* a, auto* b) { return a->name < b->name; };
   if (!std::is_sorted(ports.begin(), ports.end(), ordered)) {
     scope.report(
-        "io.order",
+        "port-order",
         std::string("the ") + kind + "s are declared from " +
             ports.front()->name + " to " + ports.back()->name);
   }
   auto bytes = [](auto* port) {
     return element_count(port->type) * bits(port->type.dtype);
   };
-  auto differs = std::adjacent_find(
-      ports.begin(), ports.end(), [&](auto* a, auto* b) {
+  auto differs =
+      std::adjacent_find(ports.begin(), ports.end(), [&](auto* a, auto* b) {
         return bytes(a) != bytes(b);
       });
   if (differs != ports.end()) {
     scope.report(
-        "io.uniform",
+        "uniform-surfaces",
         (*differs)->name + " is " + to_text((*differs)->type) + ", but " +
             (*(differs + 1))->name + " is " + to_text((*(differs + 1))->type));
   }
@@ -127,8 +129,7 @@ void check_references(
     const std::string& key) {
   if (auto reference = std::get_if<Reference>(&argument.value)) {
     if (!scope.defined(reference->name)) {
-      scope.report(
-          "value.undefined", op, key + " = " + reference->name);
+      scope.report("undefined-value", op, key + " = " + reference->name);
     }
   } else if (auto tuple = std::get_if<std::vector<Argument>>(&argument.value)) {
     for (auto& item : *tuple) {
@@ -144,29 +145,29 @@ void check_known(Scope& scope, const Operation& op) {
   }
   auto info = find_op(op.op);
   if (!info) {
-    scope.report("op.unknown", op, op.op + " is no MIL operation");
+    scope.report("unknown-op", op, op.op + " is no MIL operation");
     return;
   }
   auto opset = opset_number(scope.function.opset);
   if (opset > 0 && opset < info->opset) {
     scope.report(
-        "op.opset",
+        "newer-op",
         op,
         op.op + " needs ios" + std::to_string(info->opset) +
             ", the function is " + scope.function.opset);
   }
   auto known = [&](const std::string& key) {
     return key == "name" || contains(info->required, key) ||
-        contains(info->optional, key);
+           contains(info->optional, key);
   };
   for (auto& [key, value] : op.inputs) {
     if (!known(key)) {
-      scope.report("argument.unknown", op, "the argument is " + key);
+      scope.report("unknown-argument", op, "the argument is " + key);
     }
   }
   for (auto& [key, value] : op.attributes) {
     if (!known(key)) {
-      scope.report("argument.unknown", op, "the attribute is " + key);
+      scope.report("unknown-argument", op, "the attribute is " + key);
     }
   }
   auto missing = [&](std::string_view names) {
@@ -174,8 +175,7 @@ void check_known(Scope& scope, const Operation& op) {
       size_t stop = std::min(names.find(' ', start), names.size());
       auto key = names.substr(start, stop - start);
       if (!find_input(op, key) && !find_attribute(op, key)) {
-        scope.report(
-            "argument.missing", op, std::string(key) + " is missing");
+        scope.report("missing-argument", op, std::string(key) + " is missing");
       }
       start = stop + 1;
     }
@@ -208,22 +208,20 @@ void Blobs::add(Scope& scope, const Operation& op, const Constant& constant) {
   auto count = static_cast<uint64_t>(element_count(constant.type));
   bytes_ += packed_bytes(constant.type.dtype, count).value_or(0);
   if (blob.path.compare(0, 12, "@model_path/") != 0) {
-    scope.report("blob.path", op, "the path is " + blob.path.substr(0, 80));
+    scope.report("blob-path", op, "the path is " + blob.path.substr(0, 80));
   }
   if (blob.offset < 64 || blob.offset >= scope.options.address_window) {
     scope.report(
-        "blob.offset", op, "the offset is " + std::to_string(blob.offset));
+        "blob-offset", op, "the offset is " + std::to_string(blob.offset));
   } else if (blob.offset % 64 != 0) {
     scope.report(
-        "blob.offset_alignment",
-        op,
-        "the offset is " + std::to_string(blob.offset));
+        "blob-alignment", op, "the offset is " + std::to_string(blob.offset));
   }
   auto [first, is_new] = first_offset_.emplace(blob.path, blob.offset);
   if (!is_new && first->second != blob.offset &&
       !scope.options.multi_chunk_files) {
     scope.report(
-        "blob.shared_file",
+        "chunks",
         op,
         blob.path.substr(0, 80) + " is used at " +
             std::to_string(first->second) + " and " +
@@ -236,12 +234,13 @@ void Blobs::finish(Scope& scope) {
                              : scope.options.max_blobs;
   if (count_ > most) {
     scope.report(
-        "blob.count",
+        "blobs",
         std::to_string(count_) + " constants come from weight files, at most " +
             std::to_string(most) + " may");
   }
   if (bytes_ > scope.options.address_window) {
-    scope.report("blob.total", std::to_string(bytes_) + " bytes of weights");
+    scope.report(
+        "address-window", std::to_string(bytes_) + " bytes of weights");
   }
 }
 
@@ -251,12 +250,12 @@ void check_names(Scope& scope) {
     auto name = find_attribute(op, "name");
     unnamed += !name;
     if (name && as_string(*name) == "") {
-      scope.report("name.empty", op, "name is \"\"");
+      scope.report("empty-name", op, "name is \"\"");
     }
   }
   if (unnamed > 0) {
     scope.report(
-        "name.missing",
+        "missing-name",
         std::to_string(unnamed) + " of " +
             std::to_string(scope.function.operations.size()) +
             " operations have no name");
@@ -266,7 +265,7 @@ void check_names(Scope& scope) {
 void check_outputs(Scope& scope) {
   auto& function = scope.function;
   if (function.outputs.empty()) {
-    scope.report("function.outputs", "the function returns nothing");
+    scope.report("no-output", "the function returns nothing");
     return;
   }
   std::vector<const Value*> ports;
@@ -274,7 +273,7 @@ void check_outputs(Scope& scope) {
   for (auto& name : function.outputs) {
     auto value = scope.value_named(name);
     if (!value) {
-      scope.report("value.undefined", "the output " + name + " is not defined");
+      scope.report("undefined-value", "the output " + name + " is not defined");
       continue;
     }
     if (outputs.insert(name).second) {
@@ -283,7 +282,7 @@ void check_outputs(Scope& scope) {
     }
     auto op = scope.producer_named(name);
     if (op && op->op == "identity" && function.outputs.size() == 1) {
-      scope.report("op.identity_only", *op, "the only output is a copy");
+      scope.report("sole-identity", *op, "the only output is a copy");
     }
   }
   check_ports(scope, ports, "output");
@@ -293,10 +292,9 @@ void check_outputs(Scope& scope) {
   for (auto& op : function.operations) {
     for (auto& [key, argument] : op.inputs) {
       auto reference = std::get_if<Reference>(&argument.value);
-      if (reference && outputs.count(reference->name) &&
-          op.op != "identity") {
-        scope.report("output.consumed", op, key + " is the output " +
-                         reference->name);
+      if (reference && outputs.count(reference->name) && op.op != "identity") {
+        scope.report(
+            "consumed-output", op, key + " is the output " + reference->name);
       }
     }
   }
@@ -305,10 +303,10 @@ void check_outputs(Scope& scope) {
 /// A float constant without axes: it lowers the budget of weight files.
 bool is_scalar_operand(const Scope& scope, const Operation& op) {
   return contains("add sub mul real_div pow maximum minimum", op.op) &&
-      std::any_of(op.inputs.begin(), op.inputs.end(), [&](auto& input) {
+         std::any_of(op.inputs.begin(), op.inputs.end(), [&](auto& input) {
            auto constant = scope.constant_of(input.second);
            return constant && is_float(constant->type.dtype) &&
-               constant->type.shape.empty();
+                  constant->type.shape.empty();
          });
 }
 
@@ -319,12 +317,12 @@ void check_function(
   Scope scope(function, options, findings);
   auto opset = opset_number(function.opset);
   if (opset < 15 || opset > 26) {
-    scope.report("dialect.opset", "the opset is " + function.opset);
+    scope.report("opset", "the opset is " + function.opset);
   }
   std::vector<const Value*> ports;
   for (auto& value : function.inputs) {
     if (scope.defined(value.name)) {
-      scope.report("value.redefined", "two inputs are " + value.name);
+      scope.report("redefined-value", "two inputs are " + value.name);
     }
     scope.define_input(value);
     check_type(scope, nullptr, value);
@@ -346,7 +344,7 @@ void check_function(
     for (auto& value : op.outputs) {
       check_type(scope, &op, value);
       if (scope.defined(value.name)) {
-        scope.report("value.redefined", op, value.name + " is defined before");
+        scope.report("redefined-value", op, value.name + " is defined before");
       }
     }
     check_operation(scope, op);
@@ -361,40 +359,41 @@ void check_function(
   check_outputs(scope);
 }
 
-} // namespace
+}  // namespace
 
-std::vector<Finding> check(const Program& program, const CheckOptions& options) {
+std::vector<Finding> check(
+    const Program& program, const CheckOptions& options) {
   std::vector<Finding> findings;
   auto report = [&](std::string_view rule, std::string what) {
     add_finding(findings, options, rule, "program", std::move(what), {});
   };
   if (program.functions.empty()) {
-    report("function.none", "the program has no function");
+    report("no-function", "the program has no function");
   }
-  bool shorthand = dialect_of(program) == Dialect::ios18 ||
-      program.shorthand_scalars;
+  bool shorthand =
+      dialect_of(program) == Dialect::ios18 || program.shorthand_scalars;
   if (options.verbose_dialect && shorthand) {
     report(
-        "dialect.chip",
+        "dialect",
         "the program is program(" + program.version + ") for " + options.chip);
   }
   if (program.shorthand_scalars && program.verbose_scalars) {
-    report("dialect.mixed", "the text has both forms of scalars");
+    report("mixed-dialects", "the text has both forms of scalars");
   }
   if (program.functions.size() > 1 && options.macos >= 27) {
     report(
-        "function.banks",
+        "banks",
         "the program has " + std::to_string(program.functions.size()) +
             " functions");
   }
   std::set<std::string_view> names;
   for (auto& function : program.functions) {
     if (!names.insert(function.name).second) {
-      report("function.duplicate", "two functions are " + function.name);
+      report("duplicate-function", "two functions are " + function.name);
     }
     check_function(function, options, findings);
   }
   return findings;
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

@@ -1,4 +1,5 @@
-// Checks a MIL program against what is reported about the engine and its compiler.
+// Checks a MIL program against what is reported about the engine and its
+// compiler.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,9 @@
 
 namespace mlx_ane::mil {
 
-/// error: reported to be rejected or to give wrong values. warning: reported for
-/// some shapes, chips or routes only. note: works, but slowly or surprisingly.
+/// error: reported to be rejected or to give wrong values. warning: reported
+/// for some shapes, chips or routes only. note: works, but slowly or
+/// surprisingly.
 enum class Severity { error, warning, note };
 const char* to_string(Severity severity);
 
@@ -68,12 +70,11 @@ struct CheckOptions {
   bool cast = true;
   bool multi_chunk_files = true;
   bool narrow_slices = false;
-  /// Rules to leave out, by id ("op.concat"); a prefix before a dot ("op")
-  /// leaves out all of them.
+  /// Rules to leave out, by id; "disputed" leaves out all disputed ones.
   std::set<std::string, std::less<>> allow;
 };
 
 /// Findings in the order of the text, at most 1000.
 std::vector<Finding> check(const Program& program, const CheckOptions& options);
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

@@ -15,10 +15,10 @@ void check_family(Scope& scope, const Operation& op) {
   }
   int needed = info->since == Since::h14 ? 14 : 15;
   if (info->since == Since::never) {
-    scope.report("op.no_path", op, op.op + " has no path on any chip");
+    scope.report("no-path", op, op.op + " has no path on any chip");
   } else if (scope.options.generation < needed) {
     scope.report(
-        "op.family",
+        "later-chip",
         op,
         op.op + " needs h" + std::to_string(needed) + ", the chip is " +
             scope.options.chip);
@@ -26,27 +26,28 @@ void check_family(Scope& scope, const Operation& op) {
 }
 
 void check_refused(Scope& scope, const Operation& op) {
-  static constexpr std::string_view own_rule[] = {
-      "concat", "gelu", "rsqrt", "tile"};
-  if (std::count(std::begin(own_rule), std::end(own_rule), op.op)) {
-    scope.report("op." + op.op, op, op.op + " is used");
+  if (contains("concat gelu rsqrt", op.op)) {
+    scope.report(op.op, op, op.op + " is used");
+  }
+  if (op.op == "tile") {
+    scope.report("tile-poison", op, "tile is used");
   }
   if (contains("gather stack l2_norm cumsum", op.op)) {
-    scope.report("op.rejected", op, op.op + " is used");
+    scope.report("rejected-op", op, op.op + " is used");
   }
   if (contains("softplus sigmoid", op.op)) {
-    scope.report("op.inaccurate", op, op.op + " is used");
+    scope.report("inaccurate-op", op, op.op + " is used");
   }
   if (op.op == "scaled_dot_product_attention" &&
       (find_input(op, "attn_mask") || find_attribute(op, "attn_mask"))) {
-    scope.report("op.mask_ignored", op, "attn_mask is given");
+    scope.report("attention-mask", op, "attn_mask is given");
   }
   auto values = find_input(op, "values");
   auto tuple =
       values ? std::get_if<std::vector<Argument>>(&values->value) : nullptr;
   if (op.op == "concat" && tuple && tuple->size() != 2) {
     scope.report(
-        "op.concat_inputs",
+        "concat-inputs",
         op,
         std::to_string(tuple->size()) + " values are joined");
   }
@@ -55,10 +56,10 @@ void check_refused(Scope& scope, const Operation& op) {
 void check_const(Scope& scope, const Operation& op) {
   auto value = find_attribute(op, "val");
   if (!value) {
-    scope.report("const.value", op, "there is no val");
+    scope.report("const-value", op, "there is no val");
   } else if (value->type != op.outputs[0].type) {
     scope.report(
-        "const.type",
+        "const-type",
         op,
         "the value is " + to_text(value->type) + ", declared is " +
             to_text(op.outputs[0].type));
@@ -73,7 +74,7 @@ void check_inline(Scope& scope, const Operation& op) {
     }
     bool boolean = constant->type.dtype == DType::boolean;
     scope.report(
-        boolean ? "argument.inline_bool" : "argument.inline",
+        boolean ? "inline-arguments" : "inline-values",
         op,
         key + " is written in place");
   }
@@ -81,7 +82,7 @@ void check_inline(Scope& scope, const Operation& op) {
 
 void check_cast(Scope& scope, const Operation& op) {
   if (!scope.options.cast) {
-    scope.report("cast.chip", op, "the chip is " + scope.options.chip);
+    scope.report("cast", op, "the chip is " + scope.options.chip);
   }
   auto dtype = op.outputs[0].type.dtype;
   static constexpr DType taken[] = {
@@ -93,14 +94,14 @@ void check_cast(Scope& scope, const Operation& op) {
       DType::boolean};
   if (std::find(std::begin(taken), std::end(taken), dtype) == std::end(taken)) {
     scope.report(
-        "cast.dtype", op, std::string("the result is ") + to_string(dtype));
+        "cast-dtype", op, std::string("the result is ") + to_string(dtype));
   }
 }
 
 void check_conv(Scope& scope, const Operation& op) {
   auto& limits = scope.options;
   if (find_input(op, "bias")) {
-    scope.report("conv.bias", op, "bias is given");
+    scope.report("conv-bias", op, "bias is given");
   }
   auto argument = find_input(op, "weight");
   auto type = scope.input_type(op, "weight");
@@ -111,7 +112,7 @@ void check_conv(Scope& scope, const Operation& op) {
   auto width = type->shape.back();
   if (width > limits.max_kernel_width) {
     scope.report(
-        "conv.kernel_width",
+        "kernel-width",
         op,
         "the kernel is " + std::to_string(width) + " wide, the most is " +
             std::to_string(limits.max_kernel_width));
@@ -119,9 +120,7 @@ void check_conv(Scope& scope, const Operation& op) {
   auto channels = op.op == "conv" ? type->shape[0] : type->shape[1];
   if (channels > limits.max_conv_channels) {
     scope.report(
-        "conv.channels",
-        op,
-        std::to_string(channels) + " output channels");
+        "conv-channels", op, std::to_string(channels) + " output channels");
   }
   if (!scope.at_run_time(*argument)) {
     return;
@@ -129,7 +128,7 @@ void check_conv(Scope& scope, const Operation& op) {
   auto groups = scope.constant(op, "groups");
   bool grouped = groups && as_integer(*groups).value_or(1) > 1;
   scope.report(
-      grouped ? "conv.runtime_weight_grouped" : "conv.runtime_weight",
+      grouped ? "conv-weight-grouped" : "conv-weight",
       op,
       "the weight depends on an input");
 }
@@ -142,8 +141,7 @@ void check_constexpr(Scope& scope, const Operation& op) {
   auto scale = scope.constant(op, "scale");
   if (data &&
       (data->type.dtype == DType::int4 || data->type.dtype == DType::uint4)) {
-    scope.report(
-        "constexpr.int4_blockwise", op, "data is " + to_text(data->type));
+    scope.report("blockwise-int4", op, "data is " + to_text(data->type));
   }
   if (!scale) {
     return;
@@ -151,8 +149,7 @@ void check_constexpr(Scope& scope, const Operation& op) {
   auto& shape = scale->type.shape;
   for (size_t axis = 1; axis < shape.size(); ++axis) {
     if (shape[axis] > 1) {
-      scope.report(
-          "constexpr.group_scale", op, "scale is " + to_text(scale->type));
+      scope.report("group-scale", op, "scale is " + to_text(scale->type));
       return;
     }
   }
@@ -163,7 +160,7 @@ void check_slice(Scope& scope, const Operation& op) {
   if (scope.options.narrow_slices && starts && !starts->empty() &&
       starts->back() != 0) {
     scope.report(
-        "op.slice_width",
+        "slice-width",
         op,
         "the last axis begins at " + std::to_string(starts->back()));
   }
@@ -178,7 +175,7 @@ void check_reduction(Scope& scope, const Operation& op) {
   int64_t rank = static_cast<int64_t>(type->shape.size());
   for (auto axis : *list) {
     if (axis == 1 || axis == 1 - rank) {
-      scope.report("op.reduce_channels", op, "axis 1 is reduced");
+      scope.report("reduce-channels", op, "axis 1 is reduced");
       return;
     }
   }
@@ -207,10 +204,10 @@ void check_product(Scope& scope, const Operation& op) {
   for (auto [one, other] : {std::pair{x, y}, {y, x}}) {
     auto producer = one ? scope.producer_of(*one) : nullptr;
     auto factor = other ? scope.constant_of(*other) : nullptr;
-    if (producer && factor && contains("reduce_sum reduce_mean", producer->op) &&
-        is_zero(*factor)) {
+    if (producer && factor &&
+        contains("reduce_sum reduce_mean", producer->op) && is_zero(*factor)) {
       scope.report(
-          "op.reduce_times_zero", op, producer->op + " is multiplied by 0");
+          "multiply-reduced-by-zero", op, producer->op + " is multiplied by 0");
     }
   }
 }
@@ -225,11 +222,11 @@ void check_contraction(Scope& scope, const Operation& op) {
   auto depth = x->shape[x->shape.size() - (swapped ? 2 : 1)];
   if (depth > scope.options.max_contraction) {
     scope.report(
-        "shape.contraction", op, std::to_string(depth) + " products are summed");
+        "deep-contraction", op, std::to_string(depth) + " products are summed");
   }
 }
 
-} // namespace
+}  // namespace
 
 void check_operation(Scope& scope, const Operation& op) {
   check_family(scope, op);
@@ -256,4 +253,4 @@ void check_operation(Scope& scope, const Operation& op) {
   }
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

@@ -31,11 +31,11 @@ void each_reference(const Argument& argument, const Visit& visit) {
   }
 }
 
-} // namespace
+}  // namespace
 
 bool allowed(const CheckOptions& options, std::string_view rule) {
   return options.allow.count(rule) > 0 ||
-      options.allow.count(rule.substr(0, rule.find('.'))) > 0;
+         (options.allow.count("disputed") > 0 && find_rule(rule)->disputed);
 }
 
 void add_finding(
@@ -55,9 +55,7 @@ void add_finding(
 }
 
 void Scope::report(
-    std::string_view rule,
-    const Operation& op,
-    std::string what) {
+    std::string_view rule, const Operation& op, std::string what) {
   std::string where = function.name;
   if (op.location.line > 0) {
     where += ", line " + std::to_string(op.location.line);
@@ -114,7 +112,8 @@ const Type* Scope::type_of(const Argument& argument) const {
   return value ? &value->type : nullptr;
 }
 
-const Type* Scope::input_type(const Operation& op, std::string_view name) const {
+const Type* Scope::input_type(
+    const Operation& op, std::string_view name) const {
   auto argument = find_input(op, name);
   return argument ? type_of(*argument) : nullptr;
 }
@@ -132,7 +131,8 @@ const Constant* Scope::constant_of(const Argument& argument) const {
   return op && op->op == "const" ? find_attribute(*op, "val") : nullptr;
 }
 
-const Constant* Scope::constant(const Operation& op, std::string_view name) const {
+const Constant* Scope::constant(
+    const Operation& op, std::string_view name) const {
   if (auto attribute = find_attribute(op, name)) {
     return attribute;
   }
@@ -141,8 +141,7 @@ const Constant* Scope::constant(const Operation& op, std::string_view name) cons
 }
 
 std::optional<std::vector<int64_t>> Scope::integers(
-    const Operation& op,
-    std::string_view name) const {
+    const Operation& op, std::string_view name) const {
   auto found = constant(op, name);
   // A list longer than any rank is no list of axes; copying it would be slow.
   return found && element_count(found->type) <= 64 ? as_integers(*found)
@@ -171,4 +170,4 @@ std::string to_text(const Type& type) {
   return std::string(to_string(type.dtype)) + " " + to_text(type.shape);
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

@@ -18,7 +18,8 @@ class Scope {
       const Function& function,
       const CheckOptions& options,
       std::vector<Finding>& findings)
-      : function(function), options(options), findings_(findings) {}
+      : function(function), options(options), findings_(findings) {
+  }
 
   const Function& function;
   const CheckOptions& options;
@@ -43,8 +44,7 @@ class Scope {
   const Constant* constant(const Operation& op, std::string_view name) const;
   /// A short list of integers, such as axes or a shape.
   std::optional<std::vector<int64_t>> integers(
-      const Operation& op,
-      std::string_view name) const;
+      const Operation& op, std::string_view name) const;
   /// The operation that gives an argument; nullptr for inputs and literals.
   const Operation* producer_of(const Argument& argument) const;
   /// Whether a value depends on the function's inputs.
@@ -60,7 +60,7 @@ class Scope {
   std::vector<Finding>& findings_;
 };
 
-/// Whether the rule is left out, by itself or by its group.
+/// Whether the rule is left out, by itself or with all disputed ones.
 bool allowed(const CheckOptions& options, std::string_view rule);
 
 void add_finding(
@@ -80,4 +80,4 @@ void check_shapes(Scope& scope, const Operation& op);
 std::string to_text(const std::vector<int64_t>& shape);
 std::string to_text(const Type& type);
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

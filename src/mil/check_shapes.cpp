@@ -13,7 +13,7 @@ using Shape = std::vector<int64_t>;
 
 bool is_known(const Type* type) {
   return type &&
-      !std::count(type->shape.begin(), type->shape.end(), unknown_dim);
+         !std::count(type->shape.begin(), type->shape.end(), unknown_dim);
 }
 
 std::optional<Shape> broadcast(const Shape& a, const Shape& b) {
@@ -37,7 +37,7 @@ bool flag(const Scope& scope, const Operation& op, std::string_view name) {
 /// Reports operands that do not fit.
 void misfit(Scope& scope, const Operation& op, const Type& x, const Type& y) {
   scope.report(
-      "shape.mismatch",
+      "shape-mismatch",
       op,
       "the operands are " + to_text(x) + " and " + to_text(y));
 }
@@ -94,14 +94,14 @@ std::optional<Shape> transpose(Scope& scope, const Operation& op) {
   for (auto axis : *perm) {
     axis += axis < 0 ? rank : 0;
     if (axis < 0 || axis >= rank || used[axis]) {
-      scope.report("shape.mismatch", op, "perm is " + to_text(*perm));
+      scope.report("shape-mismatch", op, "perm is " + to_text(*perm));
       return std::nullopt;
     }
     used[axis] = true;
     shape.push_back(x->shape[axis]);
   }
   if (shape.size() != x->shape.size()) {
-    scope.report("shape.mismatch", op, "perm is " + to_text(*perm));
+    scope.report("shape-mismatch", op, "perm is " + to_text(*perm));
     return std::nullopt;
   }
   return shape;
@@ -118,7 +118,7 @@ std::optional<Shape> reduction(Scope& scope, const Operation& op) {
   for (auto axis : *axes) {
     axis += axis < 0 ? rank : 0;
     if (axis < 0 || axis >= rank) {
-      scope.report("shape.mismatch", op, "axes are " + to_text(*axes));
+      scope.report("shape-mismatch", op, "axes are " + to_text(*axes));
       return std::nullopt;
     }
     shape[axis] = flag(scope, op, "keep_dims") ? 1 : unknown_dim;
@@ -132,7 +132,7 @@ std::optional<Shape> reshape(Scope& scope, const Operation& op) {
   auto& y = op.outputs[0].type;
   if (is_known(x) && is_known(&y) && element_count(*x) != element_count(y)) {
     scope.report(
-        "shape.mismatch",
+        "shape-mismatch",
         op,
         "x is " + to_text(*x) + ", the result " + to_text(y));
   }
@@ -144,7 +144,8 @@ std::optional<Shape> concat(Scope& scope, const Operation& op) {
   auto tuple =
       values ? std::get_if<std::vector<Argument>>(&values->value) : nullptr;
   auto axis = scope.integers(op, "axis");
-  auto first = tuple && !tuple->empty() ? scope.type_of(tuple->front()) : nullptr;
+  auto first =
+      tuple && !tuple->empty() ? scope.type_of(tuple->front()) : nullptr;
   if (!axis || axis->size() != 1 || !is_known(first)) {
     return std::nullopt;
   }
@@ -152,7 +153,7 @@ std::optional<Shape> concat(Scope& scope, const Operation& op) {
   int64_t at = axis->front();
   at += at < 0 ? rank : 0;
   if (at < 0 || at >= rank) {
-    scope.report("shape.mismatch", op, "axis is " + to_text(*axis));
+    scope.report("shape-mismatch", op, "axis is " + to_text(*axis));
     return std::nullopt;
   }
   auto shape = first->shape;
@@ -176,7 +177,8 @@ std::optional<Shape> concat(Scope& scope, const Operation& op) {
 
 std::optional<Shape> inferred(Scope& scope, const Operation& op) {
   if (contains(
-          "relu sigmoid tanh exp sqrt erf abs sign round floor ceil clip softmax "
+          "relu sigmoid tanh exp sqrt erf abs sign round floor ceil clip "
+          "softmax "
           "silu gelu softplus softsign identity square rsqrt log layer_norm "
           "batch_norm instance_norm l2_norm elu leaky_relu relu6 cast inverse",
           op.op)) {
@@ -196,15 +198,15 @@ std::optional<Shape> inferred(Scope& scope, const Operation& op) {
           op.op)) {
     return reduction(scope, op);
   }
-  return op.op == "matmul" ? matmul(scope, op)
-      : op.op == "transpose" ? transpose(scope, op)
-      : op.op == "reshape"   ? reshape(scope, op)
-      : op.op == "concat"    ? concat(scope, op)
-      : op.op == "slice_by_size" ? scope.integers(op, "size")
-                                 : std::nullopt;
+  return op.op == "matmul"          ? matmul(scope, op)
+         : op.op == "transpose"     ? transpose(scope, op)
+         : op.op == "reshape"       ? reshape(scope, op)
+         : op.op == "concat"        ? concat(scope, op)
+         : op.op == "slice_by_size" ? scope.integers(op, "size")
+                                    : std::nullopt;
 }
 
-} // namespace
+}  // namespace
 
 void check_shapes(Scope& scope, const Operation& op) {
   if (op.outputs.size() != 1) {
@@ -218,10 +220,10 @@ void check_shapes(Scope& scope, const Operation& op) {
     return;
   }
   scope.report(
-      "shape.mismatch",
+      "shape-mismatch",
       op,
       "the result is " + to_text(*shape) + ", declared is " +
           to_text(declared.shape));
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

@@ -13,7 +13,8 @@ constexpr std::array<bool, 256> name_characters = [] {
   std::array<bool, 256> table{};
   for (int c = 0; c < 256; ++c) {
     table[c] = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-        (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '$' || c == '@';
+               (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '$' ||
+               c == '@';
   }
   return table;
 }();
@@ -28,12 +29,12 @@ bool starts_name(char c) {
 
 /// Bytes of the UTF-8 sequence at p, 0 if it is invalid.
 int utf8_length(const unsigned char* p, const unsigned char* end) {
-  int length = *p < 0x80 ? 1
-      : *p < 0xc2        ? 0
-      : *p < 0xe0        ? 2
-      : *p < 0xf0        ? 3
-      : *p < 0xf5        ? 4
-                         : 0;
+  int length = *p < 0x80   ? 1
+               : *p < 0xc2 ? 0
+               : *p < 0xe0 ? 2
+               : *p < 0xf0 ? 3
+               : *p < 0xf5 ? 4
+                           : 0;
   if (end - p < length) {
     return 0;
   }
@@ -89,10 +90,10 @@ std::string excerpt(std::string_view line, size_t column) {
   std::string lead = start > 0 ? "..." : "";
   std::string tail = line.size() > start + width ? "..." : "";
   return "\n  " + lead + printable(line.substr(start, width)) + tail + "\n  " +
-      std::string(lead.size() + column - start, ' ') + "^";
+         std::string(lead.size() + column - start, ' ') + "^";
 }
 
-} // namespace
+}  // namespace
 
 Cursor::Cursor(std::string_view text)
     : begin_(text.data()),
@@ -255,7 +256,8 @@ void Cursor::fail_expected(const std::string& expected) {
 
 void Cursor::fail_at(const char* position, const std::string& what) {
   std::string_view before(begin_, position - begin_);
-  int line = 1 + static_cast<int>(std::count(before.begin(), before.end(), '\n'));
+  int line =
+      1 + static_cast<int>(std::count(before.begin(), before.end(), '\n'));
   size_t start = before.rfind('\n') + 1;
   std::string_view text(begin_, end_ - begin_);
   auto whole = text.substr(start, text.find('\n', start) - start);
@@ -267,4 +269,4 @@ void Cursor::fail_at(const char* position, const std::string& what) {
       {line, static_cast<int>(column) + 1});
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

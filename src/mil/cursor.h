@@ -9,7 +9,8 @@
 
 namespace mlx_ane::mil {
 
-/// Blanks and comments before a token are skipped by every method that reads one.
+/// Blanks and comments before a token are skipped by every method that reads
+/// one.
 class Cursor {
  public:
   /// Throws ParseError on NUL bytes and invalid UTF-8. The text must outlive
@@ -48,7 +49,7 @@ class Cursor {
   /// The first character after the blanks that follow `name`, which comes next.
   char peek_after(std::string_view name) {
     const char* q = name.data() + name.size();
-    if (q < end_ && static_cast<unsigned char>(*q) > ' ' && *q != '/') {
+    if (q<end_&& static_cast<unsigned char>(*q)> ' ' && *q != '/') {
       return *q;
     }
     Cursor ahead = *this;
@@ -57,7 +58,8 @@ class Cursor {
   }
   /// A string between double quotes, its escapes resolved.
   std::string string(const char* what);
-  /// The text up to the bracket that closes one already read, which is read too.
+  /// The text up to the bracket that closes one already read, which is read
+  /// too.
   std::string_view until_closing(char open, char close);
   /// A decimal integer without sign that fits int64_t.
   int64_t integer(const char* what);
@@ -110,4 +112,4 @@ class Cursor {
   int line_ = 1;
 };
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

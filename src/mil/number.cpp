@@ -27,11 +27,11 @@ int hex_digit(char c) {
 
 bool starts(const char* p, const char* end, std::string_view word) {
   return static_cast<size_t>(end - p) >= word.size() &&
-      std::memcmp(p, word.data(), word.size()) == 0;
+         std::memcmp(p, word.data(), word.size()) == 0;
 }
 
-/// Rounds a double to a float of `mantissa` stored bits and bias `bias`, ties to
-/// even, with subnormals; `width` is its total number of bits.
+/// Rounds a double to a float of `mantissa` stored bits and bias `bias`, ties
+/// to even, with subnormals; `width` is its total number of bits.
 uint32_t round_to(double value, int mantissa, int bias, int width) {
   auto bits = std::bit_cast<uint64_t>(value);
   auto sign = static_cast<uint32_t>(bits >> 63) << (width - 1);
@@ -212,8 +212,8 @@ void store_real(DType type, double value, uint8_t* out) {
   }
 }
 
-NumberError
-store_pattern(DType type, uint64_t pattern, bool negative, uint8_t* out) {
+NumberError store_pattern(
+    DType type, uint64_t pattern, bool negative, uint8_t* out) {
   int width = bits(type);
   if (negative || (width < 64 && pattern >> width)) {
     return "the bit pattern does not fit its type; write a hex-float (0x1p-3) "
@@ -223,8 +223,8 @@ store_pattern(DType type, uint64_t pattern, bool negative, uint8_t* out) {
   return nullptr;
 }
 
-NumberError
-read_real(const char*& p, const char* end, DType type, uint8_t* out) {
+NumberError read_real(
+    const char*& p, const char* end, DType type, uint8_t* out) {
   bool negative = *p == '-';
   p += *p == '-' || *p == '+';
   double value = 0;
@@ -270,8 +270,8 @@ read_real(const char*& p, const char* end, DType type, uint8_t* out) {
   return nullptr;
 }
 
-NumberError
-read_integer(const char*& p, const char* end, DType type, uint8_t* out) {
+NumberError read_integer(
+    const char*& p, const char* end, DType type, uint8_t* out) {
   bool negative = *p == '-';
   p += *p == '-' || *p == '+';
   uint64_t value = 0;
@@ -297,11 +297,12 @@ read_integer(const char*& p, const char* end, DType type, uint8_t* out) {
     return "expected an integer, got a fraction";
   }
   bool is_signed = type == DType::int4 || type == DType::int8 ||
-      type == DType::int16 || type == DType::int32 || type == DType::int64;
+                   type == DType::int16 || type == DType::int32 ||
+                   type == DType::int64;
   int width = bits(type);
-  uint64_t largest = is_signed ? (uint64_t{1} << (width - 1)) - 1
-      : width == 64            ? UINT64_MAX
-                               : (uint64_t{1} << width) - 1;
+  uint64_t largest = is_signed     ? (uint64_t{1} << (width - 1)) - 1
+                     : width == 64 ? UINT64_MAX
+                                   : (uint64_t{1} << width) - 1;
   uint64_t limit = negative ? (is_signed ? largest + 1 : 0) : largest;
   if (overflow || value > limit) {
     return "the integer is out of its type's range";
@@ -328,10 +329,7 @@ NumberError read_bool(const char*& p, const char* end, uint8_t* out) {
 
 /// ±0x1.<mantissa>p<exponent> of a float with `mantissa` stored bits.
 void append_hex_float(
-    std::string& text,
-    uint64_t pattern,
-    int mantissa,
-    int exponent_bits) {
+    std::string& text, uint64_t pattern, int mantissa, int exponent_bits) {
   uint64_t fraction = pattern & ((uint64_t{1} << mantissa) - 1);
   int field = static_cast<int>(
       pattern >> mantissa & ((uint64_t{1} << exponent_bits) - 1));
@@ -380,8 +378,7 @@ bool is_canonical(DType type, uint64_t pattern) {
     case DType::fp32:
       return magnitude <= 0x7f800000 || magnitude == 0x7fc00000;
     default:
-      return magnitude <= 0x7ff0000000000000 ||
-          magnitude == 0x7ff8000000000000;
+      return magnitude <= 0x7ff0000000000000 || magnitude == 0x7ff8000000000000;
   }
 }
 
@@ -405,21 +402,21 @@ void append_real(std::string& text, DType type, uint64_t pattern) {
   }
 }
 
-} // namespace
+}  // namespace
 
 uint16_t half_bits(double value) {
   return static_cast<uint16_t>(round_to(value, 10, 15, 16));
 }
 
-NumberError
-read_number(const char*& p, const char* end, DType type, uint8_t* out) {
+NumberError read_number(
+    const char*& p, const char* end, DType type, uint8_t* out) {
   if (p == end) {
     return "expected a number";
   }
   const char* start = p;
   NumberError error = type == DType::boolean ? read_bool(p, end, out)
-      : is_float(type)                       ? read_real(p, end, type, out)
-                       : read_integer(p, end, type, out);
+                      : is_float(type)       ? read_real(p, end, type, out)
+                                             : read_integer(p, end, type, out);
   if (!error && p < end &&
       (is_digit(*p) || (*p >= 'A' && *p <= 'Z') || (*p >= 'a' && *p <= 'z') ||
        *p == '_' || *p == '.')) {
@@ -483,7 +480,8 @@ void append_number(std::string& text, DType type, const uint8_t* element) {
   char buffer[24];
   char* end = buffer;
   bool is_signed = type == DType::int4 || type == DType::int8 ||
-      type == DType::int16 || type == DType::int32 || type == DType::int64;
+                   type == DType::int16 || type == DType::int32 ||
+                   type == DType::int64;
   if (is_signed) {
     int shift = 64 - 8 * static_cast<int>(size);
     auto value = static_cast<int64_t>(pattern << shift) >> shift;
@@ -494,4 +492,4 @@ void append_number(std::string& text, DType type, const uint8_t* element) {
   text.append(buffer, end);
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

@@ -318,7 +318,7 @@ constexpr bool sorted() {
 }
 static_assert(sorted());
 
-} // namespace
+}  // namespace
 
 const OpInfo* find_op(std::string_view name) {
   auto op = std::lower_bound(
@@ -339,4 +339,4 @@ bool contains(std::string_view names, std::string_view name) {
   return false;
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

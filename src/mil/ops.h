@@ -24,4 +24,4 @@ const OpInfo* find_op(std::string_view name);
 /// Whether `name` is one of the blank-separated `names`.
 bool contains(std::string_view names, std::string_view name);
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

@@ -11,8 +11,8 @@ namespace mlx_ane::mil {
 
 namespace {
 
-/// Bounds far above any program that a device takes; they keep hostile text from
-/// costing more memory than a small multiple of its size.
+/// Bounds far above any program that a device takes; they keep hostile text
+/// from costing more memory than a small multiple of its size.
 constexpr int max_depth = 32;
 constexpr size_t max_rank = 32;
 constexpr size_t max_list = 65536;
@@ -22,7 +22,8 @@ enum class Bare { boolean, integer, real, string };
 
 class Parser {
  public:
-  explicit Parser(std::string_view text) : in_(text) {}
+  explicit Parser(std::string_view text) : in_(text) {
+  }
   Program program();
 
  private:
@@ -438,9 +439,9 @@ Constant Parser::bare_literal(const Type* hint) {
   }
   int64_t count = p < stop;
   char first = count ? *p : '0';
-  Bare kind = first == '"'             ? Bare::string
-      : first == 't' || first == 'f' ? Bare::boolean
-                                     : Bare::integer;
+  Bare kind = first == '"'                   ? Bare::string
+              : first == 't' || first == 'f' ? Bare::boolean
+                                             : Bare::integer;
   for (; kind != Bare::string && p < stop; ++p) {
     if (!list && (*p == ',' || *p == ')' || *p == ']')) {
       break;
@@ -739,8 +740,7 @@ void Parser::element(const Type& type, uint8_t* out) {
     in_.skip_name(name);
     in_.expect('(', "after the type");
     in_.peek();
-    if (auto error =
-            read_number(in_.position(), in_.end(), type.dtype, out)) {
+    if (auto error = read_number(in_.position(), in_.end(), type.dtype, out)) {
       in_.fail(error);
     }
     in_.expect(')', "after the element");
@@ -775,10 +775,10 @@ void Parser::strings(Constant& constant) {
   constant.data = std::move(values);
 }
 
-} // namespace
+}  // namespace
 
 Program parse(std::string_view text) {
   return Parser(text).program();
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

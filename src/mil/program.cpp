@@ -18,11 +18,11 @@ struct DTypeInfo {
 
 /// In the order of DType.
 constexpr std::array<DTypeInfo, 20> dtypes = {{
-    {"fp16", 16, 2},  {"fp32", 32, 4},  {"fp64", 64, 8},   {"bf16", 16, 2},
-    {"int4", 4, 1},   {"int8", 8, 1},   {"int16", 16, 2},  {"int32", 32, 4},
-    {"int64", 64, 8}, {"uint1", 1, 1},  {"uint2", 2, 1},   {"uint3", 3, 1},
-    {"uint4", 4, 1},  {"uint6", 6, 1},  {"uint8", 8, 1},   {"uint16", 16, 2},
-    {"uint32", 32, 4}, {"uint64", 64, 8}, {"bool", 8, 1},  {"string", 0, 0},
+    {"fp16", 16, 2},   {"fp32", 32, 4},   {"fp64", 64, 8},  {"bf16", 16, 2},
+    {"int4", 4, 1},    {"int8", 8, 1},    {"int16", 16, 2}, {"int32", 32, 4},
+    {"int64", 64, 8},  {"uint1", 1, 1},   {"uint2", 2, 1},  {"uint3", 3, 1},
+    {"uint4", 4, 1},   {"uint6", 6, 1},   {"uint8", 8, 1},  {"uint16", 16, 2},
+    {"uint32", 32, 4}, {"uint64", 64, 8}, {"bool", 8, 1},   {"string", 0, 0},
 }};
 static_assert(static_cast<size_t>(DType::string) + 1 == dtypes.size());
 
@@ -73,10 +73,9 @@ bool same_pairs(const Pairs& a, const Pairs& b, Equal equal) {
   };
   auto x = sorted(a);
   auto y = sorted(b);
-  return std::equal(
-      x.begin(), x.end(), y.begin(), [&](auto* p, auto* q) {
-        return p->first == q->first && equal(p->second, q->second);
-      });
+  return std::equal(x.begin(), x.end(), y.begin(), [&](auto* p, auto* q) {
+    return p->first == q->first && equal(p->second, q->second);
+  });
 }
 
 bool same(const Argument& a, const Argument& b) {
@@ -103,14 +102,14 @@ bool same_values(const std::vector<Value>& a, const std::vector<Value>& b) {
 
 bool same_operation(const Operation& a, const Operation& b) {
   return a.op == b.op && same_values(a.outputs, b.outputs) &&
-      same_pairs(a.inputs, b.inputs, same) &&
-      same_pairs(a.attributes, b.attributes, std::equal_to<Constant>());
+         same_pairs(a.inputs, b.inputs, same) &&
+         same_pairs(a.attributes, b.attributes, std::equal_to<Constant>());
 }
 
 bool same_function(const Function& a, const Function& b) {
   return a.name == b.name && a.opset == b.opset && a.outputs == b.outputs &&
-      a.attributes == b.attributes && same_values(a.inputs, b.inputs) &&
-      std::equal(
+         a.attributes == b.attributes && same_values(a.inputs, b.inputs) &&
+         std::equal(
              a.operations.begin(),
              a.operations.end(),
              b.operations.begin(),
@@ -118,7 +117,7 @@ bool same_function(const Function& a, const Function& b) {
              same_operation);
 }
 
-} // namespace
+}  // namespace
 
 const char* to_string(DType type) {
   return info(type).name.data();
@@ -229,7 +228,8 @@ std::optional<std::vector<int64_t>> as_integers(const Constant& constant) {
   if (!bytes) {
     return std::nullopt;
   }
-  std::vector<int64_t> values(bytes->size() / element_bytes(constant.type.dtype));
+  std::vector<int64_t> values(
+      bytes->size() / element_bytes(constant.type.dtype));
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = integer_at(constant.type, bytes->data(), i);
   }
@@ -246,7 +246,7 @@ std::optional<std::string_view> as_string(const Constant& constant) {
 
 bool same_meaning(const Program& a, const Program& b) {
   return a.version == b.version && a.build_info == b.build_info &&
-      std::equal(
+         std::equal(
              a.functions.begin(),
              a.functions.end(),
              b.functions.begin(),
@@ -254,4 +254,4 @@ bool same_meaning(const Program& a, const Program& b) {
              same_function);
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

@@ -1,4 +1,5 @@
-// A MIL program in memory: what the parser reads, the writer writes and devices run.
+// A MIL program in memory: what the parser reads, the writer writes and devices
+// run.
 #pragma once
 
 #include <cstddef>
@@ -70,8 +71,8 @@ struct Blob {
 };
 
 /// A constant. Numbers are kept little-endian in row-major order, one element
-/// in element_bytes(dtype) bytes (sub-byte types: one element a byte, signed ones
-/// sign-extended).
+/// in element_bytes(dtype) bytes (sub-byte types: one element a byte, signed
+/// ones sign-extended).
 struct Constant {
   Type type;
   std::variant<std::vector<uint8_t>, std::vector<std::string>, Blob> data;
@@ -134,11 +135,12 @@ struct Program {
   bool verbose_scalars = false;
 };
 
-/// ios18: program(1.3), shorthand scalars. ios16: program(1.0), verbose scalars,
-/// the form that M1 and M2 accept.
+/// ios18: program(1.3), shorthand scalars. ios16: program(1.0), verbose
+/// scalars, the form that M1 and M2 accept.
 enum class Dialect { ios16, ios18 };
 const char* to_string(Dialect dialect);
-/// The dialect of that name; std::invalid_argument with the valid ones otherwise.
+/// The dialect of that name; std::invalid_argument with the valid ones
+/// otherwise.
 Dialect dialect_named(std::string_view name);
 /// The dialect of a program's version: ios18 from 1.2 on.
 Dialect dialect_of(const Program& program);
@@ -147,7 +149,8 @@ Dialect dialect_of(const Program& program);
 class ParseError : public std::invalid_argument {
  public:
   ParseError(const std::string& what, Location location)
-      : std::invalid_argument(what), location(location) {}
+      : std::invalid_argument(what), location(location) {
+  }
   const Location location;
 };
 
@@ -172,4 +175,4 @@ Program parse(std::string_view text);
 /// Text of a program. A function's opset is kept if it belongs to the dialect.
 std::string write(const Program& program, Dialect dialect);
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

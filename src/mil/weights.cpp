@@ -118,8 +118,8 @@ void check_range(std::span<const uint8_t> elements, DType dtype) {
   int lowest = dtype == DType::int4 ? -8 : 0;
   int highest = dtype == DType::int4 ? 7 : (1 << width) - 1;
   for (size_t i = 0; i < elements.size(); ++i) {
-    int value = dtype == DType::int4 ? static_cast<int8_t>(elements[i])
-                                     : elements[i];
+    int value =
+        dtype == DType::int4 ? static_cast<int8_t>(elements[i]) : elements[i];
     if (value < lowest || value > highest) {
       fail(
           "element " + std::to_string(i) + " is " + std::to_string(value) +
@@ -129,7 +129,7 @@ void check_range(std::span<const uint8_t> elements, DType dtype) {
   }
 }
 
-} // namespace
+}  // namespace
 
 std::optional<uint64_t> packed_bytes(DType dtype, uint64_t elements) {
   uint64_t width = bits(dtype);
@@ -164,7 +164,7 @@ WeightFile::WeightFile(std::span<const std::byte> file) : file_(file) {
 
 bool WeightFile::has_chunk(uint64_t offset) const {
   return offset <= file_.size() && file_.size() - offset >= header_bytes &&
-      load<uint32_t>(file_, offset) == sentinel;
+         load<uint32_t>(file_, offset) == sentinel;
 }
 
 /// Reads the header at `offset`, which has_chunk.
@@ -253,8 +253,7 @@ void WeightFile::check_overlap(const Chunk& chunk) const {
 }
 
 std::span<const std::byte> WeightFile::payload(
-    uint64_t offset,
-    const Type& type) const {
+    uint64_t offset, const Type& type) const {
   Chunk chunk = at(offset);
   int64_t count = element_count(type);
   auto need = packed_bytes(type.dtype, static_cast<uint64_t>(count));
@@ -294,8 +293,9 @@ uint64_t WeightWriter::add(DType dtype, std::span<const uint8_t> elements) {
   size_t size = element_bytes(dtype);
   if (elements.size() % size != 0) {
     fail(
-        "got " + std::to_string(elements.size()) + " bytes, need a multiple of " +
-        std::to_string(size) + " for " + to_string(dtype));
+        "got " + std::to_string(elements.size()) +
+        " bytes, need a multiple of " + std::to_string(size) + " for " +
+        to_string(dtype));
   }
   int width = bits(dtype);
   if (width < 8) {
@@ -320,4 +320,4 @@ uint64_t WeightWriter::add(DType dtype, std::span<const uint8_t> elements) {
   return offset;
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

@@ -81,4 +81,4 @@ class WeightWriter {
 /// overflows.
 std::optional<uint64_t> packed_bytes(DType dtype, uint64_t elements);
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

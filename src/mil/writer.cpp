@@ -10,7 +10,8 @@ namespace {
 
 class Writer {
  public:
-  explicit Writer(Dialect dialect) : dialect_(dialect) {}
+  explicit Writer(Dialect dialect) : dialect_(dialect) {
+  }
   std::string program(const Program& program);
 
  private:
@@ -50,8 +51,8 @@ std::string Writer::program(const Program& program) {
 
 void Writer::build_info(const Program& program) {
   text_ += verbose()
-      ? "[buildInfo = dict<tensor<string, []>, tensor<string, []>>({"
-      : "[buildInfo = dict<string, string>({";
+               ? "[buildInfo = dict<tensor<string, []>, tensor<string, []>>({"
+               : "[buildInfo = dict<string, string>({";
   const char* separator = "";
   for (auto& [key, value] : program.build_info) {
     text_ += separator;
@@ -238,10 +239,10 @@ void Writer::quoted(std::string_view value) {
   text_ += '"';
 }
 
-} // namespace
+}  // namespace
 
 std::string write(const Program& program, Dialect dialect) {
   return Writer(dialect).program(program);
 }
 
-} // namespace mlx_ane::mil
+}  // namespace mlx_ane::mil

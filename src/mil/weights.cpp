@@ -256,11 +256,14 @@ std::span<const std::byte> WeightFile::payload(
     uint64_t offset, const Type& type) const {
   Chunk chunk = at(offset);
   int64_t count = element_count(type);
-  auto need = packed_bytes(type.dtype, static_cast<uint64_t>(count));
-  if (!need) {
+  if (bits(type.dtype) == 0) {
     fail(
         std::string("a constant of type ") + to_string(type.dtype) +
         " cannot be in a weight file");
+  }
+  auto need = packed_bytes(type.dtype, static_cast<uint64_t>(count));
+  if (!need) {
+    fail("the constant is too large for any file");
   }
   if (*need > chunk.bytes) {
     fail(

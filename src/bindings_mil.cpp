@@ -19,7 +19,7 @@ namespace mlx_ane {
 namespace {
 
 nb::bytes to_bytes(std::span<const uint8_t> data) {
-  return {data.data(), data.size()};
+  return nb::bytes(data.data(), data.size());
 }
 
 std::span<const std::byte> view(const nb::bytes& data) {

@@ -1,6 +1,7 @@
 // The gate waits for all gradients; the updates run one fused pass a tensor.
 #include "ops/adam.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -73,22 +74,22 @@ struct GateTask {
 
   void operator()() const {
     std::memcpy(out, scalars, 4 * sizeof(float));
-    bool skipped = scope->failed();
-    double norm = 0;
-    if (max_norm || (scope->tainted() && !skipped)) {
-      trace::Span span("gradient_norm", "", 0, 0);
-      norm = global_norm(gradients);
-    }
-    if (scope->tainted() && !std::isfinite(norm)) {
-      skipped = true;
-    }
+    std::optional<double> norm;
+    auto global_norm_once = [&] {
+      if (!norm) {
+        trace::Span span("gradient_norm", "", 0, 0);
+        norm = global_norm(gradients);
+      }
+      return *norm;
+    };
+    bool skipped =
+        scope->must_skip([&] { return std::isfinite(global_norm_once()); });
     if (skipped) {
-      scope->skipped();
       trace::add(trace::Counter::adam_skipped);
     }
     // As mlx.optimizers.clip_grad_norm.
     out[clip] = max_norm
-        ? static_cast<float>(std::min(*max_norm / (norm + 1e-6), 1.0))
+        ? static_cast<float>(std::min(*max_norm / (global_norm_once() + 1e-6), 1.0))
         : 1.0f;
     out[skip] = skipped ? 1.0f : 0.0f;
     trace::add(trace::Counter::adam_steps);

@@ -17,8 +17,15 @@ std::shared_ptr<FailureScope> FailureScope::enter() {
   return scope;
 }
 
-void FailureScope::fail(mx::Stream stream) {
+void FailureScope::encode(std::uintptr_t output) {
+  if (tainted_ && output == output_) {
+    resumed_ = true;
+  }
+}
+
+void FailureScope::fail(mx::Stream stream, std::uintptr_t output) {
   stream_ = stream.index;
+  output_ = output;
   tainted_ = true;
   failed_ = true;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 
 #include "mlx/mlx.h"
@@ -23,28 +24,34 @@ class FailureScope {
   /// The scope of this thread, as it is.
   static std::shared_ptr<FailureScope> current();
 
-  /// Marks a failure of a task on `stream`; its output must be NaN.
-  void fail(mx::Stream stream);
+  /// Call while encoding a device task: `output` is the id of its result. A
+  /// result that failed before and is encoded again belongs to a graph that the
+  /// failure had cut short.
+  void encode(std::uintptr_t output);
 
-  /// True while the exception of a failure may be undelivered: nothing that is
-  /// running can be trusted.
-  bool failed() const {
-    return failed_;
-  }
+  /// Marks a failure of the task of `output` on `stream`; the result must be NaN.
+  void fail(mx::Stream stream, std::uintptr_t output);
 
-  /// True where a graph cut short by a failure may be resumed later: a step with
-  /// a non-finite gradient must be skipped. Consumed by skipped().
-  bool tainted() const {
-    return tainted_;
-  }
-  void skipped() {
-    tainted_ = false;
+  /// Whether an optimizer step must be skipped: the exception of a failure may
+  /// be undelivered, so that nothing that is running can be trusted, or the step
+  /// belongs to a graph that a failure cut short. `finite` tells whether all
+  /// gradients are; it is asked only if needed.
+  template <typename Finite>
+  bool must_skip(Finite finite) {
+    bool skip = failed_ || resumed_ || (tainted_ && !finite());
+    if (skip) {
+      tainted_ = false;
+      resumed_ = false;
+    }
+    return skip;
   }
 
  private:
-  std::atomic<bool> failed_{false};
-  std::atomic<bool> tainted_{false};
+  std::atomic<bool> failed_{false}; // its exception may be undelivered
+  std::atomic<bool> tainted_{false}; // its graph may be resumed later
+  std::atomic<bool> resumed_{false}; // its graph is being resumed
   std::atomic<int> stream_{0};
+  std::atomic<std::uintptr_t> output_{0};
 };
 
 } // namespace mlx_ane

@@ -50,6 +50,7 @@ struct GemmTask {
   std::shared_ptr<trace::Layer> layer;
   std::shared_ptr<FailureScope> scope;
   mx::Stream stream;
+  std::uintptr_t output;
 
   void operator()() const {
     auto out = c;
@@ -88,7 +89,7 @@ struct GemmTask {
       run_matmul(
           device, {left, right.transposed(), {}, out, nullptr, layer, false});
     } catch (const DeviceFailure&) {
-      scope->fail(stream);
+      scope->fail(stream, output);
       throw;
     }
   }
@@ -190,8 +191,13 @@ void Gemm::eval_cpu(
       {c.data<void>(), float_type(c.dtype()), m, n, n},
       options_,
       layer_,
-      options_.place.device ? FailureScope::enter() : nullptr,
-      stream()};
+      nullptr,
+      stream(),
+      c.id()};
+  if (options_.place.device) {
+    task.scope = FailureScope::enter();
+    task.scope->encode(c.id());
+  }
   auto batches = static_cast<int64_t>(c.size()) / (m * n);
   for (int64_t i = 0; i < batches; ++i) {
     task.a.push_back(HostMatrix::batch(a, i));

@@ -38,6 +38,7 @@ struct DeviceTask {
   Device* device;
   std::shared_ptr<FailureScope> scope;
   mx::Stream stream;
+  std::uintptr_t output;
 
   void operator()() const {
     auto ready = call;
@@ -45,7 +46,7 @@ struct DeviceTask {
     try {
       run_matmul(*device, ready);
     } catch (const DeviceFailure&) {
-      scope->fail(stream);
+      scope->fail(stream, output);
       throw;
     }
   }
@@ -181,12 +182,10 @@ void ANELinear::eval_cpu(
     call.staged =
         weight_store().get(*device, inputs[1].data_shared_ptr(), w, plan);
   }
+  auto scope = FailureScope::enter();
+  scope->encode(y.id());
   encoder.dispatch(DeviceTask{
-      std::move(x),
-      std::move(call),
-      device,
-      FailureScope::enter(),
-      stream()});
+      std::move(x), std::move(call), device, scope, stream(), y.id()});
 }
 
 void ANELinear::eval_gpu(

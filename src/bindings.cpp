@@ -17,8 +17,10 @@
 #include "device/weights.h"
 #include "mlx/version.h"
 #include "ops/adam.h"
+#include "ops/attention.h"
 #include "ops/gemm.h"
 #include "ops/linear.h"
+#include "ops/losses.h"
 #include "trace/counters.h"
 #include "trace/timeline.h"
 
@@ -52,6 +54,37 @@ void bind_ops(nb::module_& m) {
       "name"_a = "",
       "stream"_a = nb::none(),
       "a (..., M, K) @ b (..., K, N) with mx.matmul's rules; differentiable.");
+  m.def(
+      "attention",
+      &attention,
+      "q"_a,
+      "k"_a,
+      "v"_a,
+      "scale"_a,
+      "mask"_a = nb::none(),
+      "sinks"_a = nb::none(),
+      "causal"_a = false,
+      nb::kw_only(),
+      "device"_a = "cpu",
+      "stream"_a = nb::none(),
+      "softmax(scale q @ k.T + mask) @ v over (B, H, S, D); differentiable.");
+  m.def(
+      "cross_entropy",
+      &cross_entropy,
+      "logits"_a,
+      "targets"_a,
+      "label_smoothing"_a = 0.0f,
+      nb::kw_only(),
+      "stream"_a = nb::none(),
+      "Losses (...) of logits (..., V) and targets (...); differentiable.");
+  m.def(
+      "swiglu",
+      &swiglu,
+      "gate"_a,
+      "up"_a,
+      nb::kw_only(),
+      "stream"_a = nb::none(),
+      "silu(gate) * up; differentiable.");
   m.def(
       "adam",
       [](const std::vector<mx::array>& parameters,
@@ -224,6 +257,8 @@ NB_MODULE(_ext, m) {
   bind_emulated(emulated);
   auto kernels = m.def_submodule("kernels", "Host kernels, for benchmarks.");
   bind_kernels(kernels);
+  auto planning = m.def_submodule("planning", "Programs of a matmul.");
+  bind_planning(planning);
 #ifdef MLX_ANE_APPLE
   auto apple = m.def_submodule("apple", "The Apple route, for its self-test.");
   bind_apple(apple);

@@ -67,3 +67,56 @@ def scaled_dot_product_attention(
             mask=array,
             sinks=sinks,
         ) from error
+
+
+def cross_entropy(
+    logits: mx.array,
+    targets: mx.array,
+    *,
+    label_smoothing: float = 0.0,
+    stream: Any = None,
+) -> mx.array:
+    """``logsumexp(x) - (1 - s) x[target] - s mean(x)``, one read of the logits.
+
+    The losses of ``mlx.nn.losses.cross_entropy`` with integer targets, computed
+    and differentiated by one fused CPU kernel each.
+
+    Args:
+        logits (array): Unnormalised scores, shape (..., V), a float type.
+        targets (array): Class indices, shape (...), an integer type. An index
+            outside 0 .. V - 1 gives NaN.
+        label_smoothing (float, optional): s, in [0, 1).
+        stream (Stream or Device, optional): An MLX CPU stream.
+
+    Returns:
+        array: float32 losses, shape (...).
+
+    Raises:
+        ValueError: If shapes, dtypes, label_smoothing or stream do not fit.
+    """
+    try:
+        return _ext.cross_entropy(logits, targets, label_smoothing, stream=stream)
+    except TypeError as error:
+        raise bad_argument(
+            "fast.cross_entropy", stream, logits=logits, targets=targets
+        ) from error
+
+
+def swiglu(gate: mx.array, up: mx.array, *, stream: Any = None) -> mx.array:
+    """``silu(gate) * up`` in one pass (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+
+    Args:
+        gate (array): Any shape, a float type.
+        up (array): The shape and dtype of ``gate``.
+        stream (Stream or Device, optional): An MLX CPU stream.
+
+    Returns:
+        array: The shape and dtype of ``gate``.
+
+    Raises:
+        ValueError: If shapes, dtypes or stream do not fit.
+    """
+    try:
+        return _ext.swiglu(gate, up, stream=stream)
+    except TypeError as error:
+        raise bad_argument("fast.swiglu", stream, gate=gate, up=up) from error

@@ -120,7 +120,8 @@ struct Procedure {
         output_order(symbol_order(graph->outputs())),
         inputs(reorder(graph->inputs(), input_order)),
         outputs(reorder(graph->outputs(), output_order)),
-        shapes(shapes_of(inputs) + "," + shapes_of(outputs)) {
+        shapes(shapes_of(inputs) + "," + shapes_of(outputs)),
+        name(function.name) {
     if (outputs.size() == 1) {
       for (auto& operation : function.operations) {
         sole_identity = sole_identity ||
@@ -134,6 +135,7 @@ struct Procedure {
   std::vector<size_t> input_order, output_order;
   std::vector<mil::Value> inputs, outputs;
   std::string shapes;
+  std::string name;
   bool sole_identity = false;
 };
 
@@ -210,6 +212,9 @@ class Loaded : public EngineProgram {
 
   size_t procedures() const override {
     return procedures_.size();
+  }
+  const std::string& name(size_t procedure) const override {
+    return procedures_.at(procedure).name;
   }
   const std::vector<mil::Value>& inputs(size_t procedure) const override {
     return procedures_.at(procedure).inputs;

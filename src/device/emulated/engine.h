@@ -53,6 +53,7 @@ class EngineProgram {
   virtual void unload() = 0;
   /// Functions of the program, in the order of the text.
   virtual size_t procedures() const = 0;
+  virtual const std::string& name(size_t procedure) const = 0;
   virtual const std::vector<mil::Value>& inputs(size_t procedure) const = 0;
   virtual const std::vector<mil::Value>& outputs(size_t procedure) const = 0;
   /// Surfaces in symbol order; `exact` as in Options. Throws EngineError.

@@ -76,6 +76,11 @@ class GraphBuilder {
 
   void check_type(const Type& type, const std::string& what) const {
     int64_t n = 0;
+    if (type.shape.size() > 8) {
+      throw GraphError(
+          what + " has rank " + std::to_string(type.shape.size()) +
+          ", but at most 8 axes are held");
+    }
     try {
       n = elements(type.shape);
     } catch (const std::invalid_argument& e) {
@@ -230,6 +235,9 @@ class GraphBuilder {
   // results are cheaper to compute than to keep.
   static bool foldable(const Call& call, const Built& built) {
     constexpr int64_t most = 1 << 16;
+    if (built.known) {
+      return true;
+    }
     int64_t size = 0;
     for (auto& argument : call.arguments) {
       for (auto& operand : argument.operands) {
@@ -279,6 +287,13 @@ class GraphBuilder {
 
   void emit(const mil::Operation& operation, const Call& call, Built built) {
     auto step = static_cast<int>(graph_.steps_.size());
+    if (built.scratch_bytes < 0 || built.scratch_bytes > memory_budget_) {
+      throw MemoryError(
+          at(operation) + operation.op + " needs " +
+          std::to_string(built.scratch_bytes) +
+          " bytes to work in, more than the budget of " +
+          std::to_string(memory_budget_) + " bytes");
+    }
     for (auto& argument : call.arguments) {
       for (auto& operand : argument.operands) {
         touch(operand.slot, step);

@@ -174,7 +174,21 @@ std::vector<int64_t> Call::axes(std::string_view name, size_t rank) const {
 
 std::vector<Op> all_ops() {
   std::vector<Op> out;
-  for (auto family : {elementwise_ops(), matmul_ops(), shape_ops()}) {
+  for (auto family :
+       {activation_ops(),
+        attention_ops(),
+        conv_ops(),
+        elementwise_ops(),
+        gather_ops(),
+        generate_ops(),
+        matmul_ops(),
+        normalization_ops(),
+        pool_ops(),
+        quantization_ops(),
+        reduce_ops(),
+        resize_ops(),
+        shape_ops(),
+        slice_ops()}) {
     out.insert(out.end(), family.begin(), family.end());
   }
   return out;

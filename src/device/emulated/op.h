@@ -144,6 +144,8 @@ struct Built {
   int view_of = -1;
   /// Results are copies of operands' values, already rounded.
   bool moves = false;
+  /// The kernel reads no operand: the result is known at compile time.
+  bool known = false;
   int64_t scratch_bytes = 0;
 };
 
@@ -161,8 +163,19 @@ const Op* find_op(std::string_view name);
 std::vector<Op> all_ops();
 
 /// One list a family, each in the file of that name.
+std::span<const Op> activation_ops();
+std::span<const Op> attention_ops();
+std::span<const Op> conv_ops();
 std::span<const Op> elementwise_ops();
+std::span<const Op> gather_ops();
+std::span<const Op> generate_ops();
 std::span<const Op> matmul_ops();
+std::span<const Op> normalization_ops();
+std::span<const Op> pool_ops();
+std::span<const Op> quantization_ops();
+std::span<const Op> reduce_ops();
+std::span<const Op> resize_ops();
 std::span<const Op> shape_ops();
+std::span<const Op> slice_ops();
 
 } // namespace mlx_ane::emulated

@@ -1,0 +1,113 @@
+// Dense arrays in and out of padded surfaces.
+#include "device/emulated/dense.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "device/emulated/surface_io.h"
+
+namespace mlx_ane::emulated {
+
+namespace {
+
+Port port_of(const mil::Value& value) {
+  return {
+      value.name,
+      value.type.shape,
+      surface_element_bytes(value.type.dtype)};
+}
+
+/// Surfaces for all ports, each as large as the largest.
+std::vector<std::vector<std::byte>> make_surfaces(
+    const std::vector<mil::Value>& ports) {
+  size_t bytes = Limits{}.min_surface_bytes;
+  for (auto& port : ports) {
+    bytes = std::max(bytes, surface_bytes(port_of(port)));
+  }
+  return std::vector(ports.size(), std::vector<std::byte>(bytes));
+}
+
+/// copy(surface bytes, dense bytes, count) of each row of a port.
+template <class Copy>
+void each_row(const mil::Value& value, Copy&& copy) {
+  auto port = port_of(value);
+  auto cols = port.shape.empty() ? 1 : port.shape.back();
+  auto row = static_cast<size_t>(cols) * port.element_size;
+  auto total = dense_bytes(value.type);
+  for (size_t at = 0, r = 0; at < total; at += row, ++r) {
+    copy(r * row_bytes(port), at, row);
+  }
+}
+
+std::vector<SurfaceBytes> bytes_of(std::vector<std::vector<std::byte>>& all) {
+  std::vector<SurfaceBytes> out;
+  for (auto& surface : all) {
+    out.push_back({surface.data(), surface.size()});
+  }
+  return out;
+}
+
+} // namespace
+
+size_t dense_bytes(const Type& type) {
+  return static_cast<size_t>(elements(type.shape)) *
+      surface_element_bytes(type.dtype);
+}
+
+DenseProgram::DenseProgram(
+    std::string_view text,
+    const Weights& weights,
+    const Options& options)
+    : program_(compile_program(text, weights, options)) {
+  program_->load();
+}
+
+size_t DenseProgram::procedure(const std::string& name) const {
+  std::string names;
+  for (size_t i = 0; i < program_->procedures(); ++i) {
+    if (program_->name(i) == name) {
+      return i;
+    }
+    names += (i ? ", " : "") + program_->name(i);
+  }
+  throw std::invalid_argument(
+      "[mlx_ane.emulated] got function \"" + name + "\", need one of " + names +
+      ".");
+}
+
+std::vector<std::vector<std::byte>> DenseProgram::run(
+    size_t procedure,
+    const std::vector<std::span<const std::byte>>& inputs,
+    bool exact) {
+  auto& in_ports = program_->inputs(procedure);
+  auto& out_ports = program_->outputs(procedure);
+  if (inputs.size() != in_ports.size()) {
+    throw std::invalid_argument(
+        "[mlx_ane.emulated] got " + std::to_string(inputs.size()) +
+        " inputs, need " + std::to_string(in_ports.size()) + ".");
+  }
+  auto in = make_surfaces(in_ports), out = make_surfaces(out_ports);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].size() != dense_bytes(in_ports[i].type)) {
+      throw std::invalid_argument(
+          "[mlx_ane.emulated] got " + std::to_string(inputs[i].size()) +
+          " bytes for input " + in_ports[i].name + ", need " +
+          std::to_string(dense_bytes(in_ports[i].type)) + " for " +
+          to_string(in_ports[i].type) + ".");
+    }
+    each_row(in_ports[i], [&](size_t surface, size_t dense, size_t n) {
+      std::memcpy(in[i].data() + surface, inputs[i].data() + dense, n);
+    });
+  }
+  program_->evaluate(procedure, bytes_of(in), bytes_of(out), exact);
+  std::vector<std::vector<std::byte>> results;
+  for (size_t i = 0; i < out.size(); ++i) {
+    auto& result = results.emplace_back(dense_bytes(out_ports[i].type));
+    each_row(out_ports[i], [&](size_t surface, size_t dense, size_t n) {
+      std::memcpy(result.data() + dense, out[i].data() + surface, n);
+    });
+  }
+  return results;
+}
+
+} // namespace mlx_ane::emulated

@@ -27,6 +27,12 @@ struct HalfRowBits {
   bool nonzero = false;
 };
 
+/// Memory to fetch while another loop runs, a share with each of its tiles.
+struct Prefetch {
+  const char* first = nullptr;
+  int64_t bytes_per_tile = 0;
+};
+
 /// Arrays have n elements, are only aligned to their element, and do not
 /// overlap unless said otherwise. `stream` asks for stores that bypass the
 /// cache.
@@ -42,16 +48,34 @@ struct Loops {
   void (*scale_to_half)(
       const float* x, int exponent, uint16_t* y, int64_t n, bool stream);
   RowNorm (*row_norm)(const float* x, int64_t n);
+  /// Sum of squares of half(x * 2^exponent).
+  float (*half_sum_of_squares)(const float* x, int exponent, int64_t n);
 
-  /// dst[c * dst_ld + r] = src[r * src_ld + c] for r < rows, c < cols.
-  void (*transpose_half)(
+  /// Two rows as halves side by side: y[i] = (even[i], odd[i]), each times the
+  /// power of two of its row.
+  void (*pair_rows)(
+      const float* even,
+      int even_exponent,
+      const float* odd,
+      int odd_exponent,
+      uint32_t* y,
+      int64_t n);
+  /// The inverse, without exponents.
+  void (*split_pairs)(
+      const uint32_t* x, float* even, float* odd, int64_t n, bool stream);
+  /// Asks for the first `bytes` of `cols` columns, to be read soon.
+  void (*prefetch_columns)(
+      const uint16_t* src, int64_t src_ld, int64_t cols, int64_t bytes);
+  /// Transposes (rows, cols) pairs; leading dimensions count halves.
+  void (*transpose_pairs)(
       const uint16_t* src,
       int64_t src_ld,
       int64_t rows,
       int64_t cols,
       uint16_t* dst,
       int64_t dst_ld,
-      bool stream);
+      bool stream,
+      const Prefetch& next);
 
   /// y (+)= x * row_factor * col_factor (nullptr: 1), and what x holds; ORs the
   /// magnitude bits of x into col_bits (nullptr: not wanted).

@@ -2,8 +2,9 @@
 #include "kernels/simd.h"
 
 #include "kernels/loops_adam.h"
-#include "kernels/loops_pack.h"
+#include "kernels/loops_convert.h"
 #include "kernels/loops_softmax.h"
+#include "kernels/loops_transpose.h"
 
 namespace {
 
@@ -16,7 +17,11 @@ constexpr Loops loops_of(const char* name) {
       .float_to_bfloat = float_to_bfloat_loop,
       .scale_to_half = scale_to_half_loop,
       .row_norm = row_norm_loop,
-      .transpose_half = transpose_half_loop,
+      .half_sum_of_squares = half_sum_of_squares_loop,
+      .pair_rows = pair_rows_loop,
+      .split_pairs = split_pairs_loop,
+      .prefetch_columns = prefetch_columns_loop,
+      .transpose_pairs = transpose_pairs_loop,
       .unpack_row = unpack_row_loop,
       .adam = adam_loop,
       .stochastic_half = stochastic_half_loop,

@@ -40,33 +40,21 @@ inline float sum_registers(int64_t n, Term term) {
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-inline V load_count(const float* x, int64_t count) {
-  return count == lanes ? load<V>(x) : load_part<V>(x, count);
-}
-
-inline void store_count(float* x, V value, int64_t count) {
-  if (count == lanes) {
-    store(x, value);
-  } else {
-    store_part(x, value, count);
-  }
-}
-
 float sum_loop(const float* x, int64_t n) {
   return sum_registers(
-      n, [&](int64_t i, int64_t count) { return load_count(x + i, count); });
+      n, [&](int64_t i, int64_t count) { return load_count<V>(x + i, count); });
 }
 
 float dot_loop(const float* x, const float* y, int64_t n) {
   return sum_registers(n, [&](int64_t i, int64_t count) {
-    return load_count(x + i, count) * load_count(y + i, count);
+    return load_count<V>(x + i, count) * load_count<V>(y + i, count);
   });
 }
 
 float exp_sum_loop(
     const float* x, float scale, float shift, float* y, int64_t n) {
   return sum_registers(n, [&](int64_t i, int64_t count) {
-    V value = exp(load_count(x + i, count) * scale - shift);
+    V value = exp(load_count<V>(x + i, count) * scale - shift);
     if (y != nullptr) {
       store_count(y + i, value, count);
     }
@@ -82,7 +70,7 @@ void exp_scale_loop(
     float* y,
     int64_t n) {
   each_register(n, 0, [&](int64_t i, int64_t count) {
-    V value = exp(load_count(x + i, count) - shift);
+    V value = exp(load_count<V>(x + i, count) - shift);
     store_count(y + i, value * factor + offset, count);
   });
 }
@@ -90,14 +78,15 @@ void exp_scale_loop(
 void softmax_backward_loop(
     const float* p, float delta, float scale, float* y, int64_t n) {
   each_register(n, 0, [&](int64_t i, int64_t count) {
-    V value = load_count(p + i, count) * (load_count(y + i, count) - delta);
+    V value =
+        load_count<V>(p + i, count) * (load_count<V>(y + i, count) - delta);
     store_count(y + i, value * scale, count);
   });
 }
 
 void scale_add_loop(float* y, float factor, float offset, int64_t n) {
   each_register(n, 0, [&](int64_t i, int64_t count) {
-    store_count(y + i, load_count(y + i, count) * factor + offset, count);
+    store_count(y + i, load_count<V>(y + i, count) * factor + offset, count);
   });
 }
 
@@ -107,8 +96,8 @@ inline V sigmoid(V x) {
 
 void swiglu_loop(const float* gate, const float* up, float* out, int64_t n) {
   each_register(n, 0, [&](int64_t i, int64_t count) {
-    V g = load_count(gate + i, count);
-    store_count(out + i, g * sigmoid(g) * load_count(up + i, count), count);
+    V g = load_count<V>(gate + i, count);
+    store_count(out + i, g * sigmoid(g) * load_count<V>(up + i, count), count);
   });
 }
 
@@ -120,9 +109,9 @@ void swiglu_backward_loop(
     float* d_up,
     int64_t n) {
   each_register(n, 0, [&](int64_t i, int64_t count) {
-    V g = load_count(gate + i, count);
-    V u = load_count(up + i, count);
-    V dy = load_count(d_out + i, count);
+    V g = load_count<V>(gate + i, count);
+    V u = load_count<V>(up + i, count);
+    V dy = load_count<V>(d_out + i, count);
     V s = sigmoid(g);
     store_count(d_gate + i, dy * u * s * (1.0f + g * (1.0f - s)), count);
     store_count(d_up + i, dy * g * s, count);

@@ -17,11 +17,12 @@ namespace {
 
 /// Rows converted at a time; their fp16 form waits in L2 for transposition.
 constexpr int64_t panel_rows = 128;
-constexpr int64_t panel_cols = 1024;
+constexpr int64_t panel_bytes = 512 << 10;
 
-/// Stores that bypass the cache pay off once the cache cannot hold the result.
+/// Stores that bypass the cache: half as fast into a warm cache, but they save
+/// reading what they overwrite from memory, which dominates when it is cold.
 bool worth_streaming(int64_t bytes) {
-  return bytes > (int64_t{1} << 20);
+  return bytes > 256 << 10;
 }
 
 bool aligned_to_line(const void* p) {
@@ -35,25 +36,31 @@ struct RowScale {
   bool nonzero = false;
 };
 
-/// Norm of the row after scaling and rounding to fp16, in double.
-double rounded_norm(const float* x, int64_t n, int exponent) {
+/// Sum of squares of x * 2^exponent, in double.
+double scaled_sum(const float* x, int64_t n, int exponent) {
   double sum = 0.0;
+  for (int64_t c = 0; c < n; ++c) {
+    double value = std::ldexp(static_cast<double>(x[c]), exponent);
+    sum += value * value;
+  }
+  return sum;
+}
+
+/// The norm of x * 2^exponent, each value rounded to fp16, is within
+/// 2^log2_norm.
+bool fits(const float* x, int64_t n, int exponent, int log2_norm) {
+  double bound = std::ldexp(1.0, 2 * log2_norm);
+  double sum = loops().half_sum_of_squares(x, exponent, n);
+  // The fp32 sum decides unless it is as close as its own error.
+  if (sum < bound * (1.0 - 0x1p-12) || sum > bound * (1.0 + 0x1p-12)) {
+    return sum < bound;
+  }
+  sum = 0.0;
   for (int64_t c = 0; c < n; ++c) {
     double value = half_to_float(float_to_half(std::ldexp(x[c], exponent)));
     sum += value * value;
   }
-  return std::sqrt(sum);
-}
-
-/// Sum of squares of a row whose largest magnitude is subnormal, as row_norm
-/// returns it.
-double subnormal_sum(const float* x, int64_t n, int exponent) {
-  double sum = 0.0;
-  for (int64_t c = 0; c < n; ++c) {
-    double value = std::ldexp(static_cast<double>(x[c]), -exponent);
-    sum += value * value;
-  }
-  return sum;
+  return sum <= bound;
 }
 
 RowScale row_scale(const float* x, int64_t n, int log2_norm) {
@@ -65,22 +72,20 @@ RowScale row_scale(const float* x, int64_t n, int log2_norm) {
     return scale;
   }
   int top = std::ilogb(std::bit_cast<float>(norm.max_bits));
-  double sum = top >= -126 && top <= 126 ? norm.sum : subnormal_sum(x, n, top);
-  // Largest exponent with sqrt(sum) 2^(top + exponent) <= 2^log2_norm.
+  double sum = top >= -126 && top <= 126 ? norm.sum : scaled_sum(x, n, -top);
+  // Largest exponent with sqrt(sum) 2^(top + exponent) <= 2^log2_norm: sum is
+  // in [2^(sum_exponent - 1), 2^sum_exponent).
   int sum_exponent;
   double fraction = std::frexp(sum, &sum_exponent);
   int exponent = log2_norm - top - (sum_exponent + 1) / 2;
-  // Rounding to fp16, and our fp32 sum, move the norm by less than 2^-10: only
-  // near a power of four must the rounded values themselves decide.
+  // Rounding to fp16 moves the norm by less than 2^-10: only near a power of
+  // four must the rounded values themselves decide.
   constexpr double margin = 0x1p-8;
-  bool near_bound =
-      sum_exponent % 2 == 0 ? fraction > 1.0 - margin : fraction < 0.5 + margin;
-  if (near_bound) {
-    double bound = std::ldexp(1.0, log2_norm);
-    ++exponent;
-    while (rounded_norm(x, n, exponent) > bound) {
-      --exponent;
-    }
+  bool above = sum_exponent % 2 == 1 && fraction < 0.5 + margin;
+  bool below = sum_exponent % 2 == 0 && fraction > 1.0 - margin;
+  if (above || below) {
+    exponent += above;
+    exponent -= !fits(x, n, exponent, log2_norm);
   }
   scale.exponent = static_cast<int16_t>(exponent);
   return scale;
@@ -113,6 +118,7 @@ RowScales make_scales(int64_t rows) {
 
 struct RowUse {};
 struct PanelUse {};
+struct ZeroUse {};
 
 /// Calls body(first, count, rows) for blocks of rows as fp32; blocks are single
 /// rows, so that they stay in L1, unless converting needs more at a time.
@@ -171,6 +177,51 @@ void pack_rows(
   zero_rows(dst + x.rows * ld, ld, rows_padded - x.rows, cols_padded);
 }
 
+/// Rows first .. first + n of x as pairs of halves: panel[i] holds rows 2 i and
+/// 2 i + 1; a missing last row is zero.
+template <class ExponentOf>
+void fill_panel(
+    const MatrixView& x,
+    int64_t first,
+    int64_t n,
+    ExponentOf exponent_of,
+    uint32_t* panel,
+    int64_t panel_ld) {
+  auto zeros = scratch<ZeroUse, float>(x.cols);
+  std::fill_n(zeros, n % 2 == 1 ? x.cols : 0, 0.0f);
+  int64_t block = x.col_stride == 1 ? 2 : 32;
+  bool in_place = x.col_stride == 1 && x.type == Float::f32;
+  float* buffer = in_place ? nullptr : scratch<RowUse, float>(block * x.cols);
+  for (int64_t r = 0; r < n; r += block) {
+    int64_t count = std::min(block, n - r);
+    FloatRows rows = float_rows(x.block(first + r, 0, count, x.cols), buffer);
+    const int16_t* exponent = exponent_of(first + r, count, rows);
+    for (int64_t i = 0; i < count; i += 2) {
+      bool last = i + 1 == count;
+      loops().pair_rows(
+          rows.data + i * rows.ld,
+          exponent == nullptr ? 0 : exponent[i],
+          last ? zeros : rows.data + (i + 1) * rows.ld,
+          exponent == nullptr || last ? 0 : exponent[i + 1],
+          panel + (r + i) / 2 * panel_ld,
+          x.cols);
+    }
+  }
+}
+
+/// The rows of the next panel, where they are one run of memory.
+Prefetch next_panel(const MatrixView& x, int64_t first, int64_t tiles) {
+  bool one_run = x.col_stride == 1 && x.row_stride == x.cols;
+  if (!one_run || first >= x.rows || tiles == 0) {
+    return {};
+  }
+  auto bytes = std::min<int64_t>(panel_rows, x.rows - first) * x.cols *
+               static_cast<int64_t>(size_of(x.type));
+  return {
+      static_cast<const char*>(x.block(first, 0, 1, 1).data),
+      bytes / tiles / 64 * 64};
+}
+
 /// pack_transposed, with exponents as in pack_rows.
 template <class ExponentOf>
 void pack_columns(
@@ -183,39 +234,42 @@ void pack_columns(
   bool stream = worth_streaming(x.rows * x.cols * 2) && ld % 32 == 0;
   rows_padded = std::max(rows_padded, x.rows);
   // An odd number of lines apart, so that a column does not fall on one set.
-  int64_t panel_ld = (x.cols + 31) / 32 * 32;
-  panel_ld += panel_ld / 32 % 2 == 0 ? 32 : 0;
+  int64_t panel_ld = (x.cols + 15) / 16 * 16;
+  panel_ld += panel_ld / 16 % 2 == 0 ? 16 : 0;
   // As many rows as keep the panel in L2, in whole lines of the result.
   int64_t height = std::clamp<int64_t>(
-      panel_rows * panel_cols / panel_ld / 32 * 32, 32, panel_rows);
-  auto panel = scratch<PanelUse, uint16_t>(height * panel_ld);
+      panel_bytes / (2 * panel_ld) / 32 * 32, 32, panel_rows);
+  auto panel = scratch<PanelUse, uint32_t>(height / 2 * panel_ld);
+  auto halves = reinterpret_cast<uint16_t*>(panel);
   // Elements before the first whole line of dst, where streaming starts.
   int64_t head = stream && !aligned_to_line(dst)
                      ? (64 - reinterpret_cast<uintptr_t>(dst) % 64) / 2
                      : 0;
   int64_t next;
   for (int64_t start = 0; start < rows_padded; start = next) {
-    next =
-        std::min(start == 0 && head > 0 ? head : start + height, rows_padded);
-    int64_t filled = std::clamp<int64_t>(x.rows - start, 0, next - start);
-    each_block(
-        x.block(start, 0, filled, x.cols),
-        [&](int64_t first, int64_t n, const FloatRows& rows) {
-          const int16_t* exponent = exponent_of(start + first, n, rows);
-          for (int64_t r = 0; r < n; ++r) {
-            convert_row(
-                rows.data + r * rows.ld,
-                exponent == nullptr ? 0 : exponent[r],
-                panel + (first + r) * panel_ld,
-                x.cols,
-                false);
-          }
-        });
-    zero_rows(
-        panel + filled * panel_ld, panel_ld, next - start - filled, x.cols);
-    bool whole_lines = stream && (start > 0 || head == 0);
-    loops().transpose_half(
-        panel, panel_ld, next - start, x.cols, dst + start, ld, whole_lines);
+    bool partial_line = start == 0 && head > 0;
+    next = std::min(partial_line ? head : start + height, rows_padded);
+    int64_t n = next - start;
+    int64_t filled = std::clamp<int64_t>(x.rows - start, 0, n);
+    fill_panel(x, start, filled, exponent_of, panel, panel_ld);
+    for (int64_t i = (filled + 1) / 2; i < (n + 1) / 2; ++i) {
+      std::fill_n(panel + i * panel_ld, x.cols, 0u);
+    }
+    int64_t tiles = (n / 2 + 15) / 16 * ((x.cols + 15) / 16);
+    loops().transpose_pairs(
+        halves,
+        2 * panel_ld,
+        n / 2,
+        x.cols,
+        dst + start,
+        ld,
+        stream && !partial_line,
+        next_panel(x, next, tiles));
+    if (n % 2 == 1) {
+      for (int64_t c = 0; c < x.cols; ++c) {
+        dst[c * ld + next - 1] = halves[(n / 2 * panel_ld + c) * 2];
+      }
+    }
   }
   zero_rows(dst + x.cols * ld, ld, cols_padded - x.cols, rows_padded);
 }

@@ -55,6 +55,53 @@ inline void store_part(T* p, R x, int64_t n) {
   std::memcpy(p, &x, static_cast<size_t>(n) * sizeof(T));
 }
 
+#if defined(MLX_ANE_AVX512)
+// Masked, where the general form would call memcpy.
+template <>
+inline V load_part<V>(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+template <>
+inline U load_part<U>(const uint32_t* p, int64_t n) {
+  auto mask = static_cast<__mmask16>((1u << n) - 1);
+  return cast<U>(_mm512_maskz_loadu_epi32(mask, p));
+}
+template <>
+inline H load_part<H>(const uint16_t* p, int64_t n) {
+  auto mask = static_cast<__mmask16>((1u << n) - 1);
+  return cast<H>(_mm256_maskz_loadu_epi16(mask, p));
+}
+template <>
+inline void store_part<V>(float* p, V x, int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), x);
+}
+template <>
+inline void store_part<U>(uint32_t* p, U x, int64_t n) {
+  auto mask = static_cast<__mmask16>((1u << n) - 1);
+  _mm512_mask_storeu_epi32(p, mask, cast<__m512i>(x));
+}
+template <>
+inline void store_part<H>(uint16_t* p, H x, int64_t n) {
+  auto mask = static_cast<__mmask16>((1u << n) - 1);
+  _mm256_mask_storeu_epi16(p, mask, cast<__m256i>(x));
+}
+#endif
+
+/// n elements, up to a whole register.
+template <class R, class T>
+inline R load_count(const T* p, int64_t n) {
+  return n == lanes ? load<R>(p) : load_part<R>(p, n);
+}
+
+template <class R, class T>
+inline void store_count(T* p, R x, int64_t n) {
+  if (n == lanes) {
+    store(p, x);
+  } else {
+    store_part(p, x, n);
+  }
+}
+
 inline V splat(float x) {
   return V{} + x;
 }
@@ -73,6 +120,16 @@ inline V abs(V x) {
 
 inline V max(V a, V b) {
   return select(a > b, a, b);
+}
+
+inline U max(U a, U b) {
+#if defined(MLX_ANE_AVX512)
+  return cast<U>(_mm512_max_epu32(cast<__m512i>(a), cast<__m512i>(b)));
+#elif defined(MLX_ANE_AVX2)
+  return cast<U>(_mm256_max_epu32(cast<__m256i>(a), cast<__m256i>(b)));
+#else
+  return a > b ? a : b;
+#endif
 }
 
 inline float sum(V x) {

@@ -26,4 +26,5 @@ extern const Loops avx512_loops;
 using mlx_ane::kernels::AdamConstants;
 using mlx_ane::kernels::HalfRowBits;
 using mlx_ane::kernels::Loops;
+using mlx_ane::kernels::Prefetch;
 using mlx_ane::kernels::RowNorm;

@@ -17,7 +17,7 @@ struct ColumnUse {};
 struct PanelUse {};
 
 constexpr int64_t panel_rows = 128;
-constexpr int64_t panel_cols = 512;
+constexpr int64_t panel_cols = 2048;
 
 /// Products of two powers of two within this bound, and the powers, are exact.
 constexpr int exact_exponent = 126;
@@ -56,6 +56,62 @@ void unpack_extreme_row(
     int exponent = row_exp + (col_exp.empty() ? 0 : col_exp[c]);
     float value = std::ldexp(half_to_float(src[c]), -exponent);
     y[c] = accumulate ? y[c] + value : value;
+  }
+}
+
+/// Pairs of the rows of a tile: panel[i] holds rows 2 i and 2 i + 1. A `cold`
+/// tile is fetched some columns ahead of its use.
+void read_panel(
+    const uint16_t* src,
+    int64_t ld,
+    int64_t cols,
+    int64_t rows,
+    uint32_t* panel,
+    int64_t panel_ld,
+    bool cold) {
+  constexpr int64_t step = 32;
+  auto fetch = [&](int64_t c) {
+    int64_t n = std::clamp<int64_t>(cols - c, 0, step);
+    loops().prefetch_columns(src + c * ld, ld, n, cold ? rows * 2 : 0);
+  };
+  fetch(0);
+  for (int64_t c = 0; c < cols; c += step) {
+    fetch(c + step);
+    loops().transpose_pairs(
+        src + c * ld,
+        ld,
+        std::min(step, cols - c),
+        rows / 2,
+        reinterpret_cast<uint16_t*>(panel + c),
+        2 * panel_ld,
+        false,
+        {});
+  }
+}
+
+/// fp32 rows of a panel; the next tile is fetched meanwhile, so that reads and
+/// writes overlap.
+void write_panel(
+    const uint32_t* panel,
+    int64_t panel_ld,
+    int64_t cols,
+    int64_t rows,
+    float* y,
+    int64_t y_ld,
+    bool stream,
+    const uint16_t* next,
+    int64_t next_ld,
+    int64_t next_rows) {
+  int64_t share = (cols + rows / 2 - 1) / std::max<int64_t>(rows / 2, 1);
+  int64_t fetched = 0;
+  for (int64_t i = 0; i + 1 < rows; i += 2) {
+    int64_t n = std::min(share, cols - fetched);
+    loops().prefetch_columns(
+        next + fetched * next_ld, next_ld, n, next_rows * 2);
+    fetched += n;
+    float* even = y + i * y_ld;
+    loops().split_pairs(
+        panel + i / 2 * panel_ld, even, even + y_ld, cols, stream);
   }
 }
 
@@ -134,19 +190,33 @@ void unpack_transposed(
     int64_t cols,
     float* y,
     int64_t y_ld) {
-  bool stream = rows * cols * 4 > (int64_t{1} << 21);
+  bool stream = rows * cols * 4 > (int64_t{512} << 10);
   // An odd number of lines apart, so that a column does not fall on one set.
-  constexpr int64_t panel_ld = panel_cols + 32;
-  auto panel = scratch<PanelUse, uint16_t>(panel_rows * panel_ld);
-  for (int64_t r = 0; r < rows; r += panel_rows) {
-    int64_t height = std::min(panel_rows, rows - r);
-    for (int64_t c = 0; c < cols; c += panel_cols) {
-      int64_t width = std::min(panel_cols, cols - c);
-      loops().transpose_half(
-          src + c * ld + r, ld, width, height, panel, panel_ld, false);
-      for (int64_t i = 0; i < height; ++i) {
-        loops().half_to_float(
-            panel + i * panel_ld, y + (r + i) * y_ld + c, width, stream);
+  int64_t width = std::min(cols, panel_cols);
+  int64_t panel_ld = (width + 15) / 16 * 16;
+  panel_ld += panel_ld / 16 % 2 == 0 ? 16 : 0;
+  auto panel = scratch<PanelUse, uint32_t>(panel_rows / 2 * panel_ld);
+  for (int64_t c = 0; c < cols; c += width) {
+    width = std::min(width, cols - c);
+    for (int64_t r = 0; r < rows; r += panel_rows) {
+      int64_t height = std::min(panel_rows, rows - r);
+      const uint16_t* tile = src + c * ld + r;
+      read_panel(tile, ld, width, height, panel, panel_ld, r == 0);
+      int64_t ahead = std::clamp<int64_t>(rows - r - panel_rows, 0, panel_rows);
+      write_panel(
+          panel,
+          panel_ld,
+          width,
+          height,
+          y + r * y_ld + c,
+          y_ld,
+          stream,
+          tile + panel_rows,
+          ld,
+          ahead);
+      for (int64_t i = 0; height % 2 == 1 && i < width; ++i) {
+        int64_t last = r + height - 1;
+        y[last * y_ld + c + i] = half_to_float(src[(c + i) * ld + last]);
       }
     }
   }

@@ -93,9 +93,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option = parser.add_argument
     option("--model", default="build/gpt/model", help="a model folder or hub id")
     option("--out", type=Path, default=Path("build/adapters"), help="adapter folder")
-    option(
-        "--device", default="emulated", choices=["auto", "ane", "emulated", "cpu"]
-    )
+    option("--device", default="emulated", choices=["auto", "ane", "emulated", "cpu"])
     option("--seed", type=int, default=0)
     option("--iters", type=int, default=100)
     option("--batch-size", type=int, default=8)

@@ -79,7 +79,9 @@ def build(config: Config, args: argparse.Namespace, device: str) -> Run:
     rate = optim.join_schedules(
         [
             optim.linear_schedule(0.0, args.learning_rate, warmup),
-            optim.cosine_decay(args.learning_rate, args.steps, 0.1 * args.learning_rate),
+            optim.cosine_decay(
+                args.learning_rate, args.steps, 0.1 * args.learning_rate
+            ),
         ],
         [warmup],
     )

@@ -7,7 +7,7 @@ import sysconfig
 
 header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 (an old one may run this)
     sys.exit("Python is older than 3.10; name a newer one: make PYTHON=python3.12")
 if importlib.util.find_spec("ensurepip") is None:
     sys.exit("Python has no ensurepip; on Debian: sudo apt install python3-venv")

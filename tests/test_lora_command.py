@@ -1,0 +1,335 @@
+"""`mlx-ane lora`: parity with mlx_lm.lora, adapters both ways, options, errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+from mlx.utils import tree_flatten
+
+import mlx_ane as ane
+from mlx_ane import cli
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import corpus
+import gpt
+
+mlx_lm_lora = pytest.importorskip("mlx_lm.lora")
+
+KINDS = ["lora", "dora", "full", "qlora"]
+ITERS = 6
+CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eager() -> Iterator[None]:
+    """Without mx.compile: its C++ compiler takes longer than these tests."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Folders of a tiny random Llama, by whether it is quantised."""
+    config = gpt.Config(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+    )
+    mx.random.seed(0)
+    model = gpt.GPT(config)
+    folders = {}
+    for quantized in (False, True):
+        folder = tmp_path_factory.mktemp("model")
+        facts = config.to_json()
+        if quantized:
+            facts["quantization"] = {"group_size": 32, "bits": 4}
+            nn.quantize(model, **facts["quantization"])
+        (folder / "config.json").write_text(json.dumps(facts))
+        weights = dict(tree_flatten(model.parameters()))
+        mx.save_safetensors(str(folder / "model.safetensors"), weights)
+        corpus.save_tokenizer(folder)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings["chat_template"] = CHAT
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        folders[quantized] = folder
+    return folders
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder as mlx-lm takes it: pieces of this file."""
+    folder = tmp_path_factory.mktemp("data")
+    text = Path(__file__).read_text()
+    rows = [json.dumps({"text": text[i : i + 60]}) for i in range(0, 2400, 60)]
+    for name, part in {"train": rows[8:], "valid": rows[:4], "test": rows[4:8]}.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(part))
+    return folder
+
+
+def options(kind: str, models: dict[bool, Path], data: Path, out: Path) -> list[str]:
+    """Flags that both commands know."""
+    return [
+        *("--model", str(models[kind == "qlora"]), "--data", str(data), "--train"),
+        *("--fine-tune-type", kind.removeprefix("q"), "--adapter-path", str(out)),
+        *("--iters", str(ITERS), "--batch-size", "4", "--num-layers", "2"),
+        *("--steps-per-report", "1", "--learning-rate", "1e-4", "--save-every", "100"),
+    ]
+
+
+class Plain:
+    """A run of mlx_lm.lora in plain MLX; also its callback."""
+
+    def __init__(self, flags: list[str]) -> None:
+        args = vars(mlx_lm_lora.build_parser().parse_args(flags))
+        defaults = mlx_lm_lora.CONFIG_DEFAULTS
+        args |= {k: v for k, v in defaults.items() if args.get(k) is None}
+        args["lora_parameters"] = dict(defaults["lora_parameters"])
+        config = types.SimpleNamespace(**args)
+        self.train: list[float] = []
+        np.random.seed(config.seed)
+        self.model, tokenizer = mlx_lm_lora.load(config.model)
+        train_set, valid_set, _ = mlx_lm_lora.load_dataset(config, tokenizer)
+        mlx_lm_lora.train_model(config, self.model, train_set, valid_set, self)
+
+    def on_train_loss_report(self, info: dict[str, Any]) -> None:
+        self.train.append(info["train_loss"])
+
+    def on_val_loss_report(self, info: dict[str, Any]) -> None:
+        self.validation = info["val_loss"]
+
+
+@pytest.fixture(scope="module")
+def plain(
+    models: dict[bool, Path], data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """plain(kind): the run and its adapter folder, each kind once."""
+    runs: dict[str, tuple[Plain, Path]] = {}
+
+    def run(kind: str) -> tuple[Plain, Path]:
+        if kind not in runs:
+            out = tmp_path_factory.mktemp(kind)
+            runs[kind] = Plain(options(kind, models, data, out)), out
+        return runs[kind]
+
+    return run
+
+
+def lora(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    """Runs `mlx-ane lora --json`; returns what it printed."""
+    capsys.readouterr()
+    status = cli.main(["lora", *flags, "--json"])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def kept(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """Names, shapes and dtypes of an adapter file."""
+    arrays = mx.load(str(folder / "adapters.safetensors"))
+    return {name: (a.shape, a.dtype) for name, a in arrays.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_losses_as_mlx_lm(
+    kind: str, device: str, models, data, plain, tmp_path, capsys
+) -> None:
+    theirs, folder = plain(kind)
+    flags = options(kind, models, data, tmp_path)
+    found = lora(capsys, *flags, "--device", device)
+    losses = [info["train_loss"] for info in found["train"]]
+    assert losses == pytest.approx(theirs.train, rel=5e-3)
+    assert found["validation"][-1]["val_loss"] == pytest.approx(
+        theirs.validation, rel=5e-3
+    )
+    assert kept(tmp_path) == kept(folder)
+    counts = found["counters"]
+    assert not {k: n for k, n in counts.items() if k.startswith("fallback_") and n}
+    assert (counts["gemm_dw"] > 0) == (kind == "full")
+    assert counts["adam_steps"] == ITERS
+    assert all(info["fallbacks"] == 0 for info in found["train"])
+    layers = found["placement"]["converted"]
+    calls = {layer["path"]: layer["calls"] for layer in layers}
+    if kind == "dora":
+        skipped = {s["path"]: s["reason"] for s in found["placement"]["skipped"]}
+        base = "model.layers.0.self_attn.q_proj.linear"
+        assert skipped[base].startswith("DoRALinear multiplies with the weight")
+    else:
+        assert min(calls.values()) >= ITERS
+    if kind == "qlora":
+        assert {layer["kind"] for layer in layers} == {"ANEQuantizedLinear"}
+
+
+def loss_of(model: nn.Module, data: Path, folder: Path) -> float:
+    """Loss of a model over the test set, by mlx-lm alone."""
+    _, tokenizer = mlx_lm_lora.load(str(folder))
+    arguments = types.SimpleNamespace(data=str(data), train=False, test=True)
+    _, _, test_set = mlx_lm_lora.load_dataset(arguments, tokenizer)
+    loss: float = mlx_lm_lora.evaluate(model, mlx_lm_lora.CacheDataset(test_set), 4, -1)
+    return loss
+
+
+def test_adapters_load_in_plain_mlx_lm(models, data, tmp_path, capsys) -> None:
+    flags = options("lora", models, data, tmp_path)
+    found = lora(capsys, *flags, "--device", "cpu", "--test")
+    model, _ = mlx_lm_lora.load(str(models[False]))
+    mlx_lm_lora.load_adapters(model, str(tmp_path))
+    assert found["test"] == pytest.approx(loss_of(model, data, models[False]), rel=1e-5)
+
+
+def test_their_adapters_load_here(models, data, plain, tmp_path, capsys) -> None:
+    theirs, folder = plain("lora")
+    expected = pytest.approx(loss_of(theirs.model, data, models[False]), rel=1e-5)
+    flags = options("lora", models, data, folder)
+    flags.remove("--train")
+    found = lora(capsys, *flags, "--device", "cpu", "--test")
+    assert found["train"] == []
+    assert found["test"] == expected
+    # Resumed with a learning rate of 0, the adapters stay what they were.
+    flags = options("lora", models, data, tmp_path)
+    flags += ["--iters", "1", "--learning-rate", "0", "--device", "cpu", "--test"]
+    file = folder / "adapters.safetensors"
+    found = lora(capsys, *flags, "--resume-adapter-file", str(file))
+    assert found["test"] == expected
+
+
+def test_prompt_masking_accumulation_and_checkpointing(
+    models, tmp_path, capsys, monkeypatch
+) -> None:
+    from mlx_lm.models.llama import TransformerBlock
+
+    # grad_checkpoint patches the class: put the method back afterwards.
+    monkeypatch.setattr(TransformerBlock, "__call__", TransformerBlock.__call__)
+    row = {"prompt": "What is two and two?", "completion": "Four, I would say."}
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([json.dumps(row)] * 8))
+    flags = options("lora", models, tmp_path, tmp_path / "a")
+    flags += ["--mask-prompt", "--grad-accumulation-steps", "2", "--grad-checkpoint"]
+    theirs = Plain(flags)
+    found = lora(capsys, *flags, "--device", "emulated", "--verify")
+    losses = [info["train_loss"] for info in found["train"]]
+    assert losses == pytest.approx(theirs.train, rel=5e-3)
+    assert found["counters"]["adam_steps"] == ITERS // 2
+
+
+@pytest.fixture
+def config(models, data, tmp_path):
+    """config(content, *flags): the options that the command would run with."""
+    import argparse
+
+    from mlx_ane.commands import lora as command
+
+    def read(content: str, *flags: str) -> types.SimpleNamespace:
+        file = tmp_path / "config.yaml"
+        file.write_text(content)
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        return command.configure(parser.parse_args(["-c", str(file), *flags]))
+
+    return read
+
+
+def test_flags_before_file_before_defaults(config) -> None:
+    found = config(
+        "iters: 7\nseed: 3\nlearning_rate: 1e-5\n"
+        "ane:\n  device: cpu\n  policy: frozen\n  fused: false\n",
+        *("--seed", "4", "--policy", "all"),
+    )
+    assert (found.iters, found.seed, found.batch_size) == (7, 4, 4)
+    assert found.learning_rate == 1e-5
+    assert found.ane == {
+        "device": "cpu",
+        "policy": "all",
+        "precision": None,
+        "predicate": None,
+        "fused": False,
+        "fallback": None,
+        "verify": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ane:\n  devices: cpu\n", "has the option 'devices' under ane, need one of"),
+        ("ane: cpu\n", "its block ane must map options to values"),
+        ("- 1\n", "must map options to values"),
+        ("a: [1\n", "is no YAML"),
+    ],
+)
+def test_bad_files_are_refused(config, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r"\[mlx_ane\.lora\]") as error:
+        config(content)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_predicate_policy_and_optimizer(models, data, tmp_path, capsys) -> None:
+    flags = [*options("full", models, data, tmp_path), "--iters", "2"]
+    flags += ["--device", "emulated", "--policy", "frozen", "--no-fused"]
+    found = lora(capsys, *flags, "--predicate", "q_proj$", r"layers\.1\.mlp")
+    paths = [layer["path"] for layer in found["placement"]["converted"]]
+    assert paths == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.self_attn.q_proj",
+        *(f"model.layers.1.mlp.{p}_proj" for p in ("gate", "down", "up")),
+    ]
+    assert found["counters"]["device_calls"] == 0  # all of them are trained
+    assert found["counters"]["adam_steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "npu"], "device is 'npu', need one of"),
+        (["--predicate", "("], "predicate ['('] is no regular expression"),
+        (["--num-layers", "9"], "num_layers is 9, but the model has 2 layers"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_errors_are_one_line(
+    flags: list[str], message: str, models, data, tmp_path, capsys
+) -> None:
+    assert cli.main(["lora", *options("lora", models, data, tmp_path), *flags]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("mlx-ane lora: ")
+    assert message in error
+
+
+def test_neither_train_nor_test(capsys) -> None:
+    assert cli.main(["lora", "--model", "x"]) == 1
+    assert "neither --train nor --test" in capsys.readouterr().err
+
+
+def test_verify_stops_a_wrong_model(
+    models, data, tmp_path, capsys, monkeypatch
+) -> None:
+    from mlx_ane.commands import lora as command
+
+    real = ane.verify
+
+    def broken(model: nn.Module, *inputs: Any, **kwargs: Any) -> Any:
+        found = real(model, *inputs, **kwargs)
+        found.layers[3].reasons.append("forward error 1e+00, need 2e-03")
+        return found
+
+    monkeypatch.setattr(command, "verify", broken)
+    flags = [*options("lora", models, data, tmp_path), "--device", "cpu", "--verify"]
+    assert cli.main(["lora", *flags]) == 1
+    out, err = capsys.readouterr()
+    assert "forward error 1e+00" in out
+    assert "differs from plain MLX on the first batch" in err
+    assert not (tmp_path / "adapters.safetensors").exists()

@@ -39,13 +39,6 @@ inline std::filesystem::path programs_cache() {
   return std::filesystem::path(std::getenv("MLX_ANE_CACHE_DIR")) / "programs";
 }
 
-inline std::unique_ptr<Device> device_on(const char* route) {
-  setenv("MLX_ANE_ROUTE", route, 1);
-  auto device = make_ane_device();
-  unsetenv("MLX_ANE_ROUTE");
-  return device;
-}
-
 /// Asymmetric data, so that a swapped or transposed operand shows.
 inline float x_value(int64_t r, int64_t c) {
   return static_cast<float>((r * 7 + c * 3) % 11 - 4) / 8;

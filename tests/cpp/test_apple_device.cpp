@@ -46,7 +46,7 @@ void use_once(Device& device) {
 
 TEST(answers_are_right_in_both_layouts_and_dialects) {
   for (auto route : {"in_memory", "e5rt"}) {
-    auto device = device_on(route);
+    auto device = make_ane_device(route);
     CHECK(!device->unavailable());
     CHECK(device->info().at("route") == route);
     for (auto layout : {Layout::natural, Layout::channels_first}) {
@@ -63,7 +63,7 @@ TEST(answers_are_right_in_both_layouts_and_dialects) {
 }
 
 TEST(calls_come_in_order) {
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   CHECK(
       log_of([&] { use_once(*device); }) ==
       "descriptor\nload\nevaluate\nunload\n");
@@ -76,7 +76,7 @@ TEST(calls_come_in_order) {
 }
 
 TEST(one_text_twice_alive) {
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   {
     Matmul first(*device);
     Matmul second(*device);
@@ -87,7 +87,7 @@ TEST(one_text_twice_alive) {
 }
 
 TEST(corrupted_cache_entries_are_rebuilt) {
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   use_once(*device);
   for (auto name : {"model.mil", "data", "net.plist", "manifest"}) {
     for (auto& entry :
@@ -112,7 +112,7 @@ TEST(corrupted_cache_entries_are_rebuilt) {
 }
 
 TEST(a_stale_cache_entry_is_compiled_again) {
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   use_once(*device);
   double_inject("load", "error", 1);
   CHECK(
@@ -122,7 +122,7 @@ TEST(a_stale_cache_entry_is_compiled_again) {
 }
 
 TEST(load_is_tried_twice) {
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   std::filesystem::remove_all(programs_cache());
   double_inject("load", "nil_error", 1);
   CHECK(
@@ -163,7 +163,7 @@ TEST(every_framework_failure_is_an_error_with_a_cause) {
       {"evaluate", "nil_error", Cause::evaluate_failed, "no reason given"},
       {"evaluate", "exception", Cause::evaluate_failed, "injected at"},
   };
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   for (auto& expected : cases) {
     std::filesystem::remove_all(programs_cache());
     double_inject(expected.site, expected.kind, 1);
@@ -182,7 +182,7 @@ TEST(every_framework_failure_is_an_error_with_a_cause) {
 }
 
 TEST(symbols_are_bound_by_name) {
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   double_reverse_symbols(1);
   use_once(*device);
   double_clear_faults();
@@ -202,7 +202,7 @@ TEST(emulated_faults_arrive_as_the_framework_would_tell_them) {
       {"evaluate_false", Cause::evaluate_failed},
       {"device_gone", Cause::evaluate_failed},
   };
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   for (auto& [fault, expected] : cases) {
     std::filesystem::remove_all(programs_cache());
     emulated::set_faults(fault);
@@ -221,7 +221,7 @@ TEST(emulated_faults_arrive_as_the_framework_would_tell_them) {
 }
 
 TEST(a_late_call_is_safe_when_everything_else_is_gone) {
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   {
     auto matmul = std::make_shared<Matmul>(*device);
     emulated::set_faults("hang");
@@ -244,7 +244,7 @@ TEST(a_late_call_is_safe_when_everything_else_is_gone) {
 }
 
 TEST(threads_do_not_disturb_each_other) {
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   std::vector<std::thread> threads;
   std::atomic<int> wrong{0};
   for (int t = 0; t < 4; ++t) {
@@ -264,7 +264,7 @@ TEST(threads_do_not_disturb_each_other) {
 
 TEST(a_forked_child_is_refused) {
   for (auto route : {"in_memory", "e5rt"}) {
-    auto device = device_on(route);
+    auto device = make_ane_device(route);
     Matmul matmul(*device);
     auto child = fork();
     if (child == 0) {

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "apple_helpers.h"
+#include "device/apple/verdict.h"
 
 using namespace apple_test;
 
@@ -16,7 +17,7 @@ namespace {
 /// Runs this program again with another folder of frameworks: a framework once
 /// opened stays. `check` is the name of one of the cases below.
 bool passes_on(const char* frameworks, const char* name) {
-  auto command = std::string("MLX_ANE_DOUBLES_FRAMEWORKS=") + frameworks +
+  auto command = std::string("DOUBLES_FRAMEWORKS=") + frameworks +
       " /proc/" + std::to_string(getpid()) + "/exe --case " + name;
   return std::system(command.c_str()) == 0;
 }
@@ -26,7 +27,7 @@ std::string variant(const char* folder) {
 }
 
 bool old_works() {
-  auto device = device_on("in_memory");
+  auto device = make_ane_device("in_memory");
   {
     Matmul first(*device), second(*device);
     CHECK(first.run() <= tolerance);
@@ -44,7 +45,9 @@ bool old_works() {
 }
 
 bool moved_is_named() {
-  auto device = device_on("in_memory");
+  // Nothing was chosen, so the other route would do; this folder has none.
+  CHECK(make_ane_device()->info().at("route") == "in_memory");
+  auto device = make_ane_device("in_memory");
   auto reason = device->unavailable().value_or("");
   CHECK(
       reason ==
@@ -56,7 +59,7 @@ bool moved_is_named() {
 
 bool absent_is_told() {
   for (auto route : {"in_memory", "e5rt"}) {
-    auto reason = device_on(route)->unavailable().value_or("");
+    auto reason = make_ane_device(route)->unavailable().value_or("");
     CHECK(reason.find("cannot be opened") != std::string::npos);
   }
   return check::failures() == 0;
@@ -77,7 +80,32 @@ TEST(a_missing_framework_is_told) {
 }
 
 TEST(an_unknown_route_is_an_error) {
-  CHECK_THROWS(std::invalid_argument, "in_memory or e5rt", device_on("fast"));
+  CHECK_THROWS(
+      std::invalid_argument, "in_memory or e5rt", make_ane_device("fast"));
+  setenv("MLX_ANE_ROUTE", "fast", 1);
+  CHECK_THROWS(
+      std::invalid_argument, "MLX_ANE_ROUTE", make_ane_device()->limits());
+  unsetenv("MLX_ANE_ROUTE");
+}
+
+TEST(environment_and_verdict_choose_the_route) {
+  auto route = [] { return make_ane_device()->info().at("route"); };
+  CHECK(route() == "in_memory");
+  apple::store_verdict(
+      {{"passed", "yes"},
+       {"route", "e5rt"},
+       {"dialect", "ios16"},
+       {"max_contraction", "512"}});
+  CHECK(route() == "e5rt");
+  auto device = make_ane_device();
+  CHECK(device->limits().verbose_dialect);
+  CHECK(device->limits().max_contraction == 512);
+  setenv("MLX_ANE_ROUTE", "in_memory", 1);
+  CHECK(route() == "in_memory");
+  unsetenv("MLX_ANE_ROUTE");
+  std::filesystem::remove(apple::verdict_file());
+  CHECK(!apple::stored_verdict());
+  CHECK(!make_ane_device()->limits().verbose_dialect);
 }
 
 int main(int argc, char** argv) {

@@ -14,58 +14,94 @@ namespace apple {
 
 namespace {
 
-/// Limits of the chip, or the strictest of all for one that nobody reported.
-Limits limits_for(const std::string& chip) {
-  try {
-    return limits_of(chip);
-  } catch (const std::invalid_argument&) {
-    auto limits = limits_of("h13");
-    limits.chip = chip;
-    return limits;
-  }
+std::string value_of(const Verdict& verdict, const char* key) {
+  auto found = verdict.find(key);
+  return found == verdict.end() ? "" : found->second;
 }
 
-/// MLX_ANE_ROUTE, else the verdict's, else in_memory.
+std::string checked_route(const std::string& route) {
+  if (route != "in_memory" && route != "e5rt") {
+    throw std::invalid_argument(
+        "[mlx_ane] got route \"" + route +
+        "\", need in_memory or e5rt, set MLX_ANE_ROUTE to one of them or "
+        "unset it.");
+  }
+  return route;
+}
+
+/// MLX_ANE_ROUTE, else the verdict's, else "".
 std::string chosen_route(const Verdict& verdict) {
   auto wanted = std::getenv("MLX_ANE_ROUTE");
   if (wanted != nullptr && *wanted != '\0') {
-    std::string route(wanted);
-    if (route != "in_memory" && route != "e5rt") {
-      throw std::invalid_argument(
-          "[mlx_ane] got MLX_ANE_ROUTE=" + route +
-          ", need in_memory or e5rt, set one of them or unset it.");
-    }
-    return route;
+    return checked_route(wanted);
   }
-  auto found = verdict.find("route");
-  return found == verdict.end() ? "in_memory" : found->second;
+  auto found = value_of(verdict, "route");
+  return found.empty() ? "" : checked_route(found);
 }
 
-/// What the self-test measured is better than what others reported.
-void adopt(const Verdict& verdict, Limits& limits) {
-  auto value = [&](const char* key) {
-    auto found = verdict.find(key);
-    return found == verdict.end() ? std::string() : found->second;
-  };
-  if (auto dialect = value("dialect"); !dialect.empty()) {
+std::unique_ptr<Route> make_route(
+    const std::string& name,
+    const std::string& chip) {
+  return name == "e5rt" ? make_e5rt_route() : make_in_memory_route(chip);
+}
+
+/// Limits of the chip, or the strictest of all for one that nobody reported.
+/// What the self-test measured here is better than what others reported.
+Limits limits_for(const std::string& chip, const Verdict& verdict) {
+  Limits limits;
+  try {
+    limits = limits_of(chip);
+  } catch (const std::invalid_argument&) {
+    limits = limits_of("h13");
+    limits.chip = chip;
+  }
+  if (auto dialect = value_of(verdict, "dialect"); !dialect.empty()) {
     limits.verbose_dialect = dialect == "ios16";
   }
-  if (auto depth = value("max_contraction"); !depth.empty()) {
-    limits.max_contraction = std::stoll(depth);
+  if (auto depth = value_of(verdict, "max_contraction"); !depth.empty()) {
+    limits.max_contraction = std::atoll(depth.c_str());
   }
+  return limits;
 }
+
+/// Everything that depends on the machine and the verdict.
+struct State {
+  Verdict verdict;
+  std::map<std::string, std::string> facts;
+  Limits limits;
+  std::unique_ptr<Route> route;
+  std::optional<std::string> missing;
+
+  /// An empty `route_name` asks the environment and the verdict.
+  explicit State(const std::string& route_name)
+      : verdict(stored_verdict().value_or(Verdict{})), facts(engine_facts()) {
+    limits = limits_for(facts["chip"], verdict);
+    auto name = route_name.empty() ? chosen_route(verdict) : route_name;
+    route = make_route(name, limits.chip);
+    missing = route->unavailable();
+    if (missing && name.empty()) {
+      auto second = make_route("e5rt", limits.chip);
+      if (!second->unavailable()) {
+        route = std::move(second);
+        missing.reset();
+      }
+    }
+    if (!missing && facts["hasANE"] == "no") {
+      missing = "this Mac has no Neural Engine";
+    }
+  }
+};
 
 class AppleDevice : public Device {
  public:
-  AppleDevice();
+  explicit AppleDevice(std::string route_name)
+      : route_name_(std::move(route_name)) {}
   std::string_view name() const override {
     return "ane";
   }
-  std::optional<std::string> unavailable() const override {
-    return missing_;
-  }
+  std::optional<std::string> unavailable() const override;
   const Limits& limits() const override {
-    return limits_;
+    return used().limits;
   }
   std::shared_ptr<Surface> make_surface(size_t bytes) override;
   std::shared_ptr<Executable> compile(const Source& source) override;
@@ -76,61 +112,60 @@ class AppleDevice : public Device {
   std::map<std::string, std::string> info() const override;
 
  private:
-  void require_available() const;
+  /// Fixed at first use: a self-test that runs before it still decides.
+  const State& used() const;
+  Route& available_route();
 
-  Verdict verdict_;
-  std::map<std::string, std::string> facts_;
-  Limits limits_;
-  std::unique_ptr<Route> route_;
-  std::optional<std::string> missing_;
+  std::string route_name_;
+  mutable std::mutex mutex_;
+  mutable std::unique_ptr<State> state_;
 };
 
-AppleDevice::AppleDevice() {
-  verdict_ = stored_verdict().value_or(Verdict{});
-  auto route = chosen_route(verdict_);
-  facts_ = engine_facts();
-  limits_ = limits_for(facts_["chip"]);
-  adopt(verdict_, limits_);
-  route_ = route == "e5rt" ? make_e5rt_route()
-                           : make_in_memory_route(limits_.chip);
-  missing_ = route_->unavailable();
-  if (!missing_ && facts_["hasANE"] == "no") {
-    missing_ = "this Mac has no Neural Engine";
+const State& AppleDevice::used() const {
+  std::lock_guard lock(mutex_);
+  if (!state_) {
+    state_ = std::make_unique<State>(route_name_);
   }
+  return *state_;
 }
 
-void AppleDevice::require_available() const {
-  if (missing_) {
+std::optional<std::string> AppleDevice::unavailable() const {
+  std::lock_guard lock(mutex_);
+  return state_ ? state_->missing : State(route_name_).missing;
+}
+
+Route& AppleDevice::available_route() {
+  auto& state = used();
+  if (state.missing) {
     throw DeviceError(
         Cause::unavailable,
-        "[mlx_ane.ane] the Neural Engine cannot be used: " + *missing_ + ".");
+        "[mlx_ane.ane] the Neural Engine cannot be used: " + *state.missing +
+            ".");
   }
   require_same_process();
+  return *state.route;
 }
 
 std::shared_ptr<Surface> AppleDevice::make_surface(size_t bytes) {
-  require_available();
-  return route_->make_surface(round_surface(bytes, limits_));
+  auto& route = available_route();
+  return route.make_surface(round_surface(bytes, used().limits));
 }
 
 std::shared_ptr<Executable> AppleDevice::compile(const Source& source) {
-  require_available();
-  return route_->compile(source);
+  return available_route().compile(source);
 }
 
 std::map<std::string, std::string> AppleDevice::info() const {
-  auto facts = facts_;
-  for (auto& [key, value] : verdict_) {
+  std::lock_guard lock(mutex_);
+  auto fresh = state_ ? nullptr : std::make_unique<State>(route_name_);
+  auto& state = state_ ? *state_ : *fresh;
+  auto facts = state.facts;
+  for (auto& [key, value] : state.verdict) {
     facts["selftest_" + key] = value;
   }
-  facts["name"] = "ane";
-  facts["route"] = route_->name();
-  facts["chip"] = limits_.chip;
+  facts["route"] = state.route->name();
+  facts["chip"] = state.limits.chip;
   facts["os_build"] = os_build();
-  facts["available"] = missing_ ? "no" : "yes";
-  if (missing_) {
-    facts["reason"] = *missing_;
-  }
   return facts;
 }
 
@@ -139,7 +174,11 @@ std::map<std::string, std::string> AppleDevice::info() const {
 } // namespace apple
 
 std::unique_ptr<Device> make_ane_device() {
-  return std::make_unique<apple::AppleDevice>();
+  return std::make_unique<apple::AppleDevice>("");
+}
+
+std::unique_ptr<Device> make_ane_device(const std::string& route) {
+  return std::make_unique<apple::AppleDevice>(apple::checked_route(route));
 }
 
 } // namespace mlx_ane

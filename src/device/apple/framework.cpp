@@ -15,7 +15,7 @@ namespace {
 /// The binaries live in the system's shared cache: only dlopen can tell.
 std::string framework_path(const std::string& name) {
 #if defined(MLX_ANE_DOUBLES_DIR)
-  auto chosen = std::getenv("MLX_ANE_DOUBLES_FRAMEWORKS");
+  auto chosen = std::getenv("DOUBLES_FRAMEWORKS");
   auto folder = std::string(chosen ? chosen : MLX_ANE_DOUBLES_DIR);
 #else
   const std::string folder = "/System/Library/PrivateFrameworks";

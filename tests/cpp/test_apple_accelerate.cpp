@@ -1,0 +1,151 @@
+// The Accelerate bodies over their doubles: sgemm by value, Adam against the loop.
+#include "check.h"
+
+#ifdef MLX_ANE_DOUBLES
+
+#include <vector>
+
+// Compiled here, so that it stands in for this machine's BLAS.
+#include "blas/accelerate.cpp"
+#include "blas/blas.h"
+#include "kernels/adam_accelerate.h"
+
+using namespace mlx_ane;
+
+namespace {
+
+float value(int64_t i) {
+  return static_cast<float>((i * 7919) % 101 - 50) / 16;
+}
+
+std::vector<float> values(int64_t n, int64_t seed) {
+  std::vector<float> out(n);
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = value(i + seed);
+  }
+  return out;
+}
+
+/// Largest difference of c = alpha op(a) op(b) + beta c over strided storage.
+float sgemm_error(bool trans_a, bool trans_b, float beta) {
+  constexpr int64_t m = 5, n = 7, k = 3, slack = 2;
+  int64_t lda = (trans_a ? m : k) + slack;
+  int64_t ldb = (trans_b ? k : n) + slack;
+  int64_t ldc = n + slack;
+  auto a = values((trans_a ? k : m) * lda, 1);
+  auto b = values((trans_b ? n : k) * ldb, 2);
+  auto c = values(m * ldc, 3);
+  auto before = c;
+  blas::sgemm(
+      trans_a,
+      trans_b,
+      m,
+      n,
+      k,
+      0.5f,
+      a.data(),
+      lda,
+      b.data(),
+      ldb,
+      beta,
+      c.data(),
+      ldc);
+  float worst = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < ldc; ++j) {
+      float expected = before[i * ldc + j];
+      if (j < n) {
+        float sum = 0;
+        for (int64_t l = 0; l < k; ++l) {
+          sum += (trans_a ? a[l * lda + i] : a[i * lda + l]) *
+              (trans_b ? b[j * ldb + l] : b[l * ldb + j]);
+        }
+        expected = 0.5f * sum + beta * expected;
+      }
+      worst = std::max(worst, std::abs(c[i * ldc + j] - expected));
+    }
+  }
+  return worst;
+}
+
+} // namespace
+
+TEST(sgemm_has_the_operands_in_place) {
+  for (bool trans_a : {false, true}) {
+    for (bool trans_b : {false, true}) {
+      CHECK(sgemm_error(trans_a, trans_b, 0.0f) <= 1e-5f);
+      CHECK(sgemm_error(trans_a, trans_b, 2.0f) <= 1e-5f);
+    }
+  }
+  CHECK(blas::name() == "Accelerate");
+}
+
+TEST(adam_equals_the_loop) {
+  kernels::AdamConstants constants{
+      .b1 = 0.9f,
+      .b2 = 0.99f,
+      .one_minus_b1 = 0.1f,
+      .one_minus_b2 = 0.01f,
+      .eps = 1e-3f,
+      .decay = 0.75f,
+      .c1 = 0.25f,
+      .c2 = 1.5f,
+      .gradient_scale = 0.5f};
+  // Below, at and beyond whole tiles; v may not be negative.
+  for (int64_t n : {0, 1, 1023, 1024, 1025, 5000}) {
+    auto p = values(n, 1), g = values(n, 2), m = values(n, 3), v = values(n, 4);
+    for (auto& x : v) {
+      x *= x;
+    }
+    auto p2 = p, m2 = m, v2 = v;
+    std::vector<float> q(n), m3(n), v3(n);
+    kernels::loops().adam(
+        p.data(),
+        g.data(),
+        m.data(),
+        v.data(),
+        q.data(),
+        m3.data(),
+        v3.data(),
+        n,
+        constants);
+    // In place, as the optimizer donates.
+    kernels::adam_accelerate(
+        p2.data(),
+        g.data(),
+        m2.data(),
+        v2.data(),
+        p2.data(),
+        m2.data(),
+        v2.data(),
+        n,
+        constants);
+    float worst = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      worst = std::max(
+          {worst,
+           std::abs(p2[i] - q[i]),
+           std::abs(m2[i] - m3[i]),
+           std::abs(v2[i] - v3[i])});
+    }
+    CHECK(worst <= 2e-6f);
+  }
+}
+
+TEST(the_faster_adam_is_one_of_the_two) {
+  auto portable = kernels::loops().adam;
+  auto chosen = kernels::fastest_adam(portable);
+  bool accelerate = chosen == kernels::adam_accelerate;
+  CHECK(accelerate || chosen == portable);
+  CHECK(kernels::adam_implementation() == (accelerate ? "vDSP" : "loop"));
+}
+
+CHECK_MAIN()
+
+#else
+
+int main() {
+  std::puts("built without the doubles");
+}
+
+#endif

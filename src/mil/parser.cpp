@@ -183,9 +183,16 @@ std::vector<std::string> Parser::results() {
 Operation Parser::operation() {
   Operation op;
   op.location = in_.location();
-  outputs(op);
-  in_.expect('=', "after the outputs of the operation");
+  // write_state(...) gives nothing; its name stands where a type would.
+  auto first = in_.peek_name();
+  if (first.empty() || in_.peek_after(first) != '(') {
+    outputs(op);
+    in_.expect('=', "after the outputs of the operation");
+  }
   op.op = in_.name("an operation");
+  if (op.op == "const" && op.outputs.empty()) {
+    in_.fail("const needs an output");
+  }
   in_.expect('(', "after the operation");
   arguments(op);
   if (in_.accept('[')) {

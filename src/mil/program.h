@@ -105,7 +105,8 @@ struct Value {
 
 /// outputs = op(inputs)[attributes]. A reference or tuple that stood in the
 /// bracket is in `inputs`; `val` and `name` of a const are in `attributes`
-/// wherever they stood, and both may be missing from other ops.
+/// wherever they stood, and both may be missing from other ops. write_state has
+/// no outputs.
 struct Operation {
   std::string op;
   std::vector<std::pair<std::string, Argument>> inputs;

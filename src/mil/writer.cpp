@@ -112,7 +112,7 @@ void Writer::values(const std::vector<Value>& values) {
 void Writer::operation(const Operation& op) {
   text_ += "        ";
   values(op.outputs);
-  text_ += " = ";
+  text_ += op.outputs.empty() ? "" : " = ";
   text_ += op.op;
   text_ += '(';
   const char* separator = "";

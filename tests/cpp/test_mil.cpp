@@ -104,6 +104,17 @@ TEST(state_and_unknown_dimensions) {
   CHECK(same_meaning(program, parse(write(program, Dialect::ios18))));
 }
 
+TEST(operations_without_outputs) {
+  auto text =
+      with_body("write_state(data = x, input = kv)[name = string(\"w\")];");
+  auto program = parse(text);
+  auto& op = program.functions.at(0).operations.at(0);
+  CHECK(op.op == "write_state" && op.outputs.empty() && op.inputs.size() == 2);
+  CHECK(same_meaning(program, parse(write(program, Dialect::ios18))));
+  CHECK_THROWS(
+      ParseError, "needs an output", parse_operation("const(fp16(1));"));
+}
+
 TEST(several_outputs_tuples_and_brackets) {
   for (auto [open, close] : {std::pair{"", ""}, {"(", ")"}}) {
     auto op = parse_operation(

@@ -1,14 +1,25 @@
 // GEMM on any float type and strides, over the sgemm seam.
 #include "blas/gemm.h"
 
-#include <vector>
+#include <algorithm>
+#include <limits>
 
 #include "blas/blas.h"
 #include "kernels/half.h"
+#include "kernels/pool.h"
+#include "kernels/rows.h"
+#include "kernels/scratch.h"
 
 namespace mlx_ane::blas {
 
 namespace {
+
+struct LeftUse {};
+struct RightUse {};
+struct OutUse {};
+
+/// Sides of the panels that are converted at a time: 4 MB of fp32 each.
+constexpr int64_t panel = 1024;
 
 /// An fp32 matrix as BLAS takes it.
 struct Operand {
@@ -17,37 +28,101 @@ struct Operand {
   bool transposed;
 };
 
-/// Row-major fp32 copy of a view of any type and strides.
-void convert(const MatrixView& x, float* dst) {
-  auto data = static_cast<const char*>(x.data);
-  auto size = static_cast<int64_t>(size_of(x.type));
-  for (int64_t r = 0; r < x.rows; ++r) {
-    if (x.col_stride == 1) {
-      auto row = data + r * x.row_stride * size;
-      kernels::to_float(row, x.type, dst + r * x.cols, x.cols);
-      continue;
-    }
-    for (int64_t c = 0; c < x.cols; ++c) {
-      auto at = data + (r * x.row_stride + c * x.col_stride) * size;
-      kernels::to_float(at, x.type, dst + r * x.cols + c, 1);
-    }
+bool leading_dimension(int64_t stride, int64_t length) {
+  return stride >= length && stride <= std::numeric_limits<int32_t>::max();
+}
+
+bool row_major(const MatrixView& x) {
+  return x.type == Float::f32 && x.col_stride == 1 &&
+         (x.rows == 1 || leading_dimension(x.row_stride, x.cols));
+}
+
+bool readable(const MatrixView& x) {
+  return row_major(x) || row_major(x.transposed());
+}
+
+/// The view itself where BLAS can read it, else a copy in scratch.
+template <class Use>
+Operand operand(const MatrixView& x) {
+  bool transposed = !row_major(x) && row_major(x.transposed());
+  // A copy is made along the shorter stride, so that both sides are in order.
+  if (!readable(x)) {
+    transposed = x.row_stride == 1 && x.col_stride != 1;
+  }
+  MatrixView rows = transposed ? x.transposed() : x;
+  if (row_major(rows)) {
+    int64_t ld = rows.rows == 1 ? rows.cols : rows.row_stride;
+    return {static_cast<const float*>(rows.data), ld, transposed};
+  }
+  auto copy = kernels::scratch<Use, float>(rows.rows * rows.cols);
+  kernels::copy_rows(rows, copy, rows.cols);
+  return {copy, rows.cols, transposed};
+}
+
+void fill_bias(const MatrixView& bias, int64_t rows, float* c, int64_t ldc) {
+  MatrixView row{bias.data, bias.type, 1, bias.cols, 0, bias.col_stride};
+  kernels::copy_rows(row, c, ldc);
+  for (int64_t r = 1; r < rows; ++r) {
+    std::copy_n(c, bias.cols, c + r * ldc);
   }
 }
 
-/// The view itself where BLAS can read it, else a copy in `scratch`.
-Operand operand(const MatrixView& x, std::vector<float>& scratch) {
-  if (x.type == Float::f32) {
-    auto data = static_cast<const float*>(x.data);
-    if (x.col_stride == 1 && x.row_stride >= x.cols) {
-      return {data, x.row_stride, false};
-    }
-    if (x.row_stride == 1 && x.col_stride >= x.rows) {
-      return {data, x.col_stride, true};
-    }
+/// One block of c, whose operands are converted and multiplied by panels of k.
+void gemm_block(
+    const MatrixView& a,
+    const MatrixView& b,
+    const MatrixView* bias,
+    const MatrixOut& c) {
+  bool direct = c.type == Float::f32;
+  auto out = direct ? static_cast<float*>(c.data)
+                    : kernels::scratch<OutUse, float>(c.rows * c.cols);
+  int64_t ldc = direct ? c.row_stride : c.cols;
+  if (bias != nullptr) {
+    // Costs nothing: without it, the BLAS would write zeros there.
+    fill_bias(*bias, c.rows, out, ldc);
   }
-  scratch.resize(static_cast<size_t>(x.rows * x.cols));
-  convert(x, scratch.data());
-  return {scratch.data(), x.cols, false};
+  int64_t step =
+      readable(a) && readable(b) ? std::max<int64_t>(a.cols, 1) : panel;
+  // k = 0 still needs one call, for zeros.
+  for (int64_t p = 0; p < std::max<int64_t>(a.cols, 1); p += step) {
+    int64_t k = std::min(step, a.cols - p);
+    Operand left = operand<LeftUse>(a.block(0, p, a.rows, k));
+    Operand right = operand<RightUse>(b.block(p, 0, k, b.cols));
+    sgemm(
+        left.transposed,
+        right.transposed,
+        c.rows,
+        c.cols,
+        k,
+        1.0f,
+        left.data,
+        left.ld,
+        right.data,
+        right.ld,
+        bias != nullptr || p > 0 ? 1.0f : 0.0f,
+        out,
+        ldc);
+  }
+  auto row_bytes = c.row_stride * static_cast<int64_t>(size_of(c.type));
+  for (int64_t r = 0; !direct && r < c.rows; ++r) {
+    auto row = static_cast<char*>(c.data) + r * row_bytes;
+    kernels::from_float(out + r * ldc, c.type, row, c.cols);
+  }
+}
+
+MatrixOut block_of(
+    const MatrixOut& c, int64_t r, int64_t col, int64_t rows, int64_t cols) {
+  auto offset =
+      (r * c.row_stride + col) * static_cast<int64_t>(size_of(c.type));
+  return {
+      static_cast<char*>(c.data) + offset, c.type, rows, cols, c.row_stride};
+}
+
+/// Blocks for each thread to take, where there is work for several.
+int64_t side_of_block(int64_t side, int64_t other, int64_t k) {
+  bool shared = threads() > 1 && static_cast<double>(side) * other * k > 4e6;
+  int64_t share = shared ? side / (2 * threads()) / 16 * 16 : panel;
+  return std::clamp<int64_t>(share, 192, panel);
 }
 
 }  // namespace
@@ -60,40 +135,30 @@ void gemm(
   if (c.rows == 0 || c.cols == 0) {
     return;
   }
-  int64_t k = a.cols;
-  std::vector<float> a_scratch, b_scratch, c_scratch;
-  auto out = static_cast<float*>(c.data);
-  int64_t ldc = c.row_stride;
-  if (c.type != Float::f32 || ldc < c.cols) {
-    c_scratch.resize(static_cast<size_t>(c.rows * c.cols));
-    out = c_scratch.data();
-    ldc = c.cols;
+  if (readable(a) && readable(b) && c.type == Float::f32) {
+    gemm_block(a, b, bias, c);
+    return;
   }
-  for (int64_t r = 0; bias != nullptr && r < c.rows; ++r) {
-    MatrixView row{bias->data, bias->type, 1, c.cols, 0, bias->col_stride};
-    convert(row, out + r * ldc);
-  }
-  Operand left = operand(a, a_scratch);
-  Operand right = operand(b, b_scratch);
-  sgemm(
-      left.transposed,
-      right.transposed,
-      c.rows,
-      c.cols,
-      k,
-      1.0f,
-      left.data,
-      left.ld,
-      right.data,
-      right.ld,
-      bias != nullptr ? 1.0f : 0.0f,
-      out,
-      ldc);
-  for (int64_t r = 0; c.type != Float::f32 && r < c.rows; ++r) {
-    auto row = static_cast<char*>(c.data) +
-               r * c.row_stride * static_cast<int64_t>(size_of(c.type));
-    kernels::from_float(out + r * ldc, c.type, row, c.cols);
-  }
+  // Blocks share the conversion among threads and bound the scratch.
+  bool tall = c.rows >= c.cols;
+  int64_t height = tall ? side_of_block(c.rows, c.cols, a.cols) : panel;
+  int64_t width = tall ? panel : side_of_block(c.cols, c.rows, a.cols);
+  int64_t across = (c.cols + width - 1) / width;
+  int64_t down = (c.rows + height - 1) / height;
+  kernels::parallel_for(across * down, threads(), [&](int64_t i) {
+    int64_t r = i / across * height, col = i % across * width;
+    int64_t rows = std::min(height, c.rows - r);
+    int64_t cols = std::min(width, c.cols - col);
+    MatrixView bias_block;
+    if (bias != nullptr) {
+      bias_block = bias->block(0, col, 1, cols);
+    }
+    gemm_block(
+        a.block(r, 0, rows, a.cols),
+        b.block(0, col, b.rows, cols),
+        bias != nullptr ? &bias_block : nullptr,
+        block_of(c, r, col, rows, cols));
+  });
 }
 
 }  // namespace mlx_ane::blas

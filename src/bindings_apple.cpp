@@ -55,10 +55,7 @@ auto matmul_source_tuple(
     const std::string& layout,
     const std::string& dialect) {
   auto source = matmul_source(
-      {s,
-       k,
-       n,
-       layout == "natural" ? Layout::natural : Layout::channels_first},
+      {s, k, n, layout == "natural" ? Layout::natural : Layout::channels_first},
       dialect == "ios16" ? mil::Dialect::ios16 : mil::Dialect::ios18);
   return std::tuple(
       source.text, to_tuples(source.inputs), to_tuples(source.outputs));
@@ -117,19 +114,29 @@ std::vector<std::string> staged() {
 void bind_doubles(nb::module_& m) {
   m.def("live", &live, "Living objects of the doubles, by kind.");
   m.def("staged", &staged, "Program folders that this process has staged.");
-  m.def("log", [] { return std::string(double_read_log()); },
-        "Steps of the frameworks, one a line.");
+  m.def(
+      "log",
+      [] { return std::string(double_read_log()); },
+      "Steps of the frameworks, one a line.");
   m.def("clear_log", &double_clear_log, "Empties the log.");
-  m.def("inject", &double_inject, "site"_a, "kind"_a, "count"_a = 1,
-        "The next `count` passes of a site fail: nil, error, nil_error or "
-        "exception.");
+  m.def(
+      "inject",
+      &double_inject,
+      "site"_a,
+      "kind"_a,
+      "count"_a = 1,
+      "The next `count` passes of a site fail: nil, error, nil_error or "
+      "exception.");
   m.def("clear_faults", &double_clear_faults, "Removes injected faults.");
-  m.def("reverse_symbols", &double_reverse_symbols, "reverse"_a,
-        "Lists symbols against the order of their names.");
+  m.def(
+      "reverse_symbols",
+      &double_reverse_symbols,
+      "reverse"_a,
+      "Lists symbols against the order of their names.");
 }
 #endif
 
-} // namespace
+}  // namespace
 
 void bind_apple(nb::module_& m) {
   m.def(
@@ -150,7 +157,8 @@ void bind_apple(nb::module_& m) {
       "outputs"_a,
       "values"_a,
       "repeats"_a = 0,
-      "Tries a program on a route; values are fp16 bits, one flat array a port.");
+      "Tries a program on a route; values are fp16 bits, one flat array a "
+      "port.");
   m.def(
       "verdict_file",
       [] { return apple::verdict_file().string(); },
@@ -174,6 +182,6 @@ void bind_apple(nb::module_& m) {
 #endif
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane
 
 #endif

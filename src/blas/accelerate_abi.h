@@ -40,11 +40,7 @@ void vDSP_vsmul(
     vDSP_Length n);
 /// c = a * a.
 void vDSP_vsq(
-    const float* a,
-    vDSP_Stride ia,
-    float* c,
-    vDSP_Stride ic,
-    vDSP_Length n);
+    const float* a, vDSP_Stride ia, float* c, vDSP_Stride ic, vDSP_Length n);
 /// d = a * *b + *c.
 void vDSP_vsmsa(
     const float* a,
@@ -77,4 +73,4 @@ void vDSP_vdiv(
 /// y = sqrt(x).
 void vvsqrtf(float* y, const float* x, const int* n);
 
-} // extern "C"
+}  // extern "C"

@@ -22,7 +22,8 @@ using namespace mlx_ane;
 inline void use_fresh_cache() {
   static auto folder = [] {
     auto pattern =
-        (std::filesystem::temp_directory_path() / "apple_cache_XXXXXX").string();
+        (std::filesystem::temp_directory_path() / "apple_cache_XXXXXX")
+            .string();
     auto made = std::string(mkdtemp(pattern.data()));
     static struct Remove {
       std::string path;
@@ -98,8 +99,7 @@ struct Matmul {
           sum += x_value(r, k) * w_value(c, k);
         }
         worst = std::max(
-            worst,
-            std::abs(kernels::half_to_float(halves[r * ld + c]) - sum));
+            worst, std::abs(kernels::half_to_float(halves[r * ld + c]) - sum));
       }
     }
     return worst;
@@ -128,4 +128,4 @@ inline bool balanced() {
   return level;
 }
 
-} // namespace apple_test
+}  // namespace apple_test

@@ -1,4 +1,5 @@
-// The Accelerate bodies over their doubles: sgemm by value, Adam against the loop.
+// The Accelerate bodies over their doubles: sgemm by value, Adam against the
+// loop.
 #include "check.h"
 
 #ifdef MLX_ANE_DOUBLES
@@ -58,7 +59,7 @@ float sgemm_error(bool trans_a, bool trans_b, float beta) {
         float sum = 0;
         for (int64_t l = 0; l < k; ++l) {
           sum += (trans_a ? a[l * lda + i] : a[i * lda + l]) *
-              (trans_b ? b[j * ldb + l] : b[l * ldb + j]);
+                 (trans_b ? b[j * ldb + l] : b[l * ldb + j]);
         }
         expected = 0.5f * sum + beta * expected;
       }
@@ -68,7 +69,7 @@ float sgemm_error(bool trans_a, bool trans_b, float beta) {
   return worst;
 }
 
-} // namespace
+}  // namespace
 
 TEST(sgemm_has_the_operands_in_place) {
   for (bool trans_a : {false, true}) {

@@ -42,7 +42,7 @@ void use_once(Device& device) {
   CHECK(matmul.run() <= tolerance);
 }
 
-} // namespace
+}  // namespace
 
 TEST(answers_are_right_in_both_layouts_and_dialects) {
   for (auto route : {"in_memory", "e5rt"}) {
@@ -64,9 +64,9 @@ TEST(answers_are_right_in_both_layouts_and_dialects) {
 
 TEST(calls_come_in_order) {
   auto device = make_ane_device("in_memory");
-  CHECK(
-      log_of([&] { use_once(*device); }) ==
-      "descriptor\nload\nevaluate\nunload\n");
+  CHECK(log_of([&] {
+          use_once(*device);
+        }) == "descriptor\nload\nevaluate\nunload\n");
   auto first = log_of([&] {
     Matmul matmul(*device, {128, 32, 64, Layout::natural});
     CHECK(matmul.run() <= tolerance);
@@ -115,9 +115,9 @@ TEST(a_stale_cache_entry_is_compiled_again) {
   auto device = make_ane_device("in_memory");
   use_once(*device);
   double_inject("load", "error", 1);
-  CHECK(
-      log_of([&] { use_once(*device); }) ==
-      "descriptor\nload\ncompile\nload\nevaluate\nunload\n");
+  CHECK(log_of([&] {
+          use_once(*device);
+        }) == "descriptor\nload\ncompile\nload\nevaluate\nunload\n");
   CHECK(balanced());
 }
 
@@ -125,9 +125,9 @@ TEST(load_is_tried_twice) {
   auto device = make_ane_device("in_memory");
   std::filesystem::remove_all(programs_cache());
   double_inject("load", "nil_error", 1);
-  CHECK(
-      log_of([&] { use_once(*device); }) ==
-      "descriptor\ncompile\nload\nload\nevaluate\nunload\n");
+  CHECK(log_of([&] {
+          use_once(*device);
+        }) == "descriptor\ncompile\nload\nload\nevaluate\nunload\n");
   std::filesystem::remove_all(programs_cache());
   double_inject("load", "error", 2);
   std::string text;
@@ -250,7 +250,8 @@ TEST(threads_do_not_disturb_each_other) {
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < 8; ++i) {
-        Matmul matmul(*device, {64, 32 * (1 + (t + i) % 3), 64, Layout::natural});
+        Matmul matmul(
+            *device, {64, 32 * (1 + (t + i) % 3), 64, Layout::natural});
         wrong += matmul.run() > tolerance;
       }
     });
@@ -271,12 +272,14 @@ TEST(a_forked_child_is_refused) {
       std::string text;
       auto refused = [&](auto&& body) {
         return cause_of(body, &text) == Cause::unavailable &&
-            text.find("spawn") != std::string::npos;
+               text.find("spawn") != std::string::npos;
       };
       bool right = refused([&] { matmul.run(); }) &&
-          refused([&] { device->make_surface(64); }) &&
-          refused([&] { device->compile(matmul.source); });
-      { auto dropped = std::move(matmul); }
+                   refused([&] { device->make_surface(64); }) &&
+                   refused([&] { device->compile(matmul.source); });
+      {
+        auto dropped = std::move(matmul);
+      }
       exit(right ? 0 : 1);
     }
     int status = 0;

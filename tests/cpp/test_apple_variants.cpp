@@ -3,6 +3,7 @@
 
 #ifdef MLX_ANE_DOUBLES
 
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -17,8 +18,8 @@ namespace {
 /// Runs this program again with another folder of frameworks: a framework once
 /// opened stays. `check` is the name of one of the cases below.
 bool passes_on(const char* frameworks, const char* name) {
-  auto command = std::string("DOUBLES_FRAMEWORKS=") + frameworks +
-      " /proc/" + std::to_string(getpid()) + "/exe --case " + name;
+  auto command = std::string("DOUBLES_FRAMEWORKS=") + frameworks + " /proc/" +
+                 std::to_string(getpid()) + "/exe --case " + name;
   return std::system(command.c_str()) == 0;
 }
 
@@ -65,7 +66,47 @@ bool absent_is_told() {
   return check::failures() == 0;
 }
 
-} // namespace
+/// Compiles and runs once in the cache that the parent chose; 0 if it compiled,
+/// 3 if another process had.
+int compile_in_shared_cache() {
+  auto device = make_ane_device("in_memory");
+  double_clear_log();
+  Matmul matmul(*device);
+  if (matmul.run() > tolerance) {
+    return 1;
+  }
+  std::string log = double_read_log();
+  return log.find("compile") == log.npos ? 3 : 0;
+}
+
+/// Makes the process's folder and ends; at once, as a crash does, or by exit.
+int stage_and_end(bool crash) {
+  auto folder = apple::make_private_directory();
+  auto mode = std::filesystem::status(apple::process_directory()).permissions();
+  if (mode != std::filesystem::perms::owner_all ||
+      !std::filesystem::is_directory(folder)) {
+    return 1;
+  }
+  if (crash) {
+    _exit(0);
+  }
+  return 0;
+}
+
+std::string self() {
+  return "/proc/" + std::to_string(getpid()) + "/exe";
+}
+
+/// Folders that processes have staged in `temporary`.
+int staged_in(const std::string& temporary) {
+  int count = 0;
+  for (auto& entry : std::filesystem::directory_iterator(temporary)) {
+    count += entry.path().filename().string().starts_with("mlx_ane");
+  }
+  return count;
+}
+
+}  // namespace
 
 TEST(an_old_framework_works_without_its_optional_selectors) {
   CHECK(passes_on(variant("old").c_str(), "old"));
@@ -108,13 +149,63 @@ TEST(environment_and_verdict_choose_the_route) {
   CHECK(!make_ane_device()->limits().verbose_dialect);
 }
 
+TEST(processes_share_the_cache) {
+  std::filesystem::remove_all(programs_cache());
+  std::vector<std::FILE*> children;
+  for (int i = 0; i < 6; ++i) {
+    children.push_back(popen((self() + " --case shared").c_str(), "r"));
+  }
+  int compiled = 0, loaded = 0;
+  for (auto child : children) {
+    auto status = WEXITSTATUS(pclose(child));
+    compiled += status == 0;
+    loaded += status == 3;
+  }
+  CHECK(compiled == 1);
+  CHECK(loaded == 5);
+}
+
+TEST(staging_folders_go_with_their_process) {
+  auto temporary = programs_cache().parent_path() / "tmp";
+  std::filesystem::create_directories(temporary);
+  auto run = [&](const char* name) {
+    return std::system(
+        ("TMPDIR=" + temporary.string() + " " + self() + " --case " + name)
+            .c_str());
+  };
+  CHECK(run("exit") == 0);
+  CHECK(staged_in(temporary) == 0);
+  CHECK(run("crash") == 0);
+  CHECK(staged_in(temporary) == 1);
+  // The folder of a living process stays, that of the crashed one goes.
+  auto alive = temporary / "mlx_ane-alive";
+  std::filesystem::create_directories(alive);
+  apple::FileLock lock(alive / "lock", apple::FileLock::Wait::no);
+  CHECK(lock.held());
+  CHECK(run("exit") == 0);
+  CHECK(staged_in(temporary) == 1);
+  CHECK(std::filesystem::exists(alive));
+  // A link is not followed.
+  lock = apple::FileLock();
+  std::filesystem::remove_all(alive);
+  std::filesystem::create_directory_symlink(programs_cache(), alive);
+  CHECK(run("exit") == 0);
+  CHECK(std::filesystem::exists(programs_cache()));
+}
+
 int main(int argc, char** argv) {
   if (argc == 3 && std::strcmp(argv[1], "--case") == 0) {
-    use_fresh_cache();
     std::string name = argv[2];
-    bool passed = name == "old" ? old_works()
-        : name == "moved"       ? moved_is_named()
-                                : absent_is_told();
+    if (name == "shared") {
+      return compile_in_shared_cache();
+    }
+    if (name == "exit" || name == "crash") {
+      return stage_and_end(name == "crash");
+    }
+    use_fresh_cache();
+    bool passed = name == "old"     ? old_works()
+                  : name == "moved" ? moved_is_named()
+                                    : absent_is_told();
     return passed ? 0 : 1;
   }
   use_fresh_cache();

@@ -18,10 +18,7 @@ using emulated::EngineProgram;
 using emulated::SurfaceBytes;
 
 void report(
-    double_status* status,
-    int code,
-    const char* domain,
-    const char* text) {
+    double_status* status, int code, const char* domain, const char* text) {
   status->failed = 1;
   status->code = code;
   std::snprintf(status->domain, sizeof(status->domain), "%s", domain);
@@ -128,6 +125,6 @@ constexpr double_engine engine = {
 
 [[maybe_unused]] const bool registered = (double_set_engine(&engine), true);
 
-} // namespace
+}  // namespace
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

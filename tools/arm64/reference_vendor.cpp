@@ -25,6 +25,7 @@ std::string name() {
   return "reference loops";
 }
 
-void set_threads(int) {}
+void set_threads(int) {
+}
 
-} // namespace mlx_ane::blas::vendor
+}  // namespace mlx_ane::blas::vendor

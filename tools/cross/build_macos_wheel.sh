@@ -84,6 +84,7 @@ print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
     -C cmake.define.MLX_ROOT="$sdk/mlx/share/cmake/MLX"
   "$venv/bin/python" "$here/check_wheel.py" "$wheels"/*.whl \
     --mlx "$work/macos14" --mlx "$work/macos15" --mlx "$work/macos26"
+  "$venv/bin/python" "$here/test_check_wheel.py" "$wheels"/*.whl --mlx "$work/macos14"
   mv "$wheels"/*.whl "$out"
   rmdir "$wheels"
 done

@@ -16,4 +16,4 @@ std::unique_ptr<Device> make_ane_device();
 /// The engine through one route, "in_memory" or "e5rt".
 std::unique_ptr<Device> make_ane_device(const std::string& route);
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -1,5 +1,6 @@
 // Own declarations of the few system symbols that the Apple route calls.
-// They hold on macOS and, for tests, over the doubles on Linux; no SDK is needed.
+// They hold on macOS and, for tests, over the doubles on Linux; no SDK is
+// needed.
 #pragma once
 
 #include <cstddef>
@@ -51,7 +52,7 @@ using ObjcBool = unsigned char;
 /// IOSurfaceLockOptions.
 inline constexpr uint32_t lock_read_only = 1;
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple
 
 extern "C" {
 struct __IOSurface;
@@ -59,7 +60,8 @@ struct __IOSurface;
 void CFRelease(const void* object);
 id NSTemporaryDirectory(void);
 
-// CFDictionaryRef and CFStringRef are toll-free bridged: NSDictionary, NSString.
+// CFDictionaryRef and CFStringRef are toll-free bridged: NSDictionary,
+// NSString.
 __IOSurface* IOSurfaceCreate(const void* properties);
 int IOSurfaceLock(__IOSurface* surface, uint32_t options, uint32_t* seed);
 int IOSurfaceUnlock(__IOSurface* surface, uint32_t options, uint32_t* seed);
@@ -79,7 +81,7 @@ int sysctlbyname(
     void* new_value,
     size_t new_size);
 
-/// objc_guard.m: runs body(context) inside @try. Returns 0, or 1 with the caught
-/// object (autoreleased) in *exception.
+/// objc_guard.m: runs body(context) inside @try. Returns 0, or 1 with the
+/// caught object (autoreleased) in *exception.
 int mlx_ane_objc_try(void (*body)(void*), void* context, id* exception);
 }

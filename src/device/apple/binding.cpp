@@ -24,7 +24,8 @@ std::vector<Symbol> in_ascii_order(const std::vector<Port>& ports) {
 
 /// The symbols of procedure 0 in its own order; all of them where the model
 /// does not list procedures.
-std::vector<size_t> symbol_order(id procedure, const char* key, size_t symbols) {
+std::vector<size_t> symbol_order(
+    id procedure, const char* key, size_t symbols) {
   auto indices = lookup(procedure, key);
   std::vector<size_t> order;
   for (size_t i = 0; i < count(indices); ++i) {
@@ -53,7 +54,7 @@ std::optional<std::vector<Symbol>> by_name(
       return std::nullopt;
     }
     auto name = to_text(element(symbols, index));
-    name = name.substr(0, name.find('@')); // Outputs read "name@output".
+    name = name.substr(0, name.find('@'));  // Outputs read "name@output".
     auto port = std::find_if(ports.begin(), ports.end(), [&](auto& candidate) {
       return candidate.name == name;
     });
@@ -67,14 +68,14 @@ std::optional<std::vector<Symbol>> by_name(
   return bound;
 }
 
-} // namespace
+}  // namespace
 
 Binding bind_ports(id model, const Source& source) {
   auto inner = responds(model, "model") ? send(model, "model") : nullptr;
   auto holder = responds(inner, "modelAttributes") ? inner : model;
   auto attributes = responds(holder, "modelAttributes")
-      ? send(holder, "modelAttributes")
-      : nullptr;
+                        ? send(holder, "modelAttributes")
+                        : nullptr;
   auto description = lookup(attributes, "ANEFModelDescription");
   // Reports place the procedures in either dictionary.
   auto procedures = lookup(description, "ANEFModelProcedures");
@@ -87,9 +88,7 @@ Binding bind_ports(id model, const Source& source) {
                   const char* indices_key) {
     auto symbols = lookup(description, symbols_key);
     return by_name(
-        ports,
-        symbols,
-        symbol_order(procedure, indices_key, count(symbols)));
+        ports, symbols, symbol_order(procedure, indices_key, count(symbols)));
   };
   auto inputs = bind(
       source.inputs,
@@ -102,8 +101,7 @@ Binding bind_ports(id model, const Source& source) {
   if (inputs && outputs) {
     return {*inputs, *outputs, true};
   }
-  return {
-      in_ascii_order(source.inputs), in_ascii_order(source.outputs), false};
+  return {in_ascii_order(source.inputs), in_ascii_order(source.outputs), false};
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

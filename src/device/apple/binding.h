@@ -28,4 +28,4 @@ struct Binding {
 /// are the ports sorted by name in ASCII order (Orion tried all permutations).
 Binding bind_ports(id model, const Source& source);
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

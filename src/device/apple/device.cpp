@@ -40,8 +40,7 @@ std::string chosen_route(const Verdict& verdict) {
 }
 
 std::unique_ptr<Route> make_route(
-    const std::string& name,
-    const std::string& chip) {
+    const std::string& name, const std::string& chip) {
   return name == "e5rt" ? make_e5rt_route() : make_in_memory_route(chip);
 }
 
@@ -95,7 +94,8 @@ struct State {
 class AppleDevice : public Device {
  public:
   explicit AppleDevice(std::string route_name)
-      : route_name_(std::move(route_name)) {}
+      : route_name_(std::move(route_name)) {
+  }
   std::string_view name() const override {
     return "ane";
   }
@@ -169,9 +169,9 @@ std::map<std::string, std::string> AppleDevice::info() const {
   return facts;
 }
 
-} // namespace
+}  // namespace
 
-} // namespace apple
+}  // namespace apple
 
 std::unique_ptr<Device> make_ane_device() {
   return std::make_unique<apple::AppleDevice>("");
@@ -181,4 +181,4 @@ std::unique_ptr<Device> make_ane_device(const std::string& route) {
   return std::make_unique<apple::AppleDevice>(apple::checked_route(route));
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -33,10 +33,10 @@ struct Library {
     if (missing) {
       return;
     }
-#define MLX_ANE_FIND(field, symbol, parameters)                   \
-  functions.field = reinterpret_cast<decltype(functions.field)>( \
-      find_symbol(handle, "e5rt_" symbol));                       \
-  if (functions.field == nullptr && !missing) {                   \
+#define MLX_ANE_FIND(field, symbol, parameters)                    \
+  functions.field = reinterpret_cast<decltype(functions.field)>(   \
+      find_symbol(handle, "e5rt_" symbol));                        \
+  if (functions.field == nullptr && !missing) {                    \
     missing = "function e5rt_" symbol " is missing on this macOS"; \
   }
     MLX_ANE_E5RT_FUNCTIONS(MLX_ANE_FIND)
@@ -70,10 +70,12 @@ void check(Code code, Cause cause, const char* step) {
 /// A handle with the function that releases it.
 class Owned {
  public:
-  explicit Owned(Code (*release)(Handle*)) : release_(release) {}
+  explicit Owned(Code (*release)(Handle*)) : release_(release) {
+  }
   Owned(Owned&& other) noexcept
       : release_(other.release_),
-        handle_(std::exchange(other.handle_, nullptr)) {}
+        handle_(std::exchange(other.handle_, nullptr)) {
+  }
   Owned& operator=(Owned&& other) = delete;
   ~Owned() {
     if (handle_ != nullptr && in_same_process()) {
@@ -114,7 +116,8 @@ class BufferMemory : public Surface {
   std::byte* lock(Access) override {
     return static_cast<std::byte*>(data_);
   }
-  void unlock(Access) override {}
+  void unlock(Access) override {
+  }
   Handle buffer() const {
     return buffer_.get();
   }
@@ -236,16 +239,15 @@ void E5Executable::find_ports(const Source& source) {
 }
 
 void E5Executable::evaluate(
-    std::span<Surface* const> inputs,
-    std::span<Surface* const> outputs) {
+    std::span<Surface* const> inputs, std::span<Surface* const> outputs) {
   require_same_process();
   constexpr auto cause = Cause::evaluate_failed;
   auto bind = [](std::span<Surface* const> surfaces,
                  const std::vector<Owned>& ports) {
     for (size_t i = 0; i < ports.size(); ++i) {
       auto memory = i < surfaces.size()
-          ? dynamic_cast<BufferMemory*>(surfaces[i])
-          : nullptr;
+                        ? dynamic_cast<BufferMemory*>(surfaces[i])
+                        : nullptr;
       if (memory == nullptr || surfaces.size() != ports.size()) {
         throw DeviceError(
             cause,
@@ -294,10 +296,10 @@ class E5Route : public Route {
   }
 };
 
-} // namespace
+}  // namespace
 
 std::unique_ptr<Route> make_e5rt_route() {
   return std::make_unique<E5Route>();
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -91,7 +91,7 @@ void read_device_info(std::map<std::string, std::string>& facts) {
   });
 }
 
-} // namespace
+}  // namespace
 
 std::map<std::string, std::string> engine_facts() {
   std::map<std::string, std::string> facts;
@@ -118,7 +118,7 @@ std::optional<std::string> open_framework(const char* name, void** handle) {
   }
   auto error = dlerror();
   return std::string(name) + ".framework cannot be opened (" +
-      (error ? error : "no reason given") + ")";
+         (error ? error : "no reason given") + ")";
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -83,8 +83,7 @@ class InMemoryExecutable : public Executable {
   void load(const Source& source);
   void close();
   id make_request(
-      std::span<Surface* const> inputs,
-      std::span<Surface* const> outputs);
+      std::span<Surface* const> inputs, std::span<Surface* const> outputs);
 
   std::mutex mutex_;
   Ref model_;
@@ -101,16 +100,17 @@ id make_model(const Source& source) {
     set(entry, string("data"), data(bytes->data(), bytes->size()));
     set(weights, string(path), entry);
   }
-  auto descriptor =
-      send(class_named("_ANEInMemoryModelDescriptor"),
-           "modelWithMILText:weights:optionsPlist:",
-           data(source.text.data(), source.text.size()),
-           weights,
-           id(nullptr));
+  auto descriptor = send(
+      class_named("_ANEInMemoryModelDescriptor"),
+      "modelWithMILText:weights:optionsPlist:",
+      data(source.text.data(), source.text.size()),
+      weights,
+      id(nullptr));
   auto model = descriptor == nullptr ? nullptr
-                                     : send(class_named("_ANEInMemoryModel"),
-                                            "inMemoryModelWithDescriptor:",
-                                            descriptor);
+                                     : send(
+                                           class_named("_ANEInMemoryModel"),
+                                           "inMemoryModelWithDescriptor:",
+                                           descriptor);
   if (model == nullptr) {
     throw DeviceError(
         Cause::compile_failed,
@@ -122,8 +122,7 @@ id make_model(const Source& source) {
 }
 
 InMemoryExecutable::InMemoryExecutable(
-    const Source& source,
-    const std::string& chip) {
+    const Source& source, const std::string& chip) {
   try {
     guarded(Cause::compile_failed, "compiling a program", [&] {
       open(source, chip);
@@ -175,15 +174,11 @@ void InMemoryExecutable::open(const Source& given, const std::string& chip) {
 
 // The class writes its own files incompletely, so they are written for it: in a
 // directory of ours where it takes one, else where it will look.
-void InMemoryExecutable::stage(
-    const Source& source,
-    const std::string& chip) {
+void InMemoryExecutable::stage(const Source& source, const std::string& chip) {
   if (takes_directory()) {
     files_ = ProgramFiles::in_cache(source, chip);
     send<void>(
-        model_.get(),
-        "setModelURL:",
-        file_url(files_->directory().string()));
+        model_.get(), "setModelURL:", file_url(files_->directory().string()));
   } else {
     files_ = ProgramFiles::in_directory(
         source,
@@ -229,14 +224,12 @@ void InMemoryExecutable::load(const Source& source) {
   if (failure) {
     throw DeviceError(
         load_cause(*failure),
-        "[mlx_ane.ane] the engine did not load the program: " + *failure +
-            ".");
+        "[mlx_ane.ane] the engine did not load the program: " + *failure + ".");
   }
 }
 
 id InMemoryExecutable::make_request(
-    std::span<Surface* const> inputs,
-    std::span<Surface* const> outputs) {
+    std::span<Surface* const> inputs, std::span<Surface* const> outputs) {
   auto wrappers = [](std::span<Surface* const> surfaces,
                      const std::vector<Symbol>& symbols) {
     auto objects = array();
@@ -259,16 +252,16 @@ id InMemoryExecutable::make_request(
     }
     return numbers;
   };
-  auto request =
-      send(class_named("_ANERequest"),
-           request_selector,
-           wrappers(inputs, binding_.inputs),
-           indices(binding_.inputs),
-           wrappers(outputs, binding_.outputs),
-           indices(binding_.outputs),
-           id(nullptr),
-           id(nullptr),
-           number(0));
+  auto request = send(
+      class_named("_ANERequest"),
+      request_selector,
+      wrappers(inputs, binding_.inputs),
+      indices(binding_.inputs),
+      wrappers(outputs, binding_.outputs),
+      indices(binding_.outputs),
+      id(nullptr),
+      id(nullptr),
+      number(0));
   if (request == nullptr) {
     throw DeviceError(
         Cause::evaluate_failed,
@@ -278,8 +271,7 @@ id InMemoryExecutable::make_request(
 }
 
 void InMemoryExecutable::evaluate(
-    std::span<Surface* const> inputs,
-    std::span<Surface* const> outputs) {
+    std::span<Surface* const> inputs, std::span<Surface* const> outputs) {
   require_same_process();
   if (inputs.size() != binding_.inputs.size() ||
       outputs.size() != binding_.outputs.size()) {
@@ -333,7 +325,8 @@ void InMemoryExecutable::close() {
 
 class InMemoryRoute : public Route {
  public:
-  explicit InMemoryRoute(std::string chip) : chip_(std::move(chip)) {}
+  explicit InMemoryRoute(std::string chip) : chip_(std::move(chip)) {
+  }
   std::string_view name() const override {
     return "in_memory";
   }
@@ -361,25 +354,23 @@ std::optional<std::string> InMemoryRoute::find_missing() {
   for (auto& selector : needed) {
     auto cls = objc_getClass(selector.cls);
     if (cls == nullptr) {
-      return "class " + std::string(selector.cls) +
-          " is missing on this macOS";
+      return "class " + std::string(selector.cls) + " is missing on this macOS";
     }
     // A class method is an instance method of the class's class.
-    auto holder = selector.of_class
-        ? object_getClass(reinterpret_cast<id>(cls))
-        : reinterpret_cast<Class>(cls);
+    auto holder = selector.of_class ? object_getClass(reinterpret_cast<id>(cls))
+                                    : reinterpret_cast<Class>(cls);
     if (!class_respondsToSelector(holder, sel_registerName(selector.name))) {
       return "selector " + std::string(selector.of_class ? "+[" : "-[") +
-          selector.cls + " " + selector.name + "] is missing on this macOS";
+             selector.cls + " " + selector.name + "] is missing on this macOS";
     }
   }
   return std::nullopt;
 }
 
-} // namespace
+}  // namespace
 
 std::unique_ptr<Route> make_in_memory_route(std::string chip) {
   return std::make_unique<InMemoryRoute>(std::move(chip));
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

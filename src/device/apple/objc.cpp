@@ -16,7 +16,7 @@ id class_named(const char* name) {
 
 bool responds(id object, const char* selector) {
   return object != nullptr &&
-      class_respondsToSelector(
+         class_respondsToSelector(
              object_getClass(object), sel_registerName(selector));
 }
 
@@ -33,7 +33,8 @@ IMP implementation(id object, const char* selector) {
 }
 
 Pool::Pool()
-    : pool_(send(send(class_named("NSAutoreleasePool"), "alloc"), "init")) {}
+    : pool_(send(send(class_named("NSAutoreleasePool"), "alloc"), "init")) {
+}
 
 Pool::~Pool() {
   send<void>(pool_, "drain");
@@ -81,8 +82,8 @@ void append(id array, id value) {
 
 id lookup(id object, const char* key) {
   return responds(object, "objectForKey:")
-      ? send(object, "objectForKey:", string(key))
-      : nullptr;
+             ? send(object, "objectForKey:", string(key))
+             : nullptr;
 }
 
 size_t count(id array) {
@@ -95,8 +96,8 @@ id element(id array, size_t index) {
 
 std::string to_text(id string) {
   auto text = responds(string, "UTF8String")
-      ? send<const char*>(string, "UTF8String")
-      : nullptr;
+                  ? send<const char*>(string, "UTF8String")
+                  : nullptr;
   return text ? text : "";
 }
 
@@ -105,25 +106,22 @@ std::string describe(id object, const char* otherwise) {
 }
 
 void guarded_call(
-    Cause cause,
-    std::string_view what,
-    void (*body)(void*),
-    void* context) {
+    Cause cause, std::string_view what, void (*body)(void*), void* context) {
   Pool pool;
   id exception = nullptr;
   if (mlx_ane_objc_try(body, context, &exception) == 0) {
     return;
   }
   auto name = responds(exception, "name")
-      ? to_text(send(exception, "name")) + ": "
-      : std::string();
+                  ? to_text(send(exception, "name")) + ": "
+                  : std::string();
   auto reason = responds(exception, "reason")
-      ? to_text(send(exception, "reason"))
-      : describe(exception, "no reason");
+                    ? to_text(send(exception, "reason"))
+                    : describe(exception, "no reason");
   throw DeviceError(
       cause,
       "[mlx_ane.ane] " + std::string(what) +
           " raised an Objective-C exception: " + name + reason + ".");
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -1,4 +1,5 @@
-// Objective-C from C++: typed messages, strong references, pools and exceptions.
+// Objective-C from C++: typed messages, strong references, pools and
+// exceptions.
 #pragma once
 
 #include <exception>
@@ -27,8 +28,8 @@ R send(id object, const char* selector, A... arguments) {
   if (object == nullptr) {
     return R();
   }
-  auto method = reinterpret_cast<R (*)(id, SEL, A...)>(
-      implementation(object, selector));
+  auto method =
+      reinterpret_cast<R (*)(id, SEL, A...)>(implementation(object, selector));
   return method(object, sel_registerName(selector), arguments...);
 }
 
@@ -37,8 +38,10 @@ class Ref {
  public:
   Ref() = default;
   /// Retains.
-  explicit Ref(id object) : object_(send(object, "retain")) {}
-  Ref(Ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+  explicit Ref(id object) : object_(send(object, "retain")) {
+  }
+  Ref(Ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {
+  }
   Ref& operator=(Ref&& other) noexcept {
     std::swap(object_, other.object_);
     return *this;
@@ -93,10 +96,7 @@ std::string describe(id object, const char* otherwise);
 /// Runs body inside a pool and an exception barrier. An Objective-C exception
 /// becomes DeviceError{cause} that begins with `what`; C++ exceptions pass.
 void guarded_call(
-    Cause cause,
-    std::string_view what,
-    void (*body)(void*),
-    void* context);
+    Cause cause, std::string_view what, void (*body)(void*), void* context);
 
 template <class F>
 void guarded(Cause cause, std::string_view what, F&& body) {
@@ -123,4 +123,4 @@ void guarded(Cause cause, std::string_view what, F&& body) {
   }
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

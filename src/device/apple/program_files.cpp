@@ -106,8 +106,7 @@ bool as_recorded(const fs::path& directory) {
 
 /// The entry holds this very program, and every file as it was recorded.
 bool intact(const fs::path& directory, const Source& source) {
-  if (!as_recorded(directory) ||
-      read(directory / "model.mil") != source.text) {
+  if (!as_recorded(directory) || read(directory / "model.mil") != source.text) {
     return false;
   }
   return std::all_of(
@@ -128,7 +127,7 @@ std::string cache_key(const Source& source, const std::string& chip) {
     content += name + hash_text(bytes->data(), bytes->size());
   }
   return file_key(os_build()) + "-" + file_key(chip) + "-" +
-      hash_text(content.data(), content.size());
+         hash_text(content.data(), content.size());
 }
 
 /// Drops the entries used longest ago, except those that anyone holds.
@@ -153,15 +152,14 @@ void prune(const fs::path& root) {
   }
 }
 
-} // namespace
+}  // namespace
 
 std::unique_ptr<ProgramFiles> ProgramFiles::in_private(const Source& source) {
   return in_directory(source, make_private_directory());
 }
 
 std::unique_ptr<ProgramFiles> ProgramFiles::in_directory(
-    const Source& source,
-    const fs::path& directory) {
+    const Source& source, const fs::path& directory) {
   std::unique_ptr<ProgramFiles> files(new ProgramFiles);
   files->directory_ = directory;
   files->restage(source);
@@ -169,8 +167,7 @@ std::unique_ptr<ProgramFiles> ProgramFiles::in_directory(
 }
 
 std::unique_ptr<ProgramFiles> ProgramFiles::in_cache(
-    const Source& source,
-    const std::string& chip) {
+    const Source& source, const std::string& chip) {
   auto root = cache_directory() / "programs";
   auto key = cache_key(source, chip);
   std::error_code error;
@@ -222,8 +219,7 @@ void ProgramFiles::settle() {
   }
   if (compiled_) {
     std::error_code ignored;
-    fs::last_write_time(
-        directory_, fs::file_time_type::clock::now(), ignored);
+    fs::last_write_time(directory_, fs::file_time_type::clock::now(), ignored);
   } else {
     std::string text;
     for (auto& line : digest(directory_)) {
@@ -238,4 +234,4 @@ void ProgramFiles::settle() {
   lock_ = FileLock();
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -19,15 +19,13 @@ class ProgramFiles {
 
   /// The same in a directory of somebody else's choice.
   static std::unique_ptr<ProgramFiles> in_directory(
-      const Source& source,
-      const std::filesystem::path& directory);
+      const Source& source, const std::filesystem::path& directory);
 
   /// In the compiled cache under `chip`, OS build and content, or in private
   /// where the same program is already live in this process or the cache cannot
   /// be written. Other processes wait for the same entry until settle().
   static std::unique_ptr<ProgramFiles> in_cache(
-      const Source& source,
-      const std::string& chip);
+      const Source& source, const std::string& chip);
 
   ~ProgramFiles();
 
@@ -55,4 +53,4 @@ class ProgramFiles {
   bool compiled_ = false;
 };
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -35,4 +35,4 @@ std::map<std::string, std::string> engine_facts();
 /// Opens a framework once; the error's text where that fails.
 std::optional<std::string> open_framework(const char* name, void** handle);
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -29,13 +29,13 @@ bool current(int descriptor, const fs::path& file) {
   struct stat held;
   struct stat found;
   return fstat(descriptor, &held) == 0 && stat(file.c_str(), &found) == 0 &&
-      held.st_ino == found.st_ino && held.st_dev == found.st_dev;
+         held.st_ino == found.st_ino && held.st_dev == found.st_dev;
 }
 
 bool ours(const fs::path& directory) {
   struct stat info;
   return lstat(directory.c_str(), &info) == 0 && S_ISDIR(info.st_mode) &&
-      info.st_uid == getuid();
+         info.st_uid == getuid();
 }
 
 /// A directory whose lock is free belongs to a process that is gone.
@@ -73,8 +73,8 @@ struct ProcessDirectory {
     auto made = make_directory(base);
     // Locked before it gets the name that others look for.
     lock = FileLock(made / "lock", FileLock::Wait::yes);
-    path = base / (prefix + made.filename().string().substr(
-                                std::strlen(unborn)));
+    path =
+        base / (prefix + made.filename().string().substr(std::strlen(unborn)));
     fs::rename(made, path);
   }
 };
@@ -94,7 +94,7 @@ ProcessDirectory& process() {
   return *directory;
 }
 
-} // namespace
+}  // namespace
 
 FileLock::FileLock(const fs::path& file, Wait wait) {
   while (true) {
@@ -119,7 +119,8 @@ FileLock::FileLock(const fs::path& file, Wait wait) {
 }
 
 FileLock::FileLock(FileLock&& other) noexcept
-    : descriptor_(std::exchange(other.descriptor_, -1)) {}
+    : descriptor_(std::exchange(other.descriptor_, -1)) {
+}
 
 FileLock& FileLock::operator=(FileLock&& other) noexcept {
   std::swap(descriptor_, other.descriptor_);
@@ -143,4 +144,4 @@ fs::path make_private_directory() {
   return directory;
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -33,4 +33,4 @@ std::filesystem::path make_private_directory();
 /// The directory of this process, made on first use.
 const std::filesystem::path& process_directory();
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -29,7 +29,7 @@ uint32_t options(Surface::Access access) {
   return access == Surface::Access::read ? lock_read_only : 0;
 }
 
-} // namespace
+}  // namespace
 
 size_t round_surface(size_t bytes, const Limits& limits) {
   constexpr size_t page = 16 * 1024;
@@ -47,10 +47,10 @@ IOSurfaceMemory::IOSurfaceMemory(size_t bytes) {
               std::to_string(bytes) +
               " bytes, free memory or lower mlx_ane.set_cache_limit.");
     }
-    wrapper_ = Ref(
-        send(class_named("_ANEIOSurfaceObject"),
-             "objectWithIOSurface:",
-             surface_.get()));
+    wrapper_ = Ref(send(
+        class_named("_ANEIOSurfaceObject"),
+        "objectWithIOSurface:",
+        surface_.get()));
     if (!wrapper_) {
       throw DeviceError(
           Cause::out_of_memory,
@@ -84,4 +84,4 @@ void IOSurfaceMemory::unlock(Access access) {
   IOSurfaceUnlock(surface_.get(), options(access), nullptr);
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -36,4 +36,4 @@ class IOSurfaceMemory : public Surface {
 /// Rounds up to whole 16 KiB pages and the limits' minimum.
 size_t round_surface(size_t bytes, const Limits& limits);
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

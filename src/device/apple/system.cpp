@@ -18,7 +18,7 @@ namespace {
 /// 0 until the first use of the engine.
 std::atomic<pid_t> owner{0};
 
-} // namespace
+}  // namespace
 
 std::string sysctl_text(const char* name) {
   char value[256];
@@ -44,8 +44,8 @@ std::filesystem::path cache_directory() {
   }
   auto home = std::getenv("HOME");
   auto base = home != nullptr && *home != '\0'
-      ? std::filesystem::path(home)
-      : std::filesystem::temp_directory_path();
+                  ? std::filesystem::path(home)
+                  : std::filesystem::temp_directory_path();
 #if defined(__APPLE__)
   return base / "Library" / "Caches" / "mlx_ane";
 #else
@@ -90,4 +90,4 @@ std::string hash_text(const void* bytes, size_t size) {
   return text;
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -6,7 +6,8 @@
 
 namespace mlx_ane::apple {
 
-/// A sysctl by name as text, for example kern.osversion; "" where it is missing.
+/// A sysctl by name as text, for example kern.osversion; "" where it is
+/// missing.
 std::string sysctl_text(const char* name);
 
 /// The build of the system, for example "25E236".
@@ -29,4 +30,4 @@ std::string file_key(const std::string& text);
 /// is compared with what was asked for.
 std::string hash_text(const void* bytes, size_t size);
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -1,4 +1,5 @@
-// One program tried on one route, with the time of each step: the self-test's tool.
+// One program tried on one route, with the time of each step: the self-test's
+// tool.
 #include "device/apple/trial.h"
 
 #include <algorithm>
@@ -62,8 +63,7 @@ Halves read(Surface& surface, const Port& port) {
 
 /// Surfaces of one size, which every report accepts.
 std::vector<std::shared_ptr<Surface>> make_surfaces(
-    Device& device,
-    const std::vector<Port>& ports) {
+    Device& device, const std::vector<Port>& ports) {
   size_t bytes = 0;
   for (auto& port : ports) {
     bytes = std::max(bytes, surface_bytes(port));
@@ -96,7 +96,7 @@ void check_inputs(const Source& source, const std::vector<Halves>& inputs) {
   }
 }
 
-} // namespace
+}  // namespace
 
 Trial run_trial(
     const std::string& route,
@@ -134,4 +134,4 @@ Trial run_trial(
   return trial;
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -1,4 +1,5 @@
-// One program tried on one route, with the time of each step: the self-test's tool.
+// One program tried on one route, with the time of each step: the self-test's
+// tool.
 #pragma once
 
 #include <cstdint>
@@ -30,4 +31,4 @@ Trial run_trial(
     const std::vector<Halves>& inputs,
     int repeats);
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

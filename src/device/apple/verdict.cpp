@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 fs::path verdict_file() {
   auto chip = sysctl_text("machdep.cpu.brand_string");
   auto key = file_key(os_build()) + "-" + file_key(chip) + "-" +
-      file_key(MLX_ANE_VERSION);
+             file_key(MLX_ANE_VERSION);
   return cache_directory() / "verdicts" / (key + ".txt");
 }
 
@@ -50,4 +50,4 @@ void store_verdict(const Verdict& verdict) {
   fs::rename(draft, file);
 }
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -22,4 +22,4 @@ std::optional<Verdict> stored_verdict();
 /// Replaces it. Throws std::runtime_error where the cache cannot be written.
 void store_verdict(const Verdict& verdict);
 
-} // namespace mlx_ane::apple
+}  // namespace mlx_ane::apple

@@ -1,0 +1,195 @@
+"""Breaks the Apple route in known ways and shows that a test catches each.
+
+    python tools/mutate_apple.py [--build DIR] [NAME...]
+
+Works on a copy of the sources. Exit status 1 if a mutation survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+APPLE = "src/device/apple"
+TESTS = ("test_apple_device", "test_apple_variants", "test_apple_accelerate")
+
+
+@dataclass
+class Mutation:
+    """`old` in `file` becomes `new`, everywhere."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTATIONS = [
+    Mutation(
+        "missing release",
+        f"{APPLE}/objc.h",
+        'send<void>(object_, "release");',
+        "",
+    ),
+    Mutation(
+        "missing retain",
+        f"{APPLE}/objc.h",
+        'object_(send(object, "retain"))',
+        "object_(object)",
+    ),
+    Mutation(
+        "misspelt selector",
+        f"{APPLE}/in_memory.cpp",
+        '"loadWithQoS:options:error:"',
+        '"loadWithQos:options:error:"',
+    ),
+    Mutation(
+        "swapped binding by ASCII order",
+        f"{APPLE}/binding.cpp",
+        "ports[a].name < ports[b].name",
+        "ports[a].name > ports[b].name",
+    ),
+    Mutation(
+        "binding that ignores names",
+        f"{APPLE}/binding.cpp",
+        "if (inputs && outputs) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "unchecked BOOL of evaluate",
+        f"{APPLE}/in_memory.cpp",
+        "if (!send<ObjcBool>(\n            model_.get(),\n"
+        "            evaluate_selector,",
+        "if (send<ObjcBool>(\n            model_.get(),\n"
+        "            evaluate_selector,",
+    ),
+    Mutation(
+        "unchecked BOOL of load",
+        f"{APPLE}/in_memory.cpp",
+        "return loaded_ ? std::nullopt : std::optional(reason(error));",
+        "loaded_ = true;\n  return std::nullopt;",
+    ),
+    Mutation(
+        "missing unload",
+        f"{APPLE}/in_memory.cpp",
+        "if (std::exchange(loaded_, false)) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "leaked surface",
+        f"{APPLE}/surface.h",
+        "CFRelease(surface);",
+        "static_cast<void>(surface);",
+    ),
+    Mutation(
+        "leaked staging folder",
+        f"{APPLE}/program_files.cpp",
+        "if (!cached() || (!compiled_ && lock_.held())) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "trusted cache entry",
+        f"{APPLE}/program_files.cpp",
+        "files->compiled_ = intact(files->directory_, source);",
+        "files->compiled_ = std::filesystem::exists(files->directory_);",
+    ),
+    Mutation(
+        "no exception barrier",
+        f"{APPLE}/objc_guard.m",
+        "@catch (id caught)",
+        "@catch (Class caught)",
+    ),
+    Mutation(
+        "use after fork",
+        f"{APPLE}/system.cpp",
+        "if (!in_same_process()) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "e5rt stream encoded twice",
+        f"{APPLE}/e5rt.cpp",
+        "if (std::exchange(encoded_, true)) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "e5rt code ignored",
+        f"{APPLE}/e5rt.cpp",
+        "if (code == 0) {",
+        "if (code >= 0) {",
+    ),
+    Mutation(
+        "wrong BLAS label",
+        "src/blas/accelerate_abi.h",
+        '__asm(name "$NEWLAPACK")',
+        "__asm(name)",
+    ),
+    Mutation(
+        "divisor and dividend swapped in Adam",
+        "src/kernels/adam_accelerate.cpp",
+        "vDSP_vdiv(work, 1, m_out, 1,",
+        "vDSP_vdiv(m_out, 1, work, 1,",
+    ),
+]
+
+
+def build_and_test(source: Path, build: Path) -> str | None:
+    """The first failing step, or None if every test passes."""
+    make = ["cmake", "--build", str(build), "--parallel", "2", "--target", *TESTS]
+    if subprocess.run(make, capture_output=True, cwd=source).returncode:
+        return "build"
+    for test in TESTS:
+        program = build / "tests/cpp" / test
+        try:
+            code = subprocess.run(
+                [program], capture_output=True, timeout=300
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        if code:
+            return test
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, help="build folder to keep")
+    parser.add_argument("names", nargs="*", help="mutations to try; all if none")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not arguments.names or m.name in arguments.names]
+    with tempfile.TemporaryDirectory() as folder:
+        work = (arguments.build or Path(folder)).resolve()
+        source, build = work / "source", work / "build"
+        for part in ("src", "cmake", "tests"):
+            shutil.rmtree(source / part, ignore_errors=True)
+            shutil.copytree(ROOT / part, source / part)
+        shutil.copy(ROOT / "CMakeLists.txt", source)
+        configure = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja"]
+        options = ["EXTENSION=OFF", "TESTS=ON", "DOUBLES=ON"]
+        configure += [f"-DMLX_ANE_{option}" for option in options]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}"]
+        subprocess.run(configure, check=True, capture_output=True)
+        if failed := build_and_test(source, build):
+            print(f"unchanged sources fail at {failed}")
+            return 1
+        survivors = 0
+        for mutation in chosen:
+            path = source / mutation.file
+            text = path.read_text()
+            if mutation.old not in text:
+                raise ValueError(f"{mutation.name}: the text to break is gone")
+            path.write_text(text.replace(mutation.old, mutation.new))
+            caught = build_and_test(source, build)
+            path.write_text(text)
+            survivors += caught is None
+            print(f"{mutation.name}: {f'caught by {caught}' if caught else 'SURVIVES'}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

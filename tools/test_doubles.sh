@@ -1,0 +1,38 @@
+#!/bin/bash
+# The Apple route over the doubles: C++ tests, then the whole suite on device ane.
+#
+#   test_doubles.sh [PYTEST ARGUMENTS]
+#
+# Needs Debian's gobjc and libgnustep-base-dev and an interpreter (PYTHON, default
+# .venv/bin/python) with the project's build and test packages.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+build=${BUILD_DIR:-$root/build/doubles}
+python=${PYTHON:-$root/.venv/bin/python}
+PATH=$(dirname "$python"):$PATH
+cmake -S "$root" -B "$build" -G Ninja -DMLX_ANE_DOUBLES=ON -DMLX_ANE_TESTS=ON \
+  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -DNDEBUG" \
+  -DPython_EXECUTABLE="$python" > /dev/null
+cmake --build "$build" --parallel 2 > "$build/build.log" || {
+  tail -40 "$build/build.log"
+  exit 1
+}
+ctest --test-dir "$build" --output-on-failure -R test_apple
+
+package=$build/package
+rm -rf "$package"
+mkdir -p "$package"
+cp -r "$root/mlx_ane" "$package/mlx_ane"
+rm -f "$package"/mlx_ane/_ext*.so
+cp "$build"/_ext*.so "$package/mlx_ane/"
+cd "$root"
+export PYTHONPATH=$package:$root/tests
+MLX_ANE_CACHE_DIR=$(mktemp -d)
+export MLX_ANE_CACHE_DIR
+trap 'rm -rf "$MLX_ANE_CACHE_DIR"' EXIT
+found=$("$python" -c 'import mlx_ane; print(mlx_ane.__file__)')
+if [[ $found != "$package"/* ]]; then
+  echo "got mlx_ane from $found, need the one in $package: uninstall the other" >&2
+  exit 1
+fi
+MLX_ANE_DEVICE=ane "$python" -m pytest -p apple_balance "$@"

@@ -82,12 +82,13 @@ void ValueReader::number_list(
   int64_t items = 0;
   if (!in_.accept(']')) {
     do {
-      if (items == expected || done == count) {
+      bool innermost = level + 1 == levels;
+      if (items == expected || (innermost && done == count)) {
         in_.fail(
             "the literal has more than " + std::to_string(expected) +
             " elements here");
       }
-      if (level + 1 < levels) {
+      if (!innermost) {
         number_list(type, bytes, done, level + 1, levels);
         ++items;
         continue;

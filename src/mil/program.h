@@ -173,7 +173,8 @@ bool same_meaning(const Program& a, const Program& b);
 
 /// Both dialects, mixed as they are found: see docs/mil.md. Throws ParseError.
 Program parse(std::string_view text);
-/// Text of a program. A function's opset is kept if it belongs to the dialect.
+/// Text of a program. In another dialect than its own, the version changes, and
+/// each opset that does not belong to the dialect.
 std::string write(const Program& program, Dialect dialect);
 
 }  // namespace mlx_ane::mil

@@ -32,13 +32,14 @@ class Writer {
   }
 
   Dialect dialect_;
+  bool own_ = true;
   std::string text_;
 };
 
 std::string Writer::program(const Program& program) {
-  bool own = dialect_of(program) == dialect_;
+  own_ = dialect_of(program) == dialect_;
   text_ += "program(";
-  text_ += own ? program.version : verbose() ? "1.0" : "1.3";
+  text_ += own_ ? program.version : verbose() ? "1.0" : "1.3";
   text_ += ")\n";
   build_info(program);
   text_ += "{\n";
@@ -66,8 +67,12 @@ void Writer::build_info(const Program& program) {
   text_ += "})]\n";
 }
 
-/// An opset that the dialect allows is kept (ios17 belongs to the verbose one).
+/// In another dialect than its own, a function keeps an opset that the dialect
+/// allows (ios17 belongs to the verbose one).
 std::string Writer::opset(const std::string& written) const {
+  if (own_) {
+    return written;
+  }
   int number = 0;
   if (written.compare(0, 3, "ios") == 0) {
     std::from_chars(

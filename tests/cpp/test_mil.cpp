@@ -307,6 +307,8 @@ TEST(tensor_literals) {
       std::get<std::vector<std::string>>(text.data) ==
       (std::vector<std::string>{"a\"\\\n", "é"}));
   CHECK(element_count(parse_value("tensor<fp16, [0]>", "[]").type) == 0);
+  CHECK(
+      element_count(parse_value("tensor<fp16, [2, 0]>", "[[], []]").type) == 0);
   CHECK_THROWS(
       ParseError, "fewer", parse_value("tensor<int32, [900]>", "[1, 2]"));
   CHECK_THROWS(

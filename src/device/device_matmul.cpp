@@ -3,13 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "device/executables.h"
-#include "device/watchdog.h"
 #include "kernels/half.h"
 #include "trace/timeline.h"
 
@@ -240,15 +238,16 @@ class DeviceMatmul {
     const WeightTile& weight;
   };
 
-  std::shared_ptr<LoadedMatmul>
+  std::shared_ptr<LoadedProgram>
   load(const Tile& rows, const Tile& depth, const Tile& columns) {
     return executable_cache().get(
-        device_, {rows.padded, depth.padded, columns.padded, plan_.layout});
+        device_,
+        MatmulShape{rows.padded, depth.padded, columns.padded, plan_.layout});
   }
 
   WeightTile pack_weight(
       const MatrixView& w,
-      const LoadedMatmul& program,
+      const LoadedProgram& program,
       const Tile& depth,
       const Tile& columns,
       bool keep) {
@@ -257,11 +256,12 @@ class DeviceMatmul {
     trace::add(
         keep ? Counter::weights_staged_bytes : Counter::weights_packed_bytes,
         bytes);
-    auto surface = keep ? device_.make_surface(program.w->bytes()) : program.w;
+    auto surface = keep ? device_.make_surface(program.inputs[1]->bytes())
+                        : program.inputs[1];
     auto scales = pack_operand(
         w,
         *surface,
-        program.w_row_bytes,
+        program.input_row_bytes[1],
         columns.padded,
         depth.padded,
         plan_.layout,
@@ -271,7 +271,7 @@ class DeviceMatmul {
 
   void run_tile(
       const Operands& operands,
-      const std::shared_ptr<LoadedMatmul>& program,
+      const std::shared_ptr<LoadedProgram>& program,
       const Tile& rows,
       const Tile& depth,
       float* y,
@@ -279,8 +279,9 @@ class DeviceMatmul {
       bool accumulate) {
     auto n = operands.w.rows;
     // Both inputs in surfaces of one size: staged weights may have grown.
-    if (program->x->bytes() != operands.weight.surface->bytes()) {
-      program->x = device_.make_surface(operands.weight.surface->bytes());
+    auto& x_surface = program->inputs[0];
+    if (x_surface->bytes() != operands.weight.surface->bytes()) {
+      x_surface = device_.make_surface(operands.weight.surface->bytes());
     }
     RowScales x_scales;
     {
@@ -289,17 +290,23 @@ class DeviceMatmul {
       layer_.bytes += bytes;
       x_scales = pack_operand(
           operands.x,
-          *program->x,
-          program->x_row_bytes,
+          *x_surface,
+          program->input_row_bytes[0],
           rows.padded,
           depth.padded,
           plan_.layout,
           device_.limits());
-      fill_canaries(*program->y, program->y_row_bytes, rows.size, n);
+      fill_canaries(
+          *program->output, program->output_row_bytes, rows.size, n);
     }
-    evaluate(program, operands.weight.surface, 2 * rows.size * depth.size * n);
+    LoadedProgram::evaluate(
+        device_,
+        program,
+        {x_surface, operands.weight.surface},
+        layer_,
+        2 * rows.size * depth.size * n);
     trace::Span span("unpack", layer_.name, rows.size * n * 2, 0);
-    SurfaceLock lock(*program->y, Surface::Access::read);
+    SurfaceLock lock(*program->output, Surface::Access::read);
     unpack_checked(
         {operands.x,
          operands.w,
@@ -309,30 +316,7 @@ class DeviceMatmul {
          y_ld,
          accumulate},
         reinterpret_cast<const uint16_t*>(lock.data()),
-        static_cast<int64_t>(program->y_row_bytes / sizeof(uint16_t)));
-  }
-
-  void evaluate(
-      const std::shared_ptr<LoadedMatmul>& program,
-      const std::shared_ptr<Surface>& w,
-      int64_t flops) {
-    trace::Span span("evaluate", layer_.name, 0, flops);
-    trace::add(Counter::device_calls);
-    ++layer_.device_calls;
-    // Everything the engine may touch late is owned by the call.
-    auto call = [program, x = program->x, w] {
-      Surface* inputs[] = {x.get(), w.get()};
-      Surface* outputs[] = {program->y.get()};
-      program->executable->evaluate(inputs, outputs);
-    };
-    auto bound = device_.evaluate_bound();
-    if (!run_bounded(call, bound)) {
-      executable_cache().drop(program);
-      throw DeviceError(
-          Cause::hang,
-          "evaluate did not return within " + std::to_string(bound.count()) +
-              " ms");
-    }
+        static_cast<int64_t>(program->output_row_bytes / sizeof(uint16_t)));
   }
 
   Device& device_;
@@ -419,7 +403,6 @@ void run_on_device(
     Device& device,
     const MatmulCall& call,
     const RunnerSettings& settings) {
-  auto started = std::chrono::steady_clock::now();
   if (auto reason = device.unavailable()) {
     throw DeviceError(Cause::unavailable, *reason);
   }
@@ -451,10 +434,6 @@ void run_on_device(
   if (!direct) {
     store(sums, call);
   }
-  call.layer->nanoseconds +=
-      std::chrono::duration_cast<std::chrono::nanoseconds>(
-          std::chrono::steady_clock::now() - started)
-          .count();
 }
 
 } // namespace mlx_ane

@@ -3,36 +3,70 @@
 
 #include <algorithm>
 
-#include "trace/counters.h"
+#include "device/watchdog.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
 
 namespace {
 
-std::shared_ptr<LoadedMatmul> load(Device& device, const MatmulShape& shape) {
+std::shared_ptr<LoadedProgram> load(
+    Device& device,
+    const ProgramShape& shape) {
   auto dialect = device.limits().verbose_dialect ? mil::Dialect::ios16
                                                  : mil::Dialect::ios18;
-  auto source = matmul_source(shape, dialect);
+  auto source = program_source(shape, dialect);
   trace::Span span("compile", "", source.text.size(), 0);
   trace::add(trace::Counter::compiles);
-  auto program = std::make_shared<LoadedMatmul>();
+  auto program = std::make_shared<LoadedProgram>();
   program->executable = device.compile(source);
-  auto input_bytes = input_surface_bytes(shape);
-  program->x = device.make_surface(input_bytes);
-  program->w = device.make_surface(input_bytes);
-  program->y = device.make_surface(surface_bytes(source.outputs[0]));
-  program->x_row_bytes = row_bytes(source.inputs[0]);
-  program->w_row_bytes = row_bytes(source.inputs[1]);
-  program->y_row_bytes = row_bytes(source.outputs[0]);
+  size_t bytes = 0;
+  for (auto& input : source.inputs) {
+    bytes = std::max(bytes, surface_bytes(input));
+  }
+  if (auto* matmul = std::get_if<MatmulShape>(&shape)) {
+    bytes = input_surface_bytes(*matmul);
+  }
+  for (auto& input : source.inputs) {
+    program->inputs.push_back(device.make_surface(bytes));
+    program->input_row_bytes.push_back(row_bytes(input));
+  }
+  program->output = device.make_surface(surface_bytes(source.outputs[0]));
+  program->output_row_bytes = row_bytes(source.outputs[0]);
   return program;
 }
 
 } // namespace
 
-std::shared_ptr<LoadedMatmul> ExecutableCache::get(
+void LoadedProgram::evaluate(
     Device& device,
-    const MatmulShape& shape) {
+    const std::shared_ptr<LoadedProgram>& program,
+    std::vector<std::shared_ptr<Surface>> inputs,
+    trace::Layer& layer,
+    int64_t flops) {
+  trace::Span span("evaluate", layer.name, 0, flops);
+  trace::add(trace::Counter::evaluations);
+  auto call = [program, inputs = std::move(inputs)] {
+    std::vector<Surface*> in;
+    for (auto& surface : inputs) {
+      in.push_back(surface.get());
+    }
+    Surface* out[] = {program->output.get()};
+    program->executable->evaluate(in, out);
+  };
+  auto bound = device.evaluate_bound();
+  if (!run_bounded(std::move(call), bound)) {
+    executable_cache().drop(program);
+    throw DeviceError(
+        Cause::hang,
+        "evaluate did not return within " + std::to_string(bound.count()) +
+            " ms");
+  }
+}
+
+std::shared_ptr<LoadedProgram> ExecutableCache::get(
+    Device& device,
+    const ProgramShape& shape) {
   std::lock_guard lock(mutex_);
   Key key{&device, shape};
   if (auto found = entries_.find(key); found != entries_.end()) {
@@ -80,7 +114,7 @@ bool ExecutableCache::evict_idle(Device& device) {
   return false;
 }
 
-void ExecutableCache::drop(const std::shared_ptr<LoadedMatmul>& program) {
+void ExecutableCache::drop(const std::shared_ptr<LoadedProgram>& program) {
   std::lock_guard lock(mutex_);
   for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
     if (entry->second.program == program) {

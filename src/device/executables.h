@@ -1,37 +1,47 @@
-// The cache of loaded matmul programs, under the engine's budget of residents.
+// The cache of loaded programs, under the engine's budget of residents.
 #pragma once
 
 #include <list>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "device/device.h"
 #include "device/programs.h"
+#include "trace/counters.h"
 
 namespace mlx_ane {
 
 /// A loaded program with the surfaces of its calls. Hold `mutex` from the first
 /// write into a surface until the output has been read.
-struct LoadedMatmul {
+struct LoadedProgram {
   std::shared_ptr<Executable> executable;
-  std::shared_ptr<Surface> x; // as large as the w it was last used with
-  std::shared_ptr<Surface> w; // for weights that are not staged
-  std::shared_ptr<Surface> y;
-  size_t x_row_bytes;
-  size_t w_row_bytes;
-  size_t y_row_bytes;
+  std::vector<std::shared_ptr<Surface>> inputs; // of one size
+  std::shared_ptr<Surface> output;
+  std::vector<size_t> input_row_bytes;
+  size_t output_row_bytes;
   std::mutex mutex;
+
+  /// Runs once on these inputs, within the device's bound; `layer` and `flops`
+  /// are for the records. Throws DeviceError; after a hang, everything that the
+  /// engine may still touch stays alive with the abandoned call.
+  static void evaluate(
+      Device& device,
+      const std::shared_ptr<LoadedProgram>& program,
+      std::vector<std::shared_ptr<Surface>> inputs,
+      trace::Layer& layer,
+      int64_t flops);
 };
 
 class ExecutableCache {
  public:
   /// The program of this shape, compiled at its first use. At the budget, the
   /// least recently used idle program is unloaded. Throws DeviceError.
-  std::shared_ptr<LoadedMatmul> get(Device& device, const MatmulShape& shape);
+  std::shared_ptr<LoadedProgram> get(Device& device, const ProgramShape& shape);
 
   /// Forgets a program that must not be called again (a hang).
-  void drop(const std::shared_ptr<LoadedMatmul>& program);
+  void drop(const std::shared_ptr<LoadedProgram>& program);
 
   /// Unloads every program that no call is using.
   void clear();
@@ -39,9 +49,9 @@ class ExecutableCache {
   size_t size();
 
  private:
-  using Key = std::pair<Device*, MatmulShape>;
+  using Key = std::pair<Device*, ProgramShape>;
   struct Entry {
-    std::shared_ptr<LoadedMatmul> program;
+    std::shared_ptr<LoadedProgram> program;
     std::list<Key>::iterator recency;
   };
 

@@ -59,14 +59,18 @@ Operation reshape(
   return out;
 }
 
+/// Transposition is by the constants of these names.
 Operation matmul(
+    const std::string& output,
     const std::string& x,
     const std::string& y,
-    const MatmulShape& shape) {
-  auto out = operation("matmul", "o0_y", {1, 1, shape.s, shape.n});
+    const std::string& transpose_x,
+    const std::string& transpose_y,
+    Shape shape) {
+  auto out = operation("matmul", output, std::move(shape));
   out.inputs = {
-      {"transpose_x", ref("transpose_x")},
-      {"transpose_y", ref("transpose_y")},
+      {"transpose_x", ref(transpose_x)},
+      {"transpose_y", ref(transpose_y)},
       {"x", ref(x)},
       {"y", ref(y)}};
   return out;
@@ -84,8 +88,8 @@ size_t input_surface_bytes(const MatmulShape& shape) {
 }
 
 mil::Program matmul_program(const MatmulShape& shape) {
-  auto [s, k, n, layout] = shape;
-  bool natural = layout == Layout::natural;
+  auto s = shape.s, k = shape.k, n = shape.n;
+  bool natural = shape.layout == Layout::natural;
   mil::Function main;
   main.inputs = {
       {"a0_x", {DType::fp16, input_shape(shape, s)}},
@@ -97,8 +101,11 @@ mil::Program matmul_program(const MatmulShape& shape) {
       constant("transpose_x", boolean(!natural)),
       constant("transpose_y", boolean(natural)),
   };
+  auto product = [&](const char* x, const char* w) {
+    return matmul("o0_y", x, w, "transpose_x", "transpose_y", {1, 1, s, n});
+  };
   if (natural) {
-    main.operations.push_back(matmul("a0_x", "a1_w", shape));
+    main.operations.push_back(product("a0_x", "a1_w"));
   } else {
     auto dims = [](int64_t rows, int64_t cols) {
       return int32s(
@@ -108,23 +115,78 @@ mil::Program matmul_program(const MatmulShape& shape) {
     main.operations.push_back(constant("w_shape", dims(k, n)));
     main.operations.push_back(reshape("x", "a0_x", "x_shape", {1, 1, k, s}));
     main.operations.push_back(reshape("w", "a1_w", "w_shape", {1, 1, k, n}));
-    main.operations.push_back(matmul("x", "w", shape));
+    main.operations.push_back(product("x", "w"));
   }
   mil::Program program;
   program.functions = {std::move(main)};
   return program;
 }
 
-Source matmul_source(const MatmulShape& shape, mil::Dialect dialect) {
-  auto program = matmul_program(shape);
+mil::Program attention_program(const AttentionShape& shape) {
+  auto [heads, rows, keys, features, values, mask_per_head] = shape;
+  Shape scores{1, heads, rows, keys};
+  mil::Function main;
+  main.inputs = {
+      {"a0_q", {DType::fp16, {1, heads, rows, features}}},
+      {"a1_k", {DType::fp16, {1, heads, keys, features}}},
+      {"a2_mask", {DType::fp16, {1, mask_per_head ? heads : 1, rows, keys}}},
+      {"a3_v", {DType::fp16, {1, heads, keys, values}}},
+  };
+  main.outputs = {"o0_y"};
+  auto masked = operation("add", "masked", scores);
+  masked.inputs = {{"x", ref("scores")}, {"y", ref("a2_mask")}};
+  auto softmax = operation("softmax", "weights", scores);
+  softmax.inputs = {{"axis", ref("axis")}, {"x", ref("masked")}};
+  Constant last_axis = int32s({-1});
+  last_axis.type.shape = {};
+  main.operations = {
+      constant("yes", boolean(true)),
+      constant("no", boolean(false)),
+      constant("axis", last_axis),
+      matmul("scores", "a0_q", "a1_k", "no", "yes", scores),
+      masked,
+      softmax,
+      matmul(
+          "o0_y", "weights", "a3_v", "no", "no", {1, heads, rows, values}),
+  };
+  mil::Program program;
+  program.functions = {std::move(main)};
+  return program;
+}
+
+namespace {
+
+Source source_of(
+    const mil::Program& program,
+    mil::Dialect dialect,
+    Shape output_shape) {
   Source source;
   source.text = mil::write(program, dialect);
-  auto& main = program.functions[0];
-  for (auto& input : main.inputs) {
+  for (auto& input : program.functions[0].inputs) {
     source.inputs.push_back({input.name, input.type.shape, 2});
   }
-  source.outputs = {{"o0_y", {1, 1, shape.s, shape.n}, 2}};
+  source.outputs = {{"o0_y", std::move(output_shape), 2}};
   return source;
+}
+
+} // namespace
+
+Source matmul_source(const MatmulShape& shape, mil::Dialect dialect) {
+  return source_of(matmul_program(shape), dialect, {1, 1, shape.s, shape.n});
+}
+
+Source attention_source(const AttentionShape& shape, mil::Dialect dialect) {
+  return source_of(
+      attention_program(shape),
+      dialect,
+      {1, shape.heads, shape.rows, shape.values});
+}
+
+Source program_source(const ProgramShape& shape, mil::Dialect dialect) {
+  if (auto* matmul = std::get_if<MatmulShape>(&shape)) {
+    return matmul_source(*matmul, dialect);
+  }
+  return attention_source(std::get<AttentionShape>(shape), dialect);
 }
 
 } // namespace mlx_ane

@@ -1,5 +1,7 @@
-// The MIL programs of this project: a matmul of two runtime inputs.
+// The MIL programs of this project: matmul and attention over runtime inputs.
 #pragma once
+
+#include <variant>
 
 #include "device/device.h"
 #include "device/plan.h"
@@ -25,5 +27,27 @@ mil::Program matmul_program(const MatmulShape& shape);
 /// Text and interface: inputs a0_x, a1_w and output o0_y, so that the engine's
 /// ASCII order of names is the binding order.
 Source matmul_source(const MatmulShape& shape, mil::Dialect dialect);
+
+/// Shape of one attention program, all padded: for each of `heads` key heads,
+/// o (rows, values) = softmax(q (rows, features) k (keys, features)ᵀ + mask) v.
+/// The query heads of a group are folded into rows; the scale is in q.
+struct AttentionShape {
+  int64_t heads;
+  int64_t rows;
+  int64_t keys;
+  int64_t features;
+  int64_t values;
+  bool mask_per_head; // mask (heads, rows, keys), else (1, rows, keys)
+  auto operator<=>(const AttentionShape&) const = default;
+};
+
+mil::Program attention_program(const AttentionShape& shape);
+
+/// Text and interface: inputs a0_q, a1_k, a2_mask, a3_v and output o0_y.
+Source attention_source(const AttentionShape& shape, mil::Dialect dialect);
+
+/// What identifies a program in the cache of executables.
+using ProgramShape = std::variant<MatmulShape, AttentionShape>;
+Source program_source(const ProgramShape& shape, mil::Dialect dialect);
 
 } // namespace mlx_ane

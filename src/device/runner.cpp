@@ -1,7 +1,8 @@
-// One call from host matrices to host matrix: place, run with checks, or recompute.
+// Places calls, counts what fails, pauses layers and takes devices out.
 #include "device/runner.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <limits>
 #include <map>
@@ -68,6 +69,8 @@ void take_out(const Device& device, const std::string& why) {
 }
 
 void succeeded(const Device& device, trace::Layer& layer) {
+  trace::add(Counter::device_calls);
+  ++layer.device_calls;
   layer.next_pause.store(1, std::memory_order_relaxed);
   std::lock_guard lock(state().mutex);
   state().health[&device].failures_in_a_row = 0;
@@ -173,26 +176,37 @@ placement(const Device& device, int64_t rows, const trace::Layer& layer) {
   return std::nullopt;
 }
 
-void run_matmul(Device& device, const MatmulCall& call) {
-  auto& layer = *call.layer;
-  if (auto reason = placement(device, call.x.rows, layer)) {
+void run_placed(
+    Device& device,
+    int64_t rows,
+    trace::Layer& layer,
+    const PlacedCall& call) {
+  if (auto reason = placement(device, rows, layer)) {
     if (reason == Placement::back_off) {
       --layer.pause;
     }
     layer.place(*reason);
-    run_on_blas(call);
+    call.on_blas();
     return;
   }
   auto settings = runner_settings();
+  auto started = std::chrono::steady_clock::now();
   try {
-    run_on_device(device, call, settings);
+    if (!call.on_device(settings)) {
+      layer.place(Placement::out_of_range);
+      call.on_blas();
+      return;
+    }
     succeeded(device, layer);
+    layer.nanoseconds +=
+        std::chrono::nanoseconds(std::chrono::steady_clock::now() - started)
+            .count();
     return;
   } catch (const DeviceError& e) {
     failed(device, layer, e);
     auto what = describe(device, layer, e);
     if (settings.fallback == Fallback::error) {
-      fill_nan(call.y);
+      call.fill_nan();
       throw DeviceFailure(
           "[mlx_ane] " + what +
           ". Set MLX_ANE_FALLBACK=warn to recompute such calls on the BLAS.");
@@ -206,7 +220,20 @@ void run_matmul(Device& device, const MatmulCall& call) {
     layer.pause = pause;
     layer.next_pause = std::min(2 * pause, max_pause);
   }
-  run_on_blas(call);
+  call.on_blas();
+}
+
+void run_matmul(Device& device, const MatmulCall& call) {
+  run_placed(
+      device,
+      call.x.rows,
+      *call.layer,
+      {[&](const RunnerSettings& settings) {
+         run_on_device(device, call, settings);
+         return true;
+       },
+       [&] { run_on_blas(call); },
+       [&] { fill_nan(call.y); }});
 }
 
 } // namespace mlx_ane

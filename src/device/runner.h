@@ -1,7 +1,8 @@
-// Runs one matmul on a device: pack, evaluate, check, unpack, or recompute it.
+// Runs a call on a device or, where it is placed or fails, on the BLAS.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,6 +34,24 @@ struct RunnerSettings {
 RunnerSettings runner_settings();
 void set_runner_settings(const RunnerSettings& settings);
 
+/// A call in the three ways that it may end.
+struct PlacedCall {
+  /// False if values or shapes are out of the device's range, with nothing done.
+  /// Throws DeviceError.
+  std::function<bool(const RunnerSettings&)> on_device;
+  std::function<void()> on_blas;
+  /// Fills the output with NaN, so that what depends on a failure shows it.
+  std::function<void()> fill_nan;
+};
+
+/// Runs a call of so many rows on the device or, where it is placed or fails, on
+/// the BLAS. Throws DeviceFailure under Fallback::error.
+void run_placed(
+    Device& device,
+    int64_t rows,
+    trace::Layer& layer,
+    const PlacedCall& call);
+
 /// y (s, n) = x (s, k) @ w (n, k)ᵀ [+ bias (n)].
 struct MatmulCall {
   MatrixView x;
@@ -56,8 +75,7 @@ class DeviceFailure : public std::runtime_error {
 std::optional<trace::Placement>
 placement(const Device& device, int64_t rows, const trace::Layer& layer);
 
-/// Runs the call on the device or, where it is placed or fails, on the BLAS.
-/// Throws DeviceFailure under Fallback::error, with y filled with NaN.
+/// run_placed of a matmul.
 void run_matmul(Device& device, const MatmulCall& call);
 
 /// Gives devices that were taken out after repeated failures another chance.

@@ -4,6 +4,9 @@
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 
+#include "device/device_attention.h"
+#include "device/runner.h"
+#include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "trace/timeline.h"
 
@@ -101,6 +104,29 @@ void allocate(std::vector<mx::array>& outputs) {
   for (auto& out : outputs) {
     out.set_data(mx::allocator::malloc(out.nbytes()));
   }
+}
+
+/// The gradient of the exact layer after a forward on a device: its fp32 output
+/// and logsumexp are computed here.
+void backward_of_exact(
+    const kernels::Attention& call,
+    const kernels::Heads& d_out,
+    const kernels::Heads& dq,
+    const kernels::Heads& dk,
+    const kernels::Heads& dv,
+    float* d_sinks) {
+  auto [batch, count, rows, features] = call.q.shape;
+  auto values = call.v.shape[3];
+  std::vector<float> exact(batch * count * rows * values);
+  std::vector<float> logsumexp(batch * count * rows);
+  kernels::Heads out{
+      exact.data(),
+      Float::f32,
+      {batch, count, rows, values},
+      {count * rows * values, rows * values, values, 1}};
+  kernels::attention_forward(call, out, logsumexp.data());
+  kernels::attention_backward(
+      call, out, logsumexp.data(), d_out, dq, dk, dv, d_sinks);
 }
 
 /// The same in MLX's ops: (out, logsumexp).
@@ -213,13 +239,35 @@ void Attention::eval_cpu(
   if (outputs[0].size() == 0) {
     return;
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(
-      [call = kernel_call(inputs, options_),
-       out = heads(outputs[0]),
-       logsumexp = outputs[1].data<float>()] {
-        trace::Span span("attention", "", 0, flops(call));
-        kernels::attention_forward(call, out, logsumexp);
-      });
+  layer_->calls += 1;
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  auto call = kernel_call(inputs, options_);
+  auto out = heads(outputs[0]);
+  if (!options_.place.device) {
+    layer_->place(trace::Placement::device_cpu);
+    encoder.dispatch([call, out, logsumexp = outputs[1].data<float>()] {
+      trace::Span span("attention", op, 0, flops(call));
+      kernels::attention_forward(call, out, logsumexp);
+    });
+    return;
+  }
+  auto scope = FailureScope::enter();
+  auto id = outputs[0].id();
+  scope->encode(id);
+  encoder.dispatch([call,
+                    out,
+                    scope,
+                    id,
+                    stream = stream(),
+                    layer = layer_,
+                    device = options_.place.device] {
+    try {
+      run_attention(*device, call, out, *layer);
+    } catch (const DeviceFailure&) {
+      scope->fail(stream, id);
+      throw;
+    }
+  });
 }
 
 std::vector<mx::array> Attention::vjp(
@@ -303,10 +351,15 @@ void AttentionVJP::eval_cpu(
        dq = heads(outputs[0]),
        dk = heads(outputs[1]),
        dv = heads(outputs[2]),
-       d_sinks = options_.sinks ? outputs[3].data<float>() : nullptr] {
-        trace::Span span("attention_vjp", "", 0, 5 * flops(call) / 2);
-        kernels::attention_backward(
-            call, out, logsumexp, d_out, dq, dk, dv, d_sinks);
+       d_sinks = options_.sinks ? outputs[3].data<float>() : nullptr,
+       recompute = options_.place.device != nullptr] {
+        trace::Span span("attention_vjp", op, 0, 5 * flops(call) / 2);
+        if (recompute) {
+          backward_of_exact(call, d_out, dq, dk, dv, d_sinks);
+        } else {
+          kernels::attention_backward(
+              call, out, logsumexp, d_out, dq, dk, dv, d_sinks);
+        }
       });
 }
 

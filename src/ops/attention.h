@@ -7,6 +7,7 @@
 #include "kernels/attention.h"
 #include "ops/checks.h"
 #include "ops/fused.h"
+#include "trace/counters.h"
 
 namespace mlx_ane {
 
@@ -43,7 +44,9 @@ class Attention : public Fused {
       mx::Stream stream,
       const AttentionOptions& options,
       Function composition)
-      : Fused(stream, std::move(composition)), options_(options) {}
+      : Fused(stream, std::move(composition)),
+        options_(options),
+        layer_(trace::layer("scaled_dot_product_attention")) {}
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -62,6 +65,7 @@ class Attention : public Fused {
 
  private:
   AttentionOptions options_;
+  std::shared_ptr<trace::Layer> layer_;
 };
 
 /// (q, k, v, [mask], [sinks], out, logsumexp, d_out) -> (dq, dk, dv, [d_sinks])

@@ -14,6 +14,7 @@ constexpr std::array<const char*, n_counters> counter_names = {
     "linear_calls",
     "matmul_calls",
     "device_calls",
+    "evaluations",
     "gemm_forward",
     "gemm_dx",
     "gemm_dw",
@@ -53,8 +54,7 @@ const char* to_string(Placement placement) {
   static constexpr std::array<const char*, n_placements> names = {
       "device_cpu",
       "few_rows",
-      "double_precision",
-      "over_budget",
+      "out_of_range",
       "back_off",
       "device_out",
   };

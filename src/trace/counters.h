@@ -15,6 +15,7 @@ enum class Counter {
   linear_calls,
   matmul_calls,
   device_calls,
+  evaluations,
   gemm_forward,
   gemm_dx,
   gemm_dw,
@@ -39,8 +40,7 @@ enum class Counter {
 enum class Placement {
   device_cpu,
   few_rows,
-  double_precision,
-  over_budget,
+  out_of_range,
   back_off,
   device_out,
   count_,
@@ -52,7 +52,8 @@ void add(Counter counter, int64_t n = 1);
 /// One fallback, by the name of its cause.
 void add_fallback(const std::string& cause);
 
-/// What one layer did. Shared by every primitive of that name.
+/// What one layer did. Shared by every primitive of that name. Calls that ran on
+/// a device, were placed and fell back add up to `calls`.
 class Layer {
  public:
   explicit Layer(std::string name) : name(std::move(name)) {}

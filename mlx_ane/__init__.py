@@ -12,7 +12,7 @@ from mlx_ane import _startup  # noqa: E402
 
 _startup.run()
 
-from mlx_ane import fast, nn, optimizers, plot  # noqa: E402
+from mlx_ane import emulated, fast, nn, optimizers, plot  # noqa: E402
 from mlx_ane._device import (  # noqa: E402
     default_device,
     device_info,
@@ -28,12 +28,14 @@ from mlx_ane._ext import (  # noqa: E402
 from mlx_ane._versions import __version__  # noqa: E402
 from mlx_ane.convert import convert, revert  # noqa: E402
 from mlx_ane.ops import linear, matmul  # noqa: E402
+from mlx_ane.planner import Plan, plan  # noqa: E402
 from mlx_ane.report import ConversionReport  # noqa: E402
 from mlx_ane.timeline import timeline  # noqa: E402
 from mlx_ane.verify import VerificationReport, verify  # noqa: E402
 
 __all__ = [
     "ConversionReport",
+    "Plan",
     "VerificationReport",
     "__version__",
     "clear_cache",
@@ -41,12 +43,14 @@ __all__ = [
     "counters",
     "default_device",
     "device_info",
+    "emulated",
     "fast",
     "is_available",
     "linear",
     "matmul",
     "nn",
     "optimizers",
+    "plan",
     "plot",
     "reset_counters",
     "revert",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+
 import mlx.core as mx
 
 from mlx_ane import _ext, _versions
@@ -24,6 +26,8 @@ def run() -> None:
             f"{_versions.INSTALLED_MLX}, as it was built with another nanobind; run: "
             f"pip install --force-reinstall --no-cache-dir mlx-ane"
         ) from error
+    # OpenBLAS hangs when it is unloaded while a stream is in one of its calls.
+    atexit.register(lambda: mx.synchronize(mx.default_stream(mx.cpu)))
     _ext.set_fallback(settings.fallback)
     if settings.spot_check is not None:
         _ext.set_spot_check(settings.spot_check)

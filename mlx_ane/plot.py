@@ -107,7 +107,7 @@ def placement(report: ConversionReport, path: str | Path | None = None) -> Figur
     """
     live = report.placement()
     parts: dict[str, list[int]] = {
-        "on the device": [row["device_calls"] for row in live.values()],
+        "on the device": [row["on_device"] for row in live.values()],
         "placed on the CPU": [sum(row["placed"].values()) for row in live.values()],
         "fallback": [sum(row["fallback"].values()) for row in live.values()],
     }

@@ -66,8 +66,8 @@ class ConversionReport:
         """What each converted layer did: calls, where, and why not on the device.
 
         Returns:
-            dict: By path: "calls", "device_calls", "placed" and "fallback" (counts
-            by cause), "bytes" moved and "ms" spent.
+            dict: By path: "calls", and of these "on_device", "placed" and "fallback"
+            (counts by cause); "bytes" moved and "ms" spent.
         """
         counts = _ext.layer_counters()
         return {
@@ -110,7 +110,7 @@ class ConversionReport:
                 _dims(c.shape),
                 c.device,
                 str(live[c.path]["calls"]),
-                str(live[c.path]["device_calls"]),
+                str(live[c.path]["on_device"]),
                 _notes(c, live[c.path]),
             )
             for c in self.converted
@@ -149,11 +149,17 @@ def _live(stats: dict[str, float]) -> dict[str, Any]:
             if name.startswith(prefix) and count
         }
 
+    calls, placed, fallback = (
+        int(stats.get("calls", 0)),
+        by_cause("placed_"),
+        by_cause("fallback_"),
+    )
     return {
-        "calls": int(stats.get("calls", 0)),
-        "device_calls": int(stats.get("device_calls", 0)),
-        "placed": by_cause("placed_"),
-        "fallback": by_cause("fallback_"),
+        "calls": calls,
+        # Not device_calls: a call may take several, and failed ones count.
+        "on_device": calls - sum(placed.values()) - sum(fallback.values()),
+        "placed": placed,
+        "fallback": fallback,
         "bytes": int(stats.get("bytes", 0)),
         "ms": float(stats.get("ms", 0.0)),
     }

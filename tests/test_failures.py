@@ -1,0 +1,325 @@
+"""Failing device calls: counted, named, recomputed, or one error and no damage."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from cases import exact, norm_error
+from mlx.utils import tree_flatten
+from processes import run_python
+
+import mlx_ane as ane
+from mlx_ane import _ext
+
+pytestmark = pytest.mark.skipif(
+    "emulated" not in __import__("conftest").DEVICES, reason="injects faults there"
+)
+
+#: Injected fault, and the cause it is counted under.
+CAUSES = {
+    "compile_error": "compile_failed",
+    "load_fails": "load_failed",
+    "cap_reached": "cap_reached",
+    "out_of_memory": "out_of_memory",
+    "evaluate_false": "evaluate_failed",
+    "writes_nothing": "wrote_nothing",
+    "nan": "nonfinite",
+    "zeros": "wrong_values",
+}
+
+
+@contextmanager
+def faults(specification: str) -> Iterator[None]:
+    """Faults of the emulated device while this is open, on a fresh cache."""
+    ane.clear_cache()
+    with ane.emulated.faults(specification):
+        yield
+
+
+def fallbacks() -> dict[str, int]:
+    return {
+        name.removeprefix("fallback_"): n
+        for name, n in ane.counters().items()
+        if name.startswith("fallback_") and n
+    }
+
+
+_numbers = itertools.count()
+
+
+def model_of(*sizes: int) -> nn.Sequential:
+    """Linear layers; a name of its own keeps back-offs of earlier tests away."""
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    model = nn.Sequential(*layers)
+    report = ane.convert(model, device="emulated")
+    number = next(_numbers)
+    for converted in report.converted:
+        converted.layer._name = f"model{number}.{converted.path}"
+    mx.eval(model.parameters())
+    return model
+
+
+def counts_of(layer: nn.Module) -> dict[str, float]:
+    return _ext.layer_counters()[layer._name]
+
+
+@pytest.mark.parametrize("fault", CAUSES)
+def test_a_failed_call_is_recomputed_and_counted(fault: str) -> None:
+    _ext.set_fallback("allow")
+    model = model_of(64, 96)
+    layer, x = model.layers[0], mx.random.normal((40, 64))
+    expected = exact(x) @ exact(layer.weight).T + exact(layer.bias)
+    with faults(f"{fault}:count=1"):
+        assert norm_error(model(x), expected) <= 1e-5  # the BLAS is exact
+        assert fallbacks() == {CAUSES[fault]: 1}
+        live = counts_of(layer)
+        assert live["calls"] == 1
+        assert live[f"fallback_{CAUSES[fault]}"] == 1
+        # Backs off for a call, then the layer is on the device again.
+        mx.eval(model(x))
+        assert ane.counters()["placed_back_off"] == 1
+        assert norm_error(model(x), expected) > 1e-5
+        assert counts_of(layer)["calls"] == 3
+        assert fallbacks() == {CAUSES[fault]: 1}
+
+
+def test_wrong_values_are_found_by_the_spot_check() -> None:
+    _ext.set_fallback("allow")
+    model, x = model_of(64, 96), mx.random.normal((40, 64))
+    expected = exact(model(x))
+    _ext.set_spot_check(1)
+    try:
+        with faults("wrong_values:count=1"):
+            assert norm_error(model(x), expected) <= 2e-3
+            assert fallbacks() == {"wrong_values": 1}
+    finally:
+        _ext.set_spot_check(0)
+
+
+@pytest.mark.parametrize("fault", CAUSES)
+def test_fallback_error_names_layer_and_cause(fault: str) -> None:
+    model, x = model_of(64, 96), mx.random.normal((40, 64))
+    with faults(f"{fault}:count=1"):
+        with pytest.raises(RuntimeError) as caught:
+            mx.eval(model(x))
+        text = str(caught.value)
+        assert f"{model.layers[0]._name} on device emulated" in text
+        assert CAUSES[fault] in text
+        assert "MLX_ANE_FALLBACK" in text
+        assert "\n" not in text
+        mx.eval(model(x))  # the stream still works
+
+
+def snapshot(model: nn.Module, optimizer) -> dict[str, np.ndarray]:
+    """Copies of parameters and optimizer state, by path."""
+    mx.eval(model.parameters(), optimizer.state)
+    state = {k: v for k, v in optimizer.state.items() if k not in ("step",)}
+    return {
+        path: np.array(array)
+        for path, array in tree_flatten([model.parameters(), state])
+    }
+
+
+@pytest.mark.parametrize("fault", ["evaluate_false", "nan", "writes_nothing"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["forward", "recomputation"])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_failed_step_changes_nothing(
+    fault: str, compiled: bool, checkpoint: bool, layer: int
+) -> None:
+    model = model_of(64, 96, 128, 64)
+    optimizer = ane.optimizers.AdamW(1e-2)
+    optimizer.init(model.trainable_parameters())
+    x = mx.random.normal((40, 64))
+    forward = model.__call__
+    if checkpoint:
+        forward = nn.utils.checkpoint(model)
+
+    def step(x: mx.array) -> mx.array:
+        loss, gradients = nn.value_and_grad(
+            model, lambda x: mx.mean(mx.square(forward(x)))
+        )(x)
+        optimizer.update(model, gradients)
+        return loss
+
+    if compiled:
+        state = [model.state, optimizer.state]
+        step = mx.compile(step, inputs=state, outputs=state)
+    mx.eval(step(x), model.parameters(), optimizer.state)
+    before = snapshot(model, optimizer)
+    shape = {1: "a1_w=1x1x96x64", 2: "a1_w=1x1x128x96"}[layer]  # (N, K)
+    # The forward call of this layer, or the one when it is computed again.
+    call = 2 if checkpoint else 1
+    with faults(f"{fault}:program={shape},call={call}"):
+        with pytest.raises(RuntimeError, match=rf"layers\.{layer - 1} on device"):
+            mx.eval(step(x), model.parameters(), optimizer.state)
+    after = snapshot(model, optimizer)
+    assert before.keys() == after.keys()
+    for path in before:
+        assert np.array_equal(before[path], after[path]), path
+    assert ane.counters()["adam_skipped"] >= 1
+    mx.eval(step(x), model.parameters(), optimizer.state)
+    trained = snapshot(model, optimizer)
+    assert all(np.isfinite(value).all() for value in trained.values())
+    assert not np.array_equal(before["0.layers.0.weight"], trained["0.layers.0.weight"])
+
+
+def test_the_step_after_a_failure_is_the_step_without_it() -> None:
+    def train(fail: bool) -> mx.array:
+        mx.random.seed(0)
+        model = model_of(64, 96, 64)
+        optimizer = ane.optimizers.AdamW(1e-2, bias_correction=True)
+        step = nn.value_and_grad(model, lambda x: mx.mean(mx.square(model(x))))
+        x = mx.random.normal((40, 64))
+        for number in range(4):
+            if fail and number == 2:
+                saved = optimizer.step
+                with faults("evaluate_false:count=1"), pytest.raises(RuntimeError):
+                    loss, gradients = step(x)
+                    optimizer.update(model, gradients)
+                    mx.eval(loss, model.parameters(), optimizer.state)
+                optimizer.state["step"] = saved
+            loss, gradients = step(x)
+            optimizer.update(model, gradients)
+            mx.eval(loss, model.parameters(), optimizer.state)
+        return model.layers[0].weight
+
+    assert mx.array_equal(train(False), train(True))
+
+
+def test_repeated_failures_take_the_device_out() -> None:
+    _ext.set_fallback("allow")
+    models = [model_of(64, 64 + 8 * i) for i in range(10)]
+    x = mx.random.normal((40, 64))
+    with faults("evaluate_false"):
+        for model in models:
+            mx.eval(model(x))
+    assert "8 calls failed in a row" in _ext.taken_out("emulated")
+    assert fallbacks() == {"evaluate_failed": 8}
+    assert ane.counters()["placed_device_out"] == 2
+    ane.clear_cache()
+    assert _ext.taken_out("emulated") is None
+    ane.reset_counters()
+    mx.eval(models[0](x))
+
+
+def test_warn_says_each_cause_once(capfd) -> None:
+    _ext.set_fallback("warn")
+    model = model_of(64, 96)
+    x = mx.random.normal((40, 64))
+    with faults("evaluate_false:count=3"):
+        for _ in range(12):
+            mx.eval(model(x))
+    lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert len(lines) == 1
+    assert "layers.0 on device emulated: evaluate_failed" in lines[0]
+    assert fallbacks() == {"evaluate_failed": 3}
+
+
+def test_training_under_faults_ends_with_the_same_losses() -> None:
+    def train(specification: str) -> list[float]:
+        mx.random.seed(0)
+        model = model_of(64, 96, 64)
+        optimizer = ane.optimizers.AdamW(1e-4)
+        step = nn.value_and_grad(model, lambda x: mx.mean(mx.square(model(x) - x)))
+        losses = []
+        with faults(specification):
+            for number in range(60):
+                x = mx.random.normal((40, 64), key=mx.random.key(number))
+                loss, gradients = step(x)
+                optimizer.update(model, gradients)
+                mx.eval(loss, model.parameters(), optimizer.state)
+                losses.append(loss.item())
+        return losses
+
+    clean = train("")
+    _ext.set_fallback("allow")
+    ane.reset_counters()
+    faulty = train(
+        "evaluate_false:rate=0.05,seed=1;nan:rate=0.05,seed=2;"
+        "writes_nothing:rate=0.05,seed=3;zeros:rate=0.05,seed=4"
+    )
+    assert faulty == pytest.approx(clean, rel=1e-3)
+    rows = [row for name, row in _ext.layer_counters().items() if "layers" in name]
+    failed = [n for row in rows for k, n in row.items() if k.startswith("fallback_")]
+    assert [row["calls"] for row in rows] == [60, 60]
+    assert sum(fallbacks().values()) == sum(failed) >= 5
+
+
+HANG = """
+import time, sys
+import mlx.core as mx, mlx_ane as ane
+from mlx_ane import _ext
+_ext.set_fallback(sys.argv[1])
+x, w = mx.ones((40, 64)), mx.ones((96, 64))
+mx.eval(ane.linear(x, w, device="emulated"))
+with ane.emulated.faults("hang:count=1"):
+    start = time.monotonic()
+    try:
+        y = ane.linear(x, w, device="emulated")
+        mx.eval(y)
+        print("value", mx.array_equal(y, mx.full((40, 96), 64.0)).item())
+    except RuntimeError as error:
+        print("error", error)
+    print("out", _ext.taken_out("emulated"))
+    mx.eval(ane.linear(x, w, device="emulated"))
+    print("placed", ane.counters()["placed_device_out"])
+    print("abandoned", _ext.abandoned_calls())
+"""
+
+
+@pytest.mark.parametrize("fallback", ["allow", "error"])
+def test_a_hang_costs_the_device_not_the_process(fallback: str) -> None:
+    done = run_python(HANG, fallback)  # must end although a worker hangs
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    if fallback == "allow":
+        assert lines["value"] == "True"
+    else:
+        assert "hang" in lines["error"]
+    assert "hung" in lines["out"]
+    assert lines["placed"] == "1"
+    assert lines["abandoned"] == "1"
+
+
+def test_exit_with_work_in_flight() -> None:
+    run_python(
+        """
+        import mlx.core as mx, mlx_ane as ane
+        x, w = mx.ones((2048, 512)), mx.ones((512, 512))
+        for _ in range(20):
+            x = ane.linear(x, w, device="emulated")
+        mx.async_eval(x)
+        """
+    )
+
+
+def test_interrupt_during_eval() -> None:
+    done = run_python(
+        """
+        import _thread, threading
+        import mlx.core as mx, mlx_ane as ane
+        x, w = mx.ones((2048, 512)), mx.ones((512, 512)) / 512
+        for _ in range(20):
+            x = ane.linear(x, w, device="emulated")
+        threading.Timer(0.05, _thread.interrupt_main).start()
+        try:
+            mx.eval(x)
+            import time; time.sleep(5)
+        except KeyboardInterrupt:
+            print("interrupted", mx.allclose(x, mx.ones((2048, 512))).item())
+        """
+    )
+    assert done.stdout.split() == ["interrupted", "True"]
+
+
+def test_export_function_is_refused_in_one_sentence(tmp_path) -> None:
+    layer = ane.nn.ANELinear(8, 4, device="emulated")
+    with pytest.raises((ValueError, RuntimeError), match="ANELinear") as caught:
+        mx.export_function(str(tmp_path / "f.mlxfn"), layer, mx.ones((2, 8)))
+    assert "\n" not in str(caught.value)

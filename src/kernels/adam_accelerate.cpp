@@ -1,4 +1,5 @@
-// Adam on Accelerate's vector functions, and the choice between it and the loop.
+// Adam on Accelerate's vector functions, and the choice between it and the
+// loop.
 #include "kernels/adam_accelerate.h"
 
 #include <algorithm>
@@ -17,7 +18,7 @@ namespace {
 
 std::atomic<bool> chose_accelerate{false};
 
-} // namespace
+}  // namespace
 
 #ifdef MLX_ANE_APPLE
 
@@ -41,8 +42,7 @@ void adam_tile(
   auto count = static_cast<int>(n);
   float minus_c1 = -k.c1;
   vDSP_vsmul(g, 1, &k.gradient_scale, scaled, 1, length);
-  vDSP_vsmsma(
-      m, 1, &k.b1, scaled, 1, &k.one_minus_b1, m_out, 1, length);
+  vDSP_vsmsma(m, 1, &k.b1, scaled, 1, &k.one_minus_b1, m_out, 1, length);
   vDSP_vsq(scaled, 1, work, 1, length);
   vDSP_vsmsma(v, 1, &k.b2, work, 1, &k.one_minus_b2, v_out, 1, length);
   vvsqrtf(work, v_out, &count);
@@ -86,7 +86,7 @@ double time_of(AdamLoop adam) {
   return best;
 }
 
-} // namespace
+}  // namespace
 
 void adam_accelerate(
     const float* p,
@@ -132,4 +132,4 @@ std::string adam_implementation() {
   return chose_accelerate ? "vDSP" : "loop";
 }
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

@@ -1,4 +1,5 @@
-// Adam on Accelerate's vector functions, and the choice between it and the loop.
+// Adam on Accelerate's vector functions, and the choice between it and the
+// loop.
 #pragma once
 
 #include <cstdint>
@@ -31,4 +32,4 @@ AdamLoop fastest_adam(AdamLoop portable);
 /// "loop" or "vDSP", as fastest_adam chose.
 std::string adam_implementation();
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

@@ -38,6 +38,8 @@ struct Prefetch {
 /// cache.
 struct Loops {
   const char* name;
+  /// Floats of one register.
+  int lanes;
 
   void (*half_to_float)(const uint16_t* x, float* y, int64_t n, bool stream);
   void (*float_to_half)(const float* x, uint16_t* y, int64_t n, bool stream);
@@ -137,6 +139,10 @@ struct Loops {
       float* d_gate,
       float* d_up,
       int64_t n);
+
+  /// 12 registers of fused multiply-adds a round; see probe.h.
+  float (*fma_rounds)(int64_t rounds);
+  void (*adam_twin)(float* p, const float* g, float* m, float* v, int64_t n);
 };
 
 /// The loops in use: the best that this CPU runs, unless set_target changed it.

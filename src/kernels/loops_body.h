@@ -3,6 +3,7 @@
 
 #include "kernels/loops_adam.h"
 #include "kernels/loops_convert.h"
+#include "kernels/loops_probe.h"
 #include "kernels/loops_softmax.h"
 #include "kernels/loops_transpose.h"
 
@@ -11,6 +12,7 @@ namespace {
 constexpr Loops loops_of(const char* name) {
   return {
       .name = name,
+      .lanes = lanes,
       .half_to_float = half_to_float_loop,
       .float_to_half = float_to_half_loop,
       .bfloat_to_float = bfloat_to_float_loop,
@@ -36,6 +38,8 @@ constexpr Loops loops_of(const char* name) {
       .scale_add = scale_add_loop,
       .swiglu = swiglu_loop,
       .swiglu_backward = swiglu_backward_loop,
+      .fma_rounds = fma_rounds_loop,
+      .adam_twin = adam_twin_loop,
   };
 }
 

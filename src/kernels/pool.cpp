@@ -25,8 +25,8 @@ struct Job {
   /// Workers at it; guarded by the pool's mutex.
   int workers = 0;
   std::atomic<int64_t> next{0};
-  std::exception_ptr error;
-  std::mutex error_mutex;
+  std::exception_ptr error = nullptr;
+  std::mutex error_mutex{};
 
   void run() {
     inside_task = true;

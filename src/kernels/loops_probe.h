@@ -1,0 +1,37 @@
+// Loops that measure the machine; included by loops_body.h.
+
+namespace {
+
+float fma_rounds_loop(int64_t rounds) {
+  // Two FMA units of four cycles' latency, with room to spare.
+  V a[12];
+  for (int i = 0; i < 12; ++i) {
+    a[i] = splat(static_cast<float>(i));
+  }
+  V b = splat(0.999f), c = splat(1e-3f);
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; ++i) {
+      a[i] = a[i] * b + c;
+    }
+  }
+  float total = 0.0f;
+  for (int i = 0; i < 12; ++i) {
+    total += sum(a[i]);
+  }
+  return total;
+}
+
+void adam_twin_loop(float* p, const float* g, float* m, float* v, int64_t n) {
+  for (int64_t i = 0; i + lanes <= n; i += lanes) {
+    U old_p = load<U>(reinterpret_cast<const uint32_t*>(p + i));
+    V old_m = load<V>(m + i), old_v = load<V>(v + i);
+    // One AND, so that g is read.
+    U mixed = old_p & cast<U>(load<V>(g + i));
+    store(p + i, old_m);
+    store(m + i, old_v);
+    store(v + i, cast<V>(mixed));
+  }
+}
+
+}  // namespace

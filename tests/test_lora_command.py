@@ -225,6 +225,26 @@ def test_prompt_masking_accumulation_and_checkpointing(
     assert found["counters"]["adam_steps"] == ITERS // 2
 
 
+@pytest.mark.parametrize("attention", ["fused", "mlx"])
+def test_attention_is_a_choice(
+    attention: str, models, data, tmp_path, capsys, monkeypatch
+) -> None:
+    from mlx_ane import fast
+
+    calls = []
+    ours, theirs = fast.scaled_dot_product_attention, mx.fast
+    monkeypatch.setattr(
+        fast,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: calls.append(1) or ours(*args, **kwargs),
+    )
+    before = theirs.scaled_dot_product_attention
+    flags = [*options("lora", models, data, tmp_path), "--iters", "1"]
+    lora(capsys, *flags, "--device", "cpu", "--attention", attention)
+    assert bool(calls) == (attention == "fused")
+    assert theirs.scaled_dot_product_attention is before
+
+
 @pytest.fixture
 def config(models, data, tmp_path):
     """config(content, *flags): the options that the command would run with."""
@@ -256,6 +276,7 @@ def test_flags_before_file_before_defaults(config) -> None:
         "precision": None,
         "predicate": None,
         "fused": False,
+        "attention": None,
         "fallback": None,
         "verify": False,
     }
@@ -281,13 +302,14 @@ def test_predicate_policy_and_optimizer(models, data, tmp_path, capsys) -> None:
     flags = [*options("full", models, data, tmp_path), "--iters", "2"]
     flags += ["--device", "emulated", "--policy", "frozen", "--no-fused"]
     found = lora(capsys, *flags, "--predicate", "q_proj$", r"layers\.1\.mlp")
-    paths = [layer["path"] for layer in found["placement"]["converted"]]
-    assert paths == [
+    layers = found["placement"]["converted"]
+    assert [layer["path"] for layer in layers] == [
         "model.layers.0.self_attn.q_proj",
         "model.layers.1.self_attn.q_proj",
         *(f"model.layers.1.mlp.{p}_proj" for p in ("gate", "down", "up")),
     ]
-    assert found["counters"]["device_calls"] == 0  # all of them are trained
+    assert {layer["device"] for layer in layers} == {"cpu"}  # all are trained
+    assert sum(layer["device_calls"] for layer in layers) == 0
     assert found["counters"]["adam_steps"] == 0
 
 

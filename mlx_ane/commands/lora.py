@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import importlib
 import json
 import math
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import mlx.optimizers
 import numpy as np
 from mlx import nn
 
-from mlx_ane import _ext, optimizers
+from mlx_ane import _ext, fast, optimizers
 from mlx_ane.convert import POLICIES, Predicate, convert
 from mlx_ane.nn import PRECISIONS
 from mlx_ane.report import ConversionReport
@@ -35,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "precision": None,
     "predicate": None,
     "fused": True,
+    "attention": None,
     "fallback": None,
     "verify": False,
 }
@@ -83,6 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="use mlx_ane's one-pass Adam and AdamW (default: yes)",
+    )
+    ours.add_argument(
+        "--attention",
+        choices=("fused", "mlx"),
+        help="fused: mlx_ane's CPU kernel (default where MLX has no GPU); mlx: MLX's",
     )
     ours.add_argument(
         "--fallback",
@@ -180,15 +187,38 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
         lora.load_adapters(model, config.adapter_path)
     report = move(model, config)
     reports = Reports(config)
-    if config.train:
-        train(model, train_set, valid_set, config, reports)
+    if config.train and config.ane["verify"]:
+        check(model, train_set, config)
+    with attention(config):
+        if config.train:
+            train(model, train_set, valid_set, config, reports)
+        test = evaluate(model, test_set, config) if config.test else None
     return {
         "train": reports.train,
         "validation": reports.validation,
-        "test": evaluate(model, test_set, config) if config.test else None,
+        "test": test,
         "counters": _ext.counters(),
         "report": report,
     }
+
+
+@contextlib.contextmanager
+def attention(config: types.SimpleNamespace) -> Iterator[None]:
+    """While open, mlx-lm's models attend through mlx_ane.fast if so configured."""
+    default = "mlx" if mx.default_device() == mx.gpu else "fused"
+    if (config.ane["attention"] or default) == "mlx":
+        yield
+        return
+    theirs = mx.fast.scaled_dot_product_attention
+    ours = functools.partial(
+        fast.scaled_dot_product_attention, device=config.ane["device"]
+    )
+    # mlx-lm looks the function up at each call.
+    mx.fast.scaled_dot_product_attention = ours
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = theirs
 
 
 def add_adapters(model: nn.Module, config: types.SimpleNamespace) -> None:
@@ -262,8 +292,6 @@ def train(
     folder = Path(config.adapter_path)
     folder.mkdir(parents=True, exist_ok=True)
     _mlx_lm("utils").save_config(dict(vars(config)), folder / "adapter_config.json")
-    if config.ane["verify"]:
-        check(model, cached(train_set), config)
     trainer.train(
         model=model,
         optimizer=make_optimizer(config),
@@ -306,13 +334,14 @@ def make_optimizer(config: types.SimpleNamespace) -> mlx.optimizers.Optimizer:
     return optimizer
 
 
-def check(model: nn.Module, dataset: Any, config: types.SimpleNamespace) -> None:
+def check(model: nn.Module, train_set: Any, config: types.SimpleNamespace) -> None:
     """Compares with plain MLX on the first batch that training will see.
 
     Raises:
         RuntimeError: If a layer is further off than its device allows.
     """
     trainer = _mlx_lm("tuner.trainer")
+    dataset = _mlx_lm("tuner.datasets").CacheDataset(train_set)
     state = np.random.get_state()
     batch = next(
         trainer.iterate_batches(dataset, config.batch_size, config.max_seq_length)

@@ -195,6 +195,11 @@ void Writer::scalar_string(std::string_view value) {
 
 void Writer::elements(const Constant& constant, size_t axis, size_t& next) {
   auto& shape = constant.type.shape;
+  if (axis == 0 && element_count(constant.type) == 0) {
+    // One bracket for any rank: [1000000000000, 0] must not be spelled out.
+    text_ += "[]";
+    return;
+  }
   if (axis < shape.size()) {
     text_ += '[';
     bool nested = constant.type.dtype != DType::string;

@@ -415,6 +415,7 @@ TEST(writer_keeps_the_meaning_in_both_dialects) {
     tensor<fp32, [2, 2]> m = const()[val = tensor<fp32, [2, 2]>([[1, 2], [3, -inf]])];
     tensor<uint4, [3]> q = const()[val = tensor<uint4, [3]>([0, 7, 15])];
     tensor<string, [2]> t = const()[val = tensor<string, [2]>(["a", "b\t"])];
+    tensor<fp16, [1000000000000, 0]> e = const()[val = tensor<fp16, [1000000000000, 0]>([])];
     tensor<fp16, [8]> w = const()[val = tensor<fp16, [8]>(BLOBFILE(path = string("@model_path/w"), offset = uint64(64)))];
     tensor<fp16, [1, 4]> y = f(x = x, v = (x, s, int32(-1)), b = true)[name = string("y")];)"));
   CHECK(same_meaning(program, parse(write(program, Dialect::ios18))));

@@ -1,0 +1,77 @@
+// What the fuzzers of MIL text and weight files do with one input.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <span>
+#include <stdexcept>
+#include <string_view>
+
+#include "mil/check.h"
+#include "mil/program.h"
+#include "mil/weights.h"
+
+namespace fuzz {
+
+/// Ends the process with a message that a fuzzer and a test log both show.
+inline void require(bool ok, const char* what) {
+  if (!ok) {
+    std::fprintf(stderr, "fuzz: %s\n", what);
+    std::abort();
+  }
+}
+
+/// Text parses or is refused; what parses keeps its meaning when written, and
+/// can be checked for any chip.
+inline void mil_text(std::string_view text) {
+  using namespace mlx_ane::mil;
+  Program program;
+  try {
+    program = parse(text);
+  } catch (const ParseError& error) {
+    require(error.location.line > 0, "an error without a line");
+    return;
+  }
+  auto own = dialect_of(program);
+  auto written = write(program, own);
+  require(same_meaning(program, parse(written)), "writing changed the meaning");
+  auto other = own == Dialect::ios16 ? Dialect::ios18 : Dialect::ios16;
+  require(
+      dialect_of(parse(write(program, other))) == other,
+      "writing kept the dialect");
+  CheckOptions options;
+  check(program, options);
+  options.generation = 13;
+  options.verbose_dialect = options.narrow_slices = true;
+  options.fp32_io = options.cast = options.multi_chunk_files = false;
+  check(program, options);
+}
+
+/// Chunks lie within the file, and reading any of them stays within it.
+inline void weight_file(std::span<const std::byte> bytes) {
+  using namespace mlx_ane::mil;
+  try {
+    WeightFile file(bytes);
+    for (auto& chunk : file.chunks()) {
+      require(
+          chunk.data_offset == 0 ||
+              (chunk.data_offset <= bytes.size() &&
+               chunk.bytes <= bytes.size() - chunk.data_offset),
+          "a chunk beyond the file");
+    }
+    // Every place that could be a header, not only those that were listed.
+    for (uint64_t offset = 0; offset < bytes.size() + 64; offset += 8) {
+      for (auto dtype : {DType::int4, DType::uint3, DType::fp16, DType::fp32}) {
+        try {
+          file.constant(offset, {dtype, {3, 5}, false});
+        } catch (const std::invalid_argument&) {
+          // Refused: fine.
+        }
+      }
+    }
+  } catch (const std::invalid_argument&) {
+    return;
+  }
+}
+
+} // namespace fuzz

@@ -21,6 +21,7 @@
 #include "ops/gemm.h"
 #include "ops/linear.h"
 #include "ops/losses.h"
+#include "ops/quantized_linear.h"
 #include "trace/counters.h"
 #include "trace/timeline.h"
 
@@ -54,6 +55,22 @@ void bind_ops(nb::module_& m) {
       "name"_a = "",
       "stream"_a = nb::none(),
       "a (..., M, K) @ b (..., K, N) with mx.matmul's rules; differentiable.");
+  m.def(
+      "quantized_linear",
+      &quantized_linear,
+      "x"_a,
+      "weight"_a,
+      "scales"_a,
+      "biases"_a = nb::none(),
+      "bias"_a = nb::none(),
+      nb::kw_only(),
+      "group_size"_a,
+      "bits"_a,
+      "mode"_a = "affine",
+      "device"_a = "cpu",
+      "name"_a = "",
+      "stream"_a = nb::none(),
+      "mx.quantized_matmul(x, ...) + bias on a device; differentiable in x.");
   m.def(
       "attention",
       &attention,

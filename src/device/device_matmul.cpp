@@ -1,6 +1,4 @@
 // x tiles and w tiles become surfaces; partial products are summed in fp32.
-#include "device/device_matmul.h"
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -8,6 +6,7 @@
 #include <vector>
 
 #include "device/executables.h"
+#include "device/runner.h"
 #include "kernels/half.h"
 #include "trace/timeline.h"
 
@@ -32,11 +31,36 @@ struct Dot {
   double magnitude = 0; // Σ |x w|
 };
 
-Dot dot(const MatrixView& x, int64_t r, const MatrixView& w, int64_t n) {
+/// w (n, k) as memory or, once staged, as rows of its quantised form.
+struct Weight {
+  MatrixView view;
+  const std::function<void(int64_t, float*)>* quantized_row = nullptr;
+
+  MatrixView block(const Tile& columns, const Tile& depth) const {
+    return view.data ? view.block(
+                           columns.begin, depth.begin, columns.size, depth.size)
+                     : view;
+  }
+
+  /// w(n, depth)
+  std::vector<float> row(int64_t n, const Tile& depth) const {
+    std::vector<float> out(view.cols);
+    if (view.data) {
+      for (int64_t k = 0; k < view.cols; ++k) {
+        out[k] = element(view, n, k);
+      }
+    } else {
+      (*quantized_row)(n, out.data());
+    }
+    auto begin = out.begin() + depth.begin;
+    return {begin, begin + depth.size};
+  }
+};
+
+Dot dot(const MatrixView& x, int64_t r, const std::vector<float>& w) {
   Dot out;
   for (int64_t k = 0; k < x.cols; ++k) {
-    double product =
-        static_cast<double>(element(x, r, k)) * element(w, n, k);
+    double product = static_cast<double>(element(x, r, k)) * w[k];
     out.sum += product;
     out.magnitude += std::abs(product);
   }
@@ -46,7 +70,8 @@ Dot dot(const MatrixView& x, int64_t r, const MatrixView& w, int64_t n) {
 /// One (rows, depth, columns) call in host terms.
 struct TileCall {
   MatrixView x; // (rows, depth)
-  MatrixView w; // (columns, depth)
+  int64_t columns;
+  std::function<std::vector<float>(int64_t n)> w_row; // (depth) of column n
   const RowScales& x_scales;
   const RowScales& w_scales;
   float* y; // (rows, columns), rows y_ld apart
@@ -57,7 +82,7 @@ struct TileCall {
 /// A zero where fp32 sees more than the engine may flush is a wrong answer. The
 /// engine drops products below 2^-14 after scaling (MiniMax-H3-Swift, M3 Ultra).
 void probe_zero(const TileCall& tile, int64_t r, int64_t n) {
-  auto exact = dot(tile.x, r, tile.w, n).sum;
+  auto exact = dot(tile.x, r, tile.w_row(n)).sum;
   auto floor = std::ldexp(
       static_cast<double>(tile.x.cols + 1),
       -14 - tile.x_scales.exponent[r] - tile.w_scales.exponent[n]);
@@ -97,7 +122,7 @@ void probe_zero_lines(
 /// the operands do not explain, no zero that they contradict.
 void unpack_checked(const TileCall& tile, const uint16_t* src, int64_t ld) {
   auto rows = tile.x.rows;
-  auto columns = tile.w.rows;
+  auto columns = tile.columns;
   std::vector<uint8_t> row_nonzero(rows), column_nonzero(columns);
   auto report = kernels::unpack(
       src,
@@ -179,7 +204,7 @@ class DeviceMatmul {
   /// y (+)= x wᵀ in fp32. `staged` keeps w's tiles between calls, or is null.
   void run(
       const MatrixView& x,
-      const MatrixView& w,
+      const Weight& w,
       StagedWeight* staged,
       float* y,
       int64_t y_ld,
@@ -192,20 +217,24 @@ class DeviceMatmul {
       for (auto& depth : plan_.depth) {
         auto x_depth = x.block(0, depth.begin, x.rows, depth.size);
         for (auto& columns : plan_.columns) {
-          auto w_tile =
-              w.block(columns.begin, depth.begin, columns.size, depth.size);
           // The largest bucket's program: its w surface serves every row tile.
           auto program = load(plan_.rows[0], depth, columns);
           std::unique_lock lock(program->mutex);
           auto weight = ready ? staged->tiles()[index++]
-                              : pack_weight(w_tile, *program, depth, columns, fill);
+                              : pack_weight(
+                                    w.block(columns, depth),
+                                    *program,
+                                    depth,
+                                    columns,
+                                    fill);
           if (fill) {
             filled.push_back(weight);
           }
           for (auto& rows : plan_.rows) {
             Operands operands{
                 x_depth.block(rows.begin, 0, rows.size, depth.size),
-                w_tile,
+                columns.size,
+                [&](int64_t n) { return w.row(columns.begin + n, depth); },
                 weight};
             auto* out = y + rows.begin * y_ld + columns.begin;
             bool add = accumulate || depth.begin > 0;
@@ -234,7 +263,8 @@ class DeviceMatmul {
  private:
   struct Operands {
     MatrixView x; // (rows, depth)
-    MatrixView w; // (columns, depth)
+    int64_t columns;
+    std::function<std::vector<float>(int64_t n)> w_row; // (depth) of column n
     const WeightTile& weight;
   };
 
@@ -277,7 +307,7 @@ class DeviceMatmul {
       float* y,
       int64_t y_ld,
       bool accumulate) {
-    auto n = operands.w.rows;
+    auto n = operands.columns;
     // Both inputs in surfaces of one size: staged weights may have grown.
     auto& x_surface = program->inputs[0];
     if (x_surface->bytes() != operands.weight.surface->bytes()) {
@@ -309,7 +339,8 @@ class DeviceMatmul {
     SurfaceLock lock(*program->output, Surface::Access::read);
     unpack_checked(
         {operands.x,
-         operands.w,
+         operands.columns,
+         operands.w_row,
          x_scales,
          operands.weight.scales,
          y,
@@ -359,12 +390,16 @@ MatrixView dense(const std::vector<float>& data, int64_t rows, int64_t cols) {
 
 /// Compares samples of y (rows, n), without bias, with dot products in double.
 /// The bound is the rounding of fp16 operands and outputs: 2^-9 of Σ|x w|.
-void spot_check(const MatmulCall& call, const float* y, int64_t y_ld) {
+void spot_check(
+    const MatmulCall& call,
+    const Weight& w,
+    const float* y,
+    int64_t y_ld) {
   trace::add(Counter::spot_checks);
   for (int64_t i = 0; i < max_probes; ++i) {
     auto r = (i * 7919 + 13) % call.x.rows;
     auto n = (i * 104729 + 7) % call.w.rows;
-    auto [sum, magnitude] = dot(call.x, r, call.w, n);
+    auto [sum, magnitude] = dot(call.x, r, w.row(n, {0, w.view.cols, w.view.cols}));
     auto got = y[r * y_ld + n];
     if (std::isfinite(sum) &&
         !(std::abs(got - sum) <= std::ldexp(magnitude, -9))) {
@@ -408,7 +443,7 @@ void run_on_device(
   }
   auto& y = call.y;
   auto& x = call.x;
-  auto& w = call.w;
+  Weight w{call.w, &call.w_row};
   DeviceMatmul matmul(device, call, settings.layout);
   // Without a bias, fp32 outputs take the sums directly.
   bool direct = y.type == Float::f32 && !call.bias;
@@ -420,16 +455,17 @@ void run_on_device(
   auto ld = direct ? y.row_stride : y.cols;
   if (call.high_precision) {
     auto x_rest = residual(x, device.limits());
-    auto w_rest = residual(w, device.limits());
+    auto w_rest = residual(call.w, device.limits());
     matmul.run(x, w, nullptr, out, ld, false);
     matmul.run(dense(x_rest, x.rows, x.cols), w, nullptr, out, ld, true);
-    matmul.run(x, dense(w_rest, w.rows, w.cols), nullptr, out, ld, true);
+    matmul.run(
+        x, {dense(w_rest, call.w.rows, call.w.cols)}, nullptr, out, ld, true);
   } else {
     matmul.run(x, w, call.staged.get(), out, ld, false);
   }
   static std::atomic<int64_t> calls{0};
   if (settings.spot_check > 0 && ++calls % settings.spot_check == 0) {
-    spot_check(call, out, ld);
+    spot_check(call, w, out, ld);
   }
   if (!direct) {
     store(sums, call);

@@ -10,7 +10,6 @@
 #include <set>
 
 #include "blas/gemm.h"
-#include "device/device_matmul.h"
 #include "kernels/half.h"
 #include "trace/timeline.h"
 
@@ -104,15 +103,6 @@ std::string describe(
       to_string(e.cause) + " (" + e.what() + ")";
 }
 
-void fill_nan(const MatrixOut& y) {
-  std::vector<float> nan(y.cols, std::numeric_limits<float>::quiet_NaN());
-  auto* row = static_cast<char*>(y.data);
-  for (int64_t r = 0; r < y.rows; ++r) {
-    kernels::from_float(nan.data(), y.type, row, y.cols);
-    row += y.row_stride * static_cast<int64_t>(size_of(y.type));
-  }
-}
-
 void run_on_blas(const MatmulCall& call) {
   auto flops = 2 * call.x.rows * call.x.cols * call.w.rows;
   trace::Span span("gemm_forward", call.layer->name, 0, flops);
@@ -125,6 +115,15 @@ void run_on_blas(const MatmulCall& call) {
 }
 
 } // namespace
+
+void fill_nan(const MatrixOut& y) {
+  std::vector<float> nan(y.cols, std::numeric_limits<float>::quiet_NaN());
+  auto* row = static_cast<char*>(y.data);
+  for (int64_t r = 0; r < y.rows; ++r) {
+    kernels::from_float(nan.data(), y.type, row, y.cols);
+    row += y.row_stride * static_cast<int64_t>(size_of(y.type));
+  }
+}
 
 Fallback fallback_from(const std::string& name) {
   if (name == "error") {
@@ -157,6 +156,7 @@ std::optional<std::string> taken_out(const Device& device) {
 }
 
 void restore_devices() {
+  trace::end_pauses();
   std::lock_guard lock(state().mutex);
   state().health.clear();
   state().warned.clear();

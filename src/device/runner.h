@@ -63,6 +63,9 @@ struct MatmulCall {
   std::shared_ptr<trace::Layer> layer;
   /// Two-term split of both operands: three products, error near fp32's.
   bool high_precision = false;
+  /// Row n of w in fp32 (k), where w.data is null: a quantised weight whose tiles
+  /// are staged.
+  std::function<void(int64_t n, float* row)> w_row = {};
 };
 
 /// Thrown under Fallback::error: names layer, device and cause.
@@ -75,10 +78,19 @@ class DeviceFailure : public std::runtime_error {
 std::optional<trace::Placement>
 placement(const Device& device, int64_t rows, const trace::Layer& layer);
 
+/// Runs the whole call on the device; throws DeviceError at the first tile that
+/// fails, with y in an unspecified state.
+void run_on_device(
+    Device& device,
+    const MatmulCall& call,
+    const RunnerSettings& settings);
+
+void fill_nan(const MatrixOut& y);
+
 /// run_placed of a matmul.
 void run_matmul(Device& device, const MatmulCall& call);
 
-/// Gives devices that were taken out after repeated failures another chance.
+/// Gives devices that were taken out, and layers that pause, another chance.
 void restore_devices();
 
 /// Why a device was taken out for this process, or nothing.

@@ -42,7 +42,8 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     Device& device,
     const Owner& owner,
     const MatrixView& w,
-    const MatmulPlan& plan) {
+    const MatmulPlan& plan,
+    const std::vector<Owner>& companions) {
   std::lock_guard lock(mutex_);
   if (++clock_ % sweep_interval == 0) {
     sweep_locked();
@@ -55,7 +56,8 @@ std::shared_ptr<StagedWeight> WeightStore::get(
       w.cols,
       w.row_stride,
       w.col_stride,
-      plan.layout};
+      plan.layout,
+      companions};
   if (auto buffer = buffers_.find(owner.get()); buffer != buffers_.end()) {
     auto& entries = buffer->second.entries;
     auto entry = entries.find(key);

@@ -58,11 +58,14 @@ class WeightStore {
 
   /// The entry of this view of `owner`'s buffer, made if new. Null where it
   /// would exceed the budget with nothing stale to evict. Call while encoding.
+  /// `companions` are other buffers that the staged values depend on, as a
+  /// quantised weight's scales: owned too, and part of what is looked up.
   std::shared_ptr<StagedWeight> get(
       Device& device,
       const Owner& owner,
       const MatrixView& w,
-      const MatmulPlan& plan);
+      const MatmulPlan& plan,
+      const std::vector<Owner>& companions = {});
 
   /// Drops every entry made from this buffer: its owner is about to write it.
   void release(const void* owner);
@@ -85,6 +88,7 @@ class WeightStore {
     int64_t row_stride;
     int64_t col_stride;
     Layout layout;
+    std::vector<Owner> companions;
     auto operator<=>(const Key&) const = default;
   };
   struct Entry {

@@ -32,7 +32,13 @@ mx::Stream resolve_stream(
     static auto engine_stream = mx::new_thread_local_stream(mx::Device::cpu);
     return mx::to_stream(engine_stream);
   }
-  auto resolved = mx::to_stream(stream, mx::Device::cpu);
+  // Where MLX has no GPU, asking it for a GPU stream fails in its own words.
+  auto* type = std::get_if<mx::Device::DeviceType>(&stream);
+  auto* whole = std::get_if<mx::Device>(&stream);
+  bool gpu = (type && *type == mx::Device::gpu) ||
+      (whole && *whole == mx::Device::gpu);
+  auto resolved = gpu ? mx::Stream(0, mx::Device::gpu)
+                      : mx::to_stream(stream, mx::Device::cpu);
   if (resolved.device != mx::Device::cpu) {
     throw std::invalid_argument(
         "[mlx_ane." + op +

@@ -88,4 +88,7 @@ std::map<std::string, int64_t> counters();
 std::map<std::string, std::map<std::string, double>> layer_counters();
 void reset_counters();
 
+/// Lets every layer that pauses after failures use its device again.
+void end_pauses();
+
 } // namespace mlx_ane::trace

@@ -1,0 +1,423 @@
+// Quantised weights are dequantised by panel, or once onto the device.
+#include "ops/quantized_linear.h"
+
+#include <algorithm>
+
+#include "mlx/backend/cpu/encoder.h"
+
+#include "blas/blas.h"
+#include "blas/gemm.h"
+#include "device/runner.h"
+#include "kernels/half.h"
+#include "ops/failure.h"
+#include "ops/host_matrix.h"
+#include "ops/row_sum.h"
+#include "trace/timeline.h"
+
+namespace mlx_ane {
+
+namespace {
+
+using kernels::QuantizationMode;
+using kernels::QuantizedMatrix;
+
+// Rows of W that are dequantised at a time: 256 x 4096 values are 4 MiB.
+constexpr int64_t panel_rows = 256;
+
+QuantizationMode mode_from(const std::string& name) {
+  if (name == "affine") {
+    return QuantizationMode::affine;
+  }
+  if (name == "mxfp4") {
+    return QuantizationMode::mxfp4;
+  }
+  if (name == "mxfp8") {
+    return QuantizationMode::mxfp8;
+  }
+  if (name == "nvfp4") {
+    return QuantizationMode::nvfp4;
+  }
+  throw std::invalid_argument(
+      "[mlx_ane.quantized_linear] got mode \"" + name +
+      "\", need \"affine\", \"mxfp4\", \"mxfp8\" or \"nvfp4\".");
+}
+
+const char* mode_name(QuantizationMode mode) {
+  static constexpr const char* names[] = {"affine", "mxfp4", "mxfp8", "nvfp4"};
+  return names[static_cast<int>(mode)];
+}
+
+/// The kernel's view of (weight, scales, [biases]) at inputs[1 .. 3].
+QuantizedMatrix matrix(
+    const std::vector<mx::array>& inputs,
+    const QuantizedOptions& options) {
+  auto& weight = inputs[1];
+  QuantizedMatrix w;
+  w.data = weight.data<uint8_t>();
+  w.scales = inputs[2].data<void>();
+  w.biases = options.has_biases ? inputs[3].data<void>() : nullptr;
+  w.scale_type = float_type(inputs[2].dtype());
+  w.mode = options.mode;
+  w.bits = options.bits;
+  w.group_size = options.group_size;
+  w.rows = weight.shape(0);
+  w.cols = static_cast<int64_t>(weight.shape(1)) * 32 / options.bits;
+  return w;
+}
+
+/// y = x Wᵀ + bias, W by panels of rows, which are panels of columns of y.
+void run_on_blas(
+    const MatrixView& x,
+    const QuantizedMatrix& w,
+    const std::optional<MatrixView>& bias,
+    const MatrixOut& y,
+    const std::string& layer) {
+  trace::Span span("gemm_forward", layer, 0, 2 * x.rows * x.cols * w.rows);
+  trace::add(trace::Counter::gemm_forward);
+  std::vector<float> panel(std::min(panel_rows, w.rows) * w.cols);
+  for (int64_t begin = 0; begin < w.rows; begin += panel_rows) {
+    auto rows = std::min(panel_rows, w.rows - begin);
+    kernels::dequantize_rows(w, begin, rows, panel.data());
+    MatrixView view{panel.data(), Float::f32, rows, w.cols, w.cols, 1};
+    std::optional<MatrixView> part;
+    if (bias) {
+      part = bias->block(0, begin, 1, rows);
+    }
+    auto out = y;
+    out.cols = rows;
+    out.data = static_cast<char*>(y.data) +
+        begin * static_cast<int64_t>(size_of(y.type));
+    blas::gemm(x, view.transposed(), part ? &*part : nullptr, out);
+  }
+}
+
+/// dx = dy W, summed over the panels in fp32.
+void run_dx(
+    const MatrixView& dy,
+    const QuantizedMatrix& w,
+    const MatrixOut& dx,
+    const std::string& layer) {
+  trace::Span span("gemm_dx", layer, 0, 2 * dy.rows * w.cols * w.rows);
+  trace::add(trace::Counter::gemm_dx);
+  std::vector<float> panel(std::min(panel_rows, w.rows) * w.cols);
+  std::vector<float> left(dy.rows * std::min(panel_rows, w.rows));
+  bool direct = dx.type == Float::f32;
+  std::vector<float> sums(direct ? 0 : dx.rows * dx.cols);
+  auto* out = direct ? static_cast<float*>(dx.data) : sums.data();
+  std::fill_n(out, dx.rows * dx.cols, 0.0f);
+  for (int64_t begin = 0; begin < w.rows; begin += panel_rows) {
+    auto rows = std::min(panel_rows, w.rows - begin);
+    kernels::dequantize_rows(w, begin, rows, panel.data());
+    for (int64_t r = 0; r < dy.rows; ++r) {
+      for (int64_t c = 0; c < rows; ++c) {
+        kernels::to_float(
+            dy.block(r, begin + c, 1, 1).data,
+            dy.type,
+            &left[r * rows + c],
+            1);
+      }
+    }
+    blas::sgemm(
+        false,
+        false,
+        dy.rows,
+        w.cols,
+        rows,
+        1.0f,
+        left.data(),
+        rows,
+        panel.data(),
+        w.cols,
+        1.0f,
+        out,
+        w.cols);
+  }
+  if (!direct) {
+    kernels::from_float(out, dx.type, dx.data, dx.rows * dx.cols);
+  }
+}
+
+struct DeviceTask {
+  HostMatrix x;
+  QuantizedMatrix w;
+  std::optional<MatrixView> bias;
+  MatrixOut y;
+  std::shared_ptr<StagedWeight> staged;
+  std::shared_ptr<trace::Layer> layer;
+  Device* device;
+  std::shared_ptr<FailureScope> scope;
+  mx::Stream stream;
+  std::uintptr_t output;
+
+  void operator()() const {
+    auto rows = x.view();
+    try {
+      run_placed(
+          *device,
+          y.rows,
+          *layer,
+          {[&](const RunnerSettings& settings) {
+             run_staged(rows, settings);
+             return true;
+           },
+           [&] { run_on_blas(rows, w, bias, y, layer->name); },
+           [&] { fill_nan(y); }});
+    } catch (const DeviceFailure&) {
+      scope->fail(stream, output);
+      throw;
+    }
+  }
+
+  // In fp32 for the time of its staging, or of a call over the budget.
+  void run_staged(const MatrixView& rows, const RunnerSettings& settings) const {
+    std::vector<float> dense;
+    MatmulCall call{rows, {}, bias, y, staged, layer, false};
+    call.w = {nullptr, Float::f32, w.rows, w.cols, w.cols, 1};
+    call.w_row = [this](int64_t row, float* out) {
+      kernels::dequantize_rows(w, row, 1, out);
+    };
+    if (!staged || !staged->ready()) {
+      dense.resize(w.rows * w.cols);
+      kernels::dequantize_rows(w, 0, w.rows, dense.data());
+      call.w.data = dense.data();
+    }
+    run_on_device(*device, call, settings);
+  }
+};
+
+} // namespace
+
+mx::array quantized_linear(
+    const mx::array& x,
+    const mx::array& weight,
+    const mx::array& scales,
+    const std::optional<mx::array>& biases,
+    const std::optional<mx::array>& bias,
+    int group_size,
+    int bits,
+    const std::string& mode,
+    const std::string& device,
+    const std::string& layer,
+    const mx::StreamOrDevice& stream) {
+  constexpr const char* op = "quantized_linear";
+  check_float(op, "x", x);
+  auto kind = mode_from(mode);
+  if (weight.ndim() != 2 || weight.dtype() != mx::uint32 || bits < 1 ||
+      bits > 8 || group_size < 1 || group_size > 256) {
+    throw std::invalid_argument(
+        "[mlx_ane.quantized_linear] got weight " + to_string(weight.shape()) +
+        " of " + to_string(weight.dtype()) + " with " + std::to_string(bits) +
+        " bits in groups of " + std::to_string(group_size) +
+        ", need what mx.quantize returns.");
+  }
+  auto n = weight.shape(0);
+  auto k = weight.shape(1) * 32 / bits;
+  if (x.ndim() == 0 || x.shape(-1) != k ||
+      scales.shape() != mx::Shape{n, k / group_size}) {
+    throw std::invalid_argument(
+        "[mlx_ane.quantized_linear] got x " + to_string(x.shape()) +
+        ", scales " + to_string(scales.shape()) + " and a weight that stands for (" +
+        std::to_string(n) + ", " + std::to_string(k) +
+        "), need x.shape[-1] equal to " + std::to_string(k) +
+        " and a scale for each group.");
+  }
+  bool affine = kind == QuantizationMode::affine;
+  if (affine != biases.has_value() ||
+      (biases && biases->shape() != scales.shape())) {
+    throw std::invalid_argument(
+        "[mlx_ane.quantized_linear] got mode \"" + mode + "\" with biases " +
+        (biases ? to_string(biases->shape()) : "None") +
+        ", need them of scales' shape in mode \"affine\" only.");
+  }
+  auto dtype = affine ? mx::promote_types(x.dtype(), scales.dtype()) : x.dtype();
+  if (bias) {
+    check_float(op, "bias", *bias);
+    dtype = mx::promote_types(dtype, bias->dtype());
+  }
+  auto place = resolve_place(op, device);
+  auto s = resolve_stream(op, stream, place);
+  std::vector<mx::array> inputs{
+      x, mx::contiguous(weight, false, s), mx::contiguous(scales, false, s)};
+  if (biases) {
+    inputs.push_back(mx::contiguous(*biases, false, s));
+  }
+  if (bias) {
+    inputs.push_back(*bias);
+  }
+  QuantizedOptions options{
+      kind,
+      bits,
+      group_size,
+      biases.has_value(),
+      bias.has_value(),
+      place,
+      layer,
+      dtype};
+  auto composition = [options, s](const std::vector<mx::array>& in) {
+    auto y = mx::quantized_matmul(
+        in[0],
+        in[1],
+        in[2],
+        options.has_biases ? std::optional(in[3]) : std::nullopt,
+        true,
+        options.group_size,
+        options.bits,
+        mode_name(options.mode),
+        s);
+    if (options.has_bias) {
+      y = mx::add(y, in.back(), s);
+    }
+    return std::vector<mx::array>{mx::astype(y, options.dtype, s)};
+  };
+  auto shape = x.shape();
+  shape.back() = n;
+  return mx::array(
+      std::move(shape),
+      dtype,
+      std::make_shared<QuantizedLinear>(s, options, composition),
+      std::move(inputs));
+}
+
+void QuantizedLinear::eval_cpu(
+    const std::vector<mx::array>& inputs,
+    std::vector<mx::array>& outputs) {
+  auto& y = outputs[0];
+  y.set_data(mx::allocator::malloc(y.nbytes()));
+  if (y.size() == 0) {
+    return;
+  }
+  trace::add(trace::Counter::linear_calls);
+  layer_->calls += 1;
+  auto w = matrix(inputs, options_);
+  std::optional<MatrixView> bias;
+  if (options_.has_bias) {
+    auto& b = inputs.back();
+    bias = MatrixView{
+        b.data<void>(), float_type(b.dtype()), 1, w.rows, 0, b.strides(0)};
+  }
+  MatrixOut out{
+      y.data<void>(),
+      float_type(y.dtype()),
+      static_cast<int64_t>(y.size()) / w.rows,
+      w.rows,
+      w.rows};
+  auto& encoder = mx::cpu::get_command_encoder(stream());
+  auto* device = options_.place.device;
+  auto x = HostMatrix::rows(inputs[0]);
+  if (!device) {
+    layer_->place(trace::Placement::device_cpu);
+    encoder.dispatch([x, w, bias, out, layer = layer_] {
+      run_on_blas(x.view(), w, bias, out, layer->name);
+    });
+    return;
+  }
+  std::shared_ptr<StagedWeight> staged;
+  if (!placement(*device, out.rows, *layer_)) {
+    auto plan = plan_matmul(
+        out.rows, w.cols, w.rows, device->limits(), runner_settings().layout);
+    // Known by its packed form; the rows' stride tells bit widths apart.
+    MatrixView key{w.data, Float::f32, w.rows, w.cols, w.bits, w.group_size};
+    std::vector<WeightStore::Owner> companions{inputs[2].data_shared_ptr()};
+    if (options_.has_biases) {
+      companions.push_back(inputs[3].data_shared_ptr());
+    }
+    staged = weight_store().get(
+        *device, inputs[1].data_shared_ptr(), key, plan, companions);
+  }
+  auto scope = FailureScope::enter();
+  scope->encode(y.id());
+  encoder.dispatch(DeviceTask{
+      x, w, bias, out, staged, layer_, device, scope, stream(), y.id()});
+}
+
+std::vector<mx::array> QuantizedLinear::vjp(
+    const std::vector<mx::array>& primals,
+    const std::vector<mx::array>& cotangents,
+    const std::vector<int>& argnums,
+    const std::vector<mx::array>&) {
+  auto s = stream();
+  auto& dy = cotangents[0];
+  auto last = static_cast<int>(primals.size()) - 1;
+  std::vector<mx::array> gradients;
+  for (int i : argnums) {
+    if (i == 0) {
+      std::vector<mx::array> inputs{dy, primals[1], primals[2]};
+      if (options_.has_biases) {
+        inputs.push_back(primals[3]);
+      }
+      auto options = options_;
+      options.dtype = primals[0].dtype();
+      auto composition = [options, s](const std::vector<mx::array>& in) {
+        auto dx = mx::quantized_matmul(
+            in[0],
+            in[1],
+            in[2],
+            options.has_biases ? std::optional(in[3]) : std::nullopt,
+            false,
+            options.group_size,
+            options.bits,
+            mode_name(options.mode),
+            s);
+        return std::vector<mx::array>{mx::astype(dx, options.dtype, s)};
+      };
+      gradients.push_back(mx::array(
+          primals[0].shape(),
+          options.dtype,
+          std::make_shared<QuantizedLinearVJP>(s, options, composition),
+          std::move(inputs)));
+    } else if (options_.has_bias && i == last) {
+      gradients.push_back(row_sum(dy, primals[i].dtype(), s));
+    } else {
+      throw std::invalid_argument(
+          "[mlx_ane.quantized_linear] got a gradient asked for the quantised "
+          "weight of \"" +
+          options_.layer + "\", need it frozen; call freeze() on the layer.");
+    }
+  }
+  return gradients;
+}
+
+bool QuantizedLinear::is_equivalent(const mx::Primitive& other) const {
+  return options_ == static_cast<const QuantizedLinear&>(other).options_;
+}
+
+std::vector<mx::Shape> QuantizedLinear::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  auto shape = inputs[0].shape();
+  shape.back() = inputs[1].shape(0);
+  return {shape};
+}
+
+void QuantizedLinearVJP::eval_cpu(
+    const std::vector<mx::array>& inputs,
+    std::vector<mx::array>& outputs) {
+  auto& dx = outputs[0];
+  dx.set_data(mx::allocator::malloc(dx.nbytes()));
+  if (dx.size() == 0) {
+    return;
+  }
+  auto w = matrix(inputs, options_);
+  MatrixOut out{
+      dx.data<void>(),
+      float_type(dx.dtype()),
+      static_cast<int64_t>(dx.size()) / w.cols,
+      w.cols,
+      w.cols};
+  mx::cpu::get_command_encoder(stream()).dispatch(
+      [dy = HostMatrix::rows(inputs[0]), w, out, layer = options_.layer] {
+        run_dx(dy.view(), w, out, layer);
+      });
+}
+
+bool QuantizedLinearVJP::is_equivalent(const mx::Primitive& other) const {
+  return options_ == static_cast<const QuantizedLinearVJP&>(other).options_;
+}
+
+std::vector<mx::Shape> QuantizedLinearVJP::output_shapes(
+    const std::vector<mx::array>& inputs) {
+  auto shape = inputs[0].shape();
+  shape.back() = inputs[1].shape(1) * 32 / options_.bits;
+  return {shape};
+}
+
+} // namespace mlx_ane

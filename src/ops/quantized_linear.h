@@ -1,0 +1,100 @@
+// y = x Wᵀ + b for a quantised W that is never held in full on the host.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "kernels/dequantize.h"
+#include "ops/checks.h"
+#include "ops/fused.h"
+#include "trace/counters.h"
+
+namespace mlx_ane {
+
+struct QuantizedOptions {
+  kernels::QuantizationMode mode;
+  int bits;
+  int group_size;
+  bool has_biases; // of the quantisation
+  bool has_bias; // of the layer
+  Place place;
+  std::string layer;
+  mx::Dtype dtype; // of the result
+  bool operator==(const QuantizedOptions&) const = default;
+};
+
+///// Operation
+
+/// x (..., K) times the transpose of the (N, K) matrix that weight, scales and
+/// biases stand for, as mx.quantized_matmul, plus bias (N).
+mx::array quantized_linear(
+    const mx::array& x,
+    const mx::array& weight,
+    const mx::array& scales,
+    const std::optional<mx::array>& biases,
+    const std::optional<mx::array>& bias,
+    int group_size,
+    int bits,
+    const std::string& mode,
+    const std::string& device,
+    const std::string& layer,
+    const mx::StreamOrDevice& stream);
+
+///// Primitives
+
+/// (x, weight, scales, [biases], [bias]) -> y
+class QuantizedLinear : public Fused {
+ public:
+  QuantizedLinear(
+      mx::Stream stream,
+      const QuantizedOptions& options,
+      Function composition)
+      : Fused(stream, std::move(composition)),
+        options_(options),
+        layer_(trace::layer(options.layer)) {}
+
+  void eval_cpu(
+      const std::vector<mx::array>& inputs,
+      std::vector<mx::array>& outputs) override;
+  std::vector<mx::array> vjp(
+      const std::vector<mx::array>& primals,
+      const std::vector<mx::array>& cotangents,
+      const std::vector<int>& argnums,
+      const std::vector<mx::array>& outputs) override;
+  const char* name() const override {
+    return "ANEQuantizedLinear";
+  }
+  bool is_equivalent(const mx::Primitive& other) const override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ private:
+  QuantizedOptions options_;
+  std::shared_ptr<trace::Layer> layer_;
+};
+
+/// (dy, weight, scales, [biases]) -> dx = dy W, through panels of W
+class QuantizedLinearVJP : public Fused {
+ public:
+  QuantizedLinearVJP(
+      mx::Stream stream,
+      const QuantizedOptions& options,
+      Function composition)
+      : Fused(stream, std::move(composition)), options_(options) {}
+
+  void eval_cpu(
+      const std::vector<mx::array>& inputs,
+      std::vector<mx::array>& outputs) override;
+  const char* name() const override {
+    return "ANEQuantizedLinearVJP";
+  }
+  bool is_equivalent(const mx::Primitive& other) const override;
+  std::vector<mx::Shape> output_shapes(
+      const std::vector<mx::array>& inputs) override;
+
+ private:
+  QuantizedOptions options_;
+};
+
+} // namespace mlx_ane

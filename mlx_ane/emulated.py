@@ -13,8 +13,8 @@ from mlx_ane._ext import emulated as _emulated
 
 __all__ = [
     "EngineError",
-    "ProgramError",
     "Program",
+    "ProgramError",
     "clear_faults",
     "configure",
     "fault_counts",

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "blas/blas.h"
+#include "device/emulated/exact.h"
 
 namespace mlx_ane::emulated {
 
@@ -13,8 +14,12 @@ void multiply(
     const float* b,
     const float* bias,
     float* c,
-    Numerics) {
+    Numerics numerics) {
   if (p.m == 0 || p.n == 0) {
+    return;
+  }
+  if (numerics != Numerics::fast) {
+    multiply_exactly(p, a, b, bias, c, numerics);
     return;
   }
   if (bias) {

@@ -1,0 +1,449 @@
+"""Documentation is code: every block of every page runs, on the emulated device.
+
+    python tests/test_docs.py docs/quickstart.md      # run one page
+    python tests/test_docs.py --list                  # blocks that are not run, and why
+    python tests/test_docs.py --write docs/notebook.ipynb   # store its outputs
+
+In a page, `python` and `sh` blocks run in order, Python in one namespace a page and
+all in one empty folder. A `text` block under `<!-- output -->` is what the block
+before it prints, `...` matching anything. `<!-- not run: REASON -->` leaves a block
+out; the reasons are those of NOT_RUN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import base64
+import contextlib
+import doctest
+import importlib
+import io
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs").glob("*.ipynb")),
+    ]
+    if path.exists()
+]
+
+#: Why a block may be left out; blocks that take minutes run under `-m slow`.
+NOT_RUN = {
+    "needs a Mac": "uses the Neural Engine",
+    "takes minutes": "run by `pytest -m slow`",
+    "installs": "changes the environment or builds from source",
+    "downloads": "fetches a model",
+    "sketch": "shows a form, with names that a reader fills in",
+}
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+FENCE = re.compile(
+    r"(?:^ *<!-- (?P<mark>[^\n]*?) -->\n+)?"
+    r"^(?P<indent> *)```(?P<kind>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass
+class Block:
+    """A code block of a page, and what it must print."""
+
+    kind: str
+    source: str
+    line: int
+    skip: str = ""
+    output: str | None = None
+
+
+def blocks_of(page: str) -> list[Block]:
+    """The code blocks of a Markdown page or a notebook, in order."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page.endswith(".ipynb"):
+        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+        return [Block("python", "".join(c["source"]), i) for i, c in enumerate(cells)]
+    found: list[Block] = []
+    for match in FENCE.finditer(text):
+        mark, kind = match["mark"] or "", match["kind"]
+        source = textwrap.dedent(match["body"])
+        if mark == "output":
+            found[-1].output = source
+        elif kind in ("python", "sh"):
+            line = text.count("\n", 0, match.start("kind")) + 1
+            skip = mark.removeprefix("not run: ") if "not run: " in mark else ""
+            found.append(Block(kind, source, line, skip))
+    return found
+
+
+# -- running one page, in a process of its own ------------------------------------
+
+
+def run_page(page: str, slow: bool) -> int:
+    """Run a page's blocks here; print what differs; the number of failures."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    failures = 0
+    for block in blocks_of(page):
+        if block.skip and not (slow and block.skip == "takes minutes"):
+            continue
+        try:
+            got = run_shell(block.source) if block.kind == "sh" else ""
+            if block.kind == "python":
+                got, _ = run_python(block.source, names)
+        except Exception as error:
+            got, failures = "", failures + 1
+            print(f"{page}:{block.line}: {type(error).__name__}: {error}")
+            continue
+        if block.output is not None and not matches(block.output, got):
+            failures += 1
+            print(f"{page}:{block.line}: need\n{block.output}\ngot\n{got}")
+    return failures
+
+
+def matches(expected: str, got: str) -> bool:
+    """Whether an output is as written, up to blanks and `...`."""
+    return doctest.OutputChecker().check_output(expected, got, OPTIONS)
+
+
+def run_python(source: str, names: dict[str, Any]) -> tuple[str, Any]:
+    """Run Python; what it prints, and the value of its last expression."""
+    source = re.sub(r"^%.*$", "", source, flags=re.MULTILINE)  # IPython's magic
+    tree = ast.parse(source)
+    last = (
+        tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    )
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(tree, "<docs>", "exec"), names)
+        value = None
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), "<docs>", "eval"), names)
+    return printed.getvalue(), value
+
+
+def run_shell(source: str) -> str:
+    """Run shell commands; what they print."""
+    done = subprocess.run(["sh", "-euc", source], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def workspace() -> Any:
+    """An empty folder with links to the repository; `mlx-ane` and `python` on PATH."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for entry in ROOT.iterdir():
+            # Not mlx_ane: the package that is installed is what readers have.
+            if not entry.name.startswith(".") and entry.name not in (
+                "mlx_ane",
+                "build",
+            ):
+                (folder / entry.name).symlink_to(entry)
+        tools = folder / "bin"
+        tools.mkdir()
+        for command, module in {"mlx-ane": "-m mlx_ane", "python": ""}.items():
+            script = tools / command
+            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+            script.chmod(0o755)
+        os.environ["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"
+        back = Path.cwd()
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(back)
+
+
+def write_notebook(page: str) -> None:
+    """Run a notebook and store text and figures as its outputs."""
+    book = json.loads((ROOT / page).read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    cells = [c for c in book["cells"] if c["cell_type"] == "code"]
+    for count, cell in enumerate(cells, 1):
+        printed, value = run_python("".join(cell["source"]), names)
+        cell["execution_count"], cell["outputs"] = count, []
+        if printed:
+            text = printed.splitlines(keepends=True)
+            cell["outputs"].append(
+                {"output_type": "stream", "name": "stdout", "text": text}
+            )
+        if hasattr(value, "savefig"):
+            image = io.BytesIO()
+            value.savefig(image, dpi=70)
+            png = base64.b64encode(image.getvalue()).decode()
+            cell["outputs"].append(
+                {
+                    "output_type": "display_data",
+                    "data": {"image/png": png, "text/plain": ["<Figure>"]},
+                    "metadata": {},
+                }
+            )
+    text = json.dumps(book, indent=1, ensure_ascii=False) + "\n"
+    (ROOT / page).write_text(text, encoding="utf-8")
+
+
+# -- tests ------------------------------------------------------------------------
+
+
+def run_in_child(page: str, *options: str) -> None:
+    command = [sys.executable, str(Path(__file__).resolve()), page, *options]
+    # MLX compiles through the C++ compiler on Linux: longer than all pages.
+    ours = {"MLX_ANE_DEVICE": "emulated", "MLX_DISABLE_COMPILE": "1"}
+    environ = {**os.environ, **ours}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environ, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def needs(page: str) -> None:
+    """Skip where a page's extras are not installed."""
+    source = "".join(block.source for block in blocks_of(page) if not block.skip)
+    for word, module in {"plot": "matplotlib", "mlx_lm": "mlx_lm"}.items():
+        if re.search(rf"\b{word}\b", source):
+            pytest.importorskip(module)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks(page: str) -> None:
+    needs(page)
+    if any(not block.skip for block in blocks_of(page)):
+        run_in_child(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_that_take_minutes(page: str) -> None:
+    needs(page)
+    if any(block.skip == "takes minutes" for block in blocks_of(page)):
+        run_in_child(page, "--slow")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_are_left_out_for_a_listed_reason(page: str) -> None:
+    for block in blocks_of(page):
+        assert block.skip in ("", *NOT_RUN), f"{page}:{block.line}: {block.skip}"
+
+
+def test_the_runner_sees_a_wrong_block(tmp_path: Path, monkeypatch: Any) -> None:
+    page = """
+```python
+print("a" * 3)
+```
+
+<!-- output -->
+```text
+aaa
+```
+
+<!-- not run: sketch -->
+```python
+undefined
+```
+
+    ```sh
+    echo b; exit {status}
+    ```
+"""
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    for status, output, failures in [("0", "aaa", 0), ("1", "aaa", 1), ("0", "ab", 1)]:
+        text = page.replace("{status}", status).replace("aaa\n`", f"{output}\n`")
+        (tmp_path / "page.md").write_text(text)
+        assert run_page("page.md", slow=False) == failures
+
+
+PUBLIC = [
+    name
+    for _, name, _ in pkgutil.walk_packages([str(ROOT / "mlx_ane")], "mlx_ane.")
+    if not name.startswith(("mlx_ane._", "mlx_ane.commands"))
+]
+
+
+@pytest.mark.parametrize("name", ["mlx_ane", *PUBLIC])
+def test_docstrings(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Examples of docstrings; names that they take for granted are `examples()`."""
+    module = importlib.import_module(name)
+    monkeypatch.chdir(tmp_path)
+    checker = Lenient()
+    runner = doctest.DocTestRunner(checker, optionflags=OPTIONS)
+    printed: list[str] = []
+    for test in doctest.DocTestFinder().find(module, name, extraglobs=examples()):
+        runner.run(test, out=printed.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(printed)
+
+
+class Lenient(doctest.OutputChecker):
+    """An example without an output says nothing about what it prints."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return not want or super().check_output(want, got, optionflags)
+
+
+def examples() -> dict[str, Any]:
+    """What a reader of a docstring's example has: a converted model and data."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    import mlx_ane as ane
+
+    ane.set_default_device("emulated")
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32))
+    ane.convert(model, device="emulated")
+    x, y = mx.random.normal((64, 64)), mx.random.normal((64, 32))
+
+    def step(x: mx.array, y: mx.array) -> mx.array:
+        return mx.mean(mx.square(model(x) - y))
+
+    gradients = nn.value_and_grad(model, step)(x, y)[1]
+    return dict(ane=ane, mx=mx, nn=nn, model=model, x=x, y=y) | dict(
+        step=step, gradients=gradients
+    )
+
+
+# -- pages against the code -------------------------------------------------------
+
+
+def page_text(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def first_cells(text: str) -> set[str]:
+    """The names in backquotes that begin the rows of a page's tables."""
+    return set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE))
+
+
+def test_environment_page_has_every_variable() -> None:
+    from mlx_ane._settings import VARIABLES
+
+    assert first_cells(page_text("environment.md")) == set(VARIABLES)
+
+
+def test_cpp_reads_documented_variables_only() -> None:
+    from mlx_ane._settings import VARIABLES
+
+    sources = [*(ROOT / "src").rglob("*.cpp"), *(ROOT / "src").rglob("*.h")]
+    read = {
+        name
+        for path in sources
+        for name in re.findall(r'getenv\("(MLX_ANE_\w+)"\)', path.read_text())
+    }
+    assert read and read <= set(VARIABLES)
+
+
+def test_devices_page_has_every_counter() -> None:
+    import mlx_ane as ane
+
+    ane.reset_counters()
+    named = first_cells(page_text("devices.md"))
+    assert set(ane.counters()) <= named
+
+
+def test_limits_page_names_every_rule_and_source() -> None:
+    import mlx_ane as ane
+    from mlx_ane import mil
+
+    text = page_text("limits.md")
+    rules = {rule["name"] for rule in ane.emulated.rules()}
+    rules |= {rule.id for rule in mil.rules()}
+    missing = sorted(name for name in rules if f"`{name}`" not in text)
+    assert not missing
+
+
+def test_versions_agree() -> None:
+    from mlx_ane._versions import BUILT_FOR_MLX, __version__
+
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'\nversion = "{__version__}"' in project
+    assert set(re.findall(r'"mlx(?:\[cpu\])?==([^;"]+)', project)) == {BUILT_FOR_MLX}
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^version: {re.escape(__version__)}$", citation, re.MULTILINE)
+
+
+def tool(name: str) -> Any:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+def test_bump_finds_the_newest_nanobind_of_an_internals_version() -> None:
+    find: Callable[..., str] = tool("bump_mlx").newest_with
+    internals = {"2.0": 9, "2.1": 10, "2.2": 10, "3.0": 12, "3.1": 12}
+    asked: list[str] = []
+
+    def of(version: str) -> int:
+        asked.append(version)
+        return internals[version]
+
+    found = {n: find(n, list(internals), of) for n in (9, 10, 12)}
+    assert found == {9: "2.0", 10: "2.2", 12: "3.1"}
+    for absent in (8, 11, 13):
+        with pytest.raises(SystemExit):
+            find(absent, list(internals), of)
+    assert len(asked) <= 6 * 4  # bisection, and one look at the answer
+
+
+def test_bump_reads_tags_of_old_and_new_nanobinds() -> None:
+    bump = tool("bump_mlx")
+    old = b"\0v20_system_libstdcpp_gxx_abi_1xxx_use_cxx11_abi_1\0"
+    new = b"\0nanobind_system_libcpp_abi1_a1_v22\0 xv9_system_"
+    assert bump.one_number(bump.TAG, old, "old") == 20
+    assert bump.one_number(bump.TAG, new, "new") == 22
+    with pytest.raises(SystemExit):
+        bump.one_number(bump.TAG, old + new, "both")
+
+
+def test_bump_changes_every_pin() -> None:
+    bump = tool("bump_mlx")
+    versions = {"mlx": "9.8.7", "nanobind": "6.5.4"}
+    for name, patterns in bump.PINS.items():
+        text = bump.repin((ROOT / name).read_text(), patterns, versions)
+        pins = re.findall(r'(?:"mlx(?:\[cpu\])?==|BUILT_FOR_MLX = ")([^;"]+)', text)
+        assert pins and set(pins) == {"9.8.7"}
+    project = (ROOT / "pyproject.toml").read_text()
+    text = bump.repin(project, bump.PINS["pyproject.toml"], versions)
+    assert re.findall(r'"nanobind==([^"]+)"', text) == ["6.5.4"]
+    assert re.findall(r'"mlx-lm==([^"]+)"', text) == re.findall(
+        r'"mlx-lm==([^"]+)"', project
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", nargs="?")
+    parser.add_argument("--slow", action="store_true", help="blocks of minutes too")
+    parser.add_argument("--list", action="store_true", help="blocks that are not run")
+    parser.add_argument("--write", metavar="NOTEBOOK", help="run it, store outputs")
+    args = parser.parse_args()
+    os.environ.setdefault("MLX_ANE_DEVICE", "emulated")
+    if args.list:
+        for page in PAGES:
+            for block in blocks_of(page):
+                if block.skip:
+                    first = block.source.strip().splitlines()[0]
+                    print(f"{page}:{block.line}: {block.skip}: {first}")
+    with workspace():
+        if args.write:
+            write_notebook(args.write)
+        if args.page:
+            sys.exit(run_page(args.page, args.slow))

@@ -3,6 +3,8 @@
 
 #include <sstream>
 
+#include "device/runner.h"
+
 namespace mlx_ane {
 
 Place resolve_place(const std::string& op, const std::string& device) {
@@ -27,8 +29,11 @@ mx::Stream resolve_stream(
     const std::string& op,
     const mx::StreamOrDevice& stream,
     const Place& place) {
+  // Under Fallback::error all work stays on one stream: MLX would deliver the
+  // exception of a second one again in a later eval.
   if (place.device && place.device->name() == "ane" &&
-      std::holds_alternative<std::monostate>(stream)) {
+      std::holds_alternative<std::monostate>(stream) &&
+      runner_settings().fallback != Fallback::error) {
     static auto engine_stream = mx::new_thread_local_stream(mx::Device::cpu);
     return mx::to_stream(engine_stream);
   }

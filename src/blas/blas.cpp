@@ -63,7 +63,7 @@ void sgemm(
   }
   // The reference takes any k; a BLAS may reject the leading dimensions of k =
   // 0.
-  bool plain = k == 0 || use_reference.load(std::memory_order_relaxed);
+  bool plain = k == 0 || is_reference();
   if (!plain) {
     thread_count();
   }
@@ -72,7 +72,7 @@ void sgemm(
 }
 
 std::string name() {
-  return use_reference ? "reference loops" : vendor::name();
+  return is_reference() ? "reference loops" : vendor::name();
 }
 
 void set_threads(int threads) {
@@ -100,7 +100,11 @@ void set_implementation(const std::string& implementation) {
 }
 
 std::string implementation() {
-  return use_reference ? "reference" : "fast";
+  return is_reference() ? "reference" : "fast";
+}
+
+bool is_reference() {
+  return use_reference.load(std::memory_order_relaxed);
 }
 
 }  // namespace mlx_ane::blas

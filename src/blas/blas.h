@@ -32,8 +32,9 @@ std::string name();
 void set_threads(int threads);
 int threads();
 
-/// "fast" (this machine's BLAS) or "reference" (scalar loops at -O2).
+/// "fast" (this machine's BLAS) or "reference": scalar loops at -O2, for Adam too.
 void set_implementation(const std::string& implementation);
 std::string implementation();
+bool is_reference();
 
 } // namespace mlx_ane::blas

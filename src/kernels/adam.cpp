@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "blas/blas.h"
 #include "kernels/half.h"
 #include "kernels/loops.h"
 #include "kernels/rounding.h"
@@ -113,6 +114,10 @@ void adam_tiles(
 }  // namespace
 
 void adam(const AdamTensor& t, const AdamStep& step) {
+  if (blas::is_reference()) {
+    adam_reference(t, step);
+    return;
+  }
   AdamConstants constants = constants_of(step);
   if (t.p_type == Float::f32 && t.g_type == Float::f32 &&
       t.state_type == Float::f32) {

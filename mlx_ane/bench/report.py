@@ -1,0 +1,161 @@
+"""The findings as text, JSON, Markdown and a plot."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlx_ane.bench.measure import SLOWING, Row
+
+#: What a reader must know before believing a ratio.
+CAVEATS = (
+    "MKL, and torch through it, take slower kernels on AMD than on Intel: on an AMD "
+    "machine, being faster than they is an artefact of the vendor.",
+    "MLX's Linux wheel multiplies on a reference BLAS; MLX on a Mac uses "
+    "Accelerate: large ratios to plain MLX are its baseline's weakness.",
+    "Ratios are taken within a round; absolute figures depend on what else the "
+    "machine did.",
+)
+HEAD = ("case", "variant", "correct", "median", "rate", "ratio [spread]", "target")
+
+
+@dataclass
+class Report:
+    """Rows of a run, with where and when they were found."""
+
+    rows: list[Row] = field(default_factory=list)
+    info: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    experiment: dict[str, Any] = field(default_factory=dict)
+    date: str = field(
+        default_factory=lambda: datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
+    )
+    machine: str = field(default_factory=lambda: machine())
+
+    def json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        rows = [asdict(row) | {"ratio": row.ratio} for row in self.rows]
+        return asdict(self) | {"rows": rows, "caveats": CAVEATS}
+
+    def text(self) -> str:
+        """Tables for a terminal."""
+        lines = [f"{self.machine}, {self.date}"]
+        lines += [f"{name}: {value}" for name, value in self.info.items()]
+        lines += [f"absent: {name}: {why}" for name, why in self.absent.items()]
+        lines += warnings()
+        cells = [HEAD, *(_cells(row) for row in self.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
+        lines += [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ]
+        lines += _experiment_lines(self.experiment)
+        return "\n".join([*lines, *CAVEATS])
+
+    def markdown(self) -> str:
+        """benchmarks/RESULTS.md."""
+        lines = [
+            "# Results of `mlx-ane bench`",
+            "",
+            "Written by `mlx-ane bench --markdown`, not by hand.",
+            "",
+            f"- machine: {self.machine}",
+            f"- date: {self.date}",
+            *(f"- {name}: {value}" for name, value in self.info.items()),
+            *(f"- absent: {name}: {why}" for name, why in self.absent.items()),
+            *(f"- {caveat}" for caveat in CAVEATS),
+            "",
+            "A ratio is the time of the baseline, whose ratio is 1, over the time of "
+            "the variant in the same round: the median, and the smallest and largest.",
+        ]
+        for part in dict.fromkeys(row.part for row in self.rows):
+            lines += ["", f"## {part}", "", _bar(HEAD), _bar(["---"] * len(HEAD))]
+            lines += [_bar(_cells(row)) for row in self.rows if row.part == part]
+        if self.experiment:
+            lines += ["", "## Experiment", "", "```"]
+            lines += [*_experiment_lines(self.experiment), "```"]
+        return "\n".join(lines) + "\n"
+
+    def plot(self, path: str) -> None:
+        """Medians of each case as bars."""
+        from mlx_ane import plot
+
+        bars: dict[str, dict[str, float]] = {}
+        for row in self.rows:
+            if row.correct and row.seconds:
+                milliseconds = 1e3 * statistics.median(row.seconds)
+                bars.setdefault(row.case, {})[row.variant] = milliseconds
+        plot.bench(bars, path, title=f"{self.machine}, {self.date}")
+
+
+def machine() -> str:
+    """The processor and the system."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    cores = os.cpu_count()
+    return f"{name}, {cores} cores, {platform.system()} {platform.release()}"
+
+
+def warnings() -> list[str]:
+    """What the environment forces on a BLAS; unset for every measured process."""
+    return [
+        f"warning: {name}={os.environ[name]} forces a slower BLAS kernel; it is unset "
+        f"for every measured process."
+        for name in SLOWING
+        if os.environ.get(name)
+    ]
+
+
+def _bar(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    if row.problem:
+        return (row.case, row.variant, "-", "-", "-", row.problem, row.target)
+    error = "" if row.error is None else f" ({row.error:.1e})"
+    correct = ("probe" if row.error is None else "yes" if row.correct else "NO") + error
+    ratio = "none: wrong answer"
+    if row.ratio is not None:
+        ratio = f"{row.ratio:.3f} [{min(row.ratios):.3f} .. {max(row.ratios):.3f}]"
+    return (
+        row.case,
+        row.variant,
+        correct,
+        _time(statistics.median(row.seconds)),
+        f"{row.rate:.4g} {row.unit}",
+        ratio,
+        row.target,
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} us"
+    return f"{seconds * 1e3:.4g} ms"
+
+
+def _experiment_lines(experiment: dict[str, Any]) -> list[str]:
+    """Before and after, with the difference in per cent."""
+    if not experiment:
+        return []
+    lines = [
+        "",
+        f"Host loops of a training step: {experiment['model']}, forward on "
+        f"{experiment['device']}",
+        f"{'':28}{'before':>12}{'after':>12}{'delta':>10}",
+    ]
+    for name, before, after in experiment["rows"]:
+        delta = f"{100.0 * (after - before) / before:+.1f} %" if before else "-"
+        lines.append(f"{name:28}{before:12.4g}{after:12.4g}{delta:>10}")
+    return [*lines, f"losses agree: {experiment['correct']}", ""]

@@ -1,0 +1,110 @@
+"""MLX's side of the benchmark: its own CPU ops; with MKL preloaded, also that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from inputs import (
+    BETAS,
+    EPS,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    adam_inputs,
+    gemm_inputs,
+    gemm_sample,
+    sample,
+    step_inputs,
+)
+from mlx import optimizers
+from model import Model, train_step
+from timing import Timed
+
+
+def info() -> dict[str, str]:
+    """Version and device."""
+    return {"mlx": f"{mx.__version__} on {mx.default_device()}"}
+
+
+def task(part: str, spec: dict[str, Any]) -> Timed:
+    """The task of a part."""
+    mx.set_default_device(mx.cpu)
+    parts = {"adam": adam, "gemm": _gemm, "dispatch": _dispatch, "step": _step}
+    return parts[part](spec, optimizers.AdamW) if part == "adam" else parts[part](spec)
+
+
+class Tensors(nn.Module):
+    """Parameters alone, for optimizer.update."""
+
+    def __init__(self, tensors: list[dict[str, np.ndarray]]) -> None:
+        super().__init__()
+        self.w = [mx.array(t["p"]) for t in tensors]
+
+
+def adam(spec: dict[str, Any], optimizer_class: Any) -> Timed:
+    """optimizer.update(model, gradients) and its evaluation."""
+    tensors = adam_inputs(spec)
+    model = Tensors(tensors)
+    gradients = {"w": [mx.array(t["g"]) for t in tensors]}
+    optimizer = optimizer_class(LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY)
+    optimizer.init(model.parameters())
+    for state, t in zip(optimizer.state["w"], tensors, strict=True):
+        state["m"], state["v"] = mx.array(t["m"]), mx.array(t["v"])
+    mx.eval(model, gradients, optimizer.state)
+    del tensors
+
+    def update() -> None:
+        optimizer.update(model, gradients)
+
+    states = [model.state, optimizer.state]
+    if spec.get("compiled"):
+        update = mx.compile(update, inputs=states, outputs=states)
+
+    def step() -> None:
+        update()
+        mx.eval(model.parameters(), optimizer.state)
+
+    def first() -> np.ndarray:
+        step()
+        return np.concatenate([sample(np.array(p)) for p in model.w])
+
+    return Timed(step, first)
+
+
+def _gemm(spec: dict[str, Any]) -> Timed:
+    dtype = getattr(mx, spec.get("dtype", "float32"))
+    arrays = {k: mx.array(v).astype(dtype) for k, v in gemm_inputs(spec).items()}
+    left = arrays["dy"] if spec["role"] == "dx" else arrays["dy"].T
+    right = arrays["w"] if spec["role"] == "dx" else arrays["x"]
+
+    def product() -> np.ndarray:
+        return gemm_sample(np.array((left @ right).astype(mx.float32)))
+
+    return Timed(lambda: mx.eval(left @ right), product)
+
+
+def _dispatch(spec: dict[str, Any]) -> Timed:
+    return dispatch(spec, lambda x, w: mx.matmul(x, w.T))
+
+
+def dispatch(spec: dict[str, Any], product: Any) -> Timed:
+    """`chain` products of (1, 8) and (8, 8), compiled if more than one."""
+    x, w = mx.ones((1, 8)), mx.full((8, 8), 0.125)
+
+    def once(x: mx.array) -> mx.array:
+        for _ in range(spec["chain"]):
+            x = product(x, w)
+        return x
+
+    run = mx.compile(once) if spec["chain"] > 1 else once
+    return Timed(lambda: mx.eval(run(x)), lambda: np.array(run(x)))
+
+
+def _step(spec: dict[str, Any]) -> Timed:
+    arrays = step_inputs(spec)
+    model = Model(spec, arrays)
+    optimizer = optimizers.AdamW(LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY)
+    step = train_step(model, optimizer, mx.array(arrays["tokens"]))
+    return Timed(step, lambda: np.array([step()]), least=0.0)

@@ -76,7 +76,7 @@ def test_error_names_line_column_and_shows_a_caret() -> None:
     with pytest.raises(ValueError) as error:
         mil.parse(RELU.replace("x = x", "x = ?"))
     message, line, caret = str(error.value).splitlines()
-    assert message == ("[mlx_ane.mil] line 3, column 48: expected a value, got '?'.")
+    assert message == ("[mlx_ane.mil] line 3, column 47: expected a value, got '?'.")
     assert line[caret.index("^")] == "?"
 
 

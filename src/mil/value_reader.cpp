@@ -229,9 +229,10 @@ std::string ValueReader::blob_path() {
 }
 
 uint64_t ValueReader::blob_offset() {
-  in_.peek();
+  const Type hint{DType::uint64, {}, false};
+  bool negative = in_.peek() == '-';
   const char* start = in_.position();
-  auto value = argument(nullptr);
+  auto value = negative ? Argument{} : argument(&hint);
   auto constant = std::get_if<Constant>(&value.value);
   auto offset = constant ? as_integer(*constant) : std::nullopt;
   if (!offset || *offset < 0) {

@@ -64,15 +64,15 @@ class Side:
     """A child process that serves one side."""
 
     def __init__(
-        self, name: str, folder: str, threads: int, pythons: dict[str, str]
+        self, name: str, folder: str, threads: int, given: dict[str, str]
     ) -> None:
         here = Path(__file__).parent
         environment = {k: v for k, v in os.environ.items() if k not in SLOWING}
         environment |= dict.fromkeys(THREADS, str(threads))
-        module = name
+        module, python = name, given.get(name, sys.executable)
         if name == "mkl":
-            module = "mlx"
-            mkl = pythons.get("mkl") or find_mkl()
+            module, python = "mlx", sys.executable
+            mkl = given.get("mkl") or find_mkl()
             if mkl is None:
                 raise FileNotFoundError("libmkl_rt was not found (pip install mkl)")
             environment["LD_PRELOAD"] = mkl
@@ -81,7 +81,7 @@ class Side:
             environment["MKL_INTERFACE_LAYER"] = "LP64"
             environment["MKL_THREADING_LAYER"] = "SEQUENTIAL"
         self._process = subprocess.Popen(
-            [pythons.get(name, sys.executable), str(here / "child.py"), module, folder],
+            [python, str(here / "child.py"), module, folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -112,11 +112,16 @@ class Side:
 
 
 class Sides:
-    """The processes in use, and why others are absent."""
+    """The processes in use, and why others are absent.
 
-    def __init__(self, threads: int, pythons: dict[str, str]) -> None:
+    Args:
+        threads (int): Threads of each.
+        given (dict): "torch": a Python that has it; "mkl": the path of libmkl_rt.
+    """
+
+    def __init__(self, threads: int, given: dict[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self._threads, self._pythons = threads, pythons
+        self._threads, self._given = threads, given
         self._open: dict[str, Side] = {}
         self.info: dict[str, str] = {}
         self.absent: dict[str, str] = {}
@@ -125,7 +130,7 @@ class Sides:
         """The process of a side, started if need be; None if it is absent."""
         if name not in self._open and name not in self.absent:
             try:
-                side = Side(name, self._folder.name, self._threads, self._pythons)
+                side = Side(name, self._folder.name, self._threads, self._given)
                 info = side.ask(do="info")
                 self.info |= {name: info["mlx"]} if name == "mkl" else info
                 self._open[name] = side

@@ -198,17 +198,22 @@ class ANEQuantizedLinear(_Placed, nn.QuantizedLinear):
         self._device = device
 
     def __call__(self, x: mx.array) -> mx.array:
-        # weight: (N, K) once dequantised, on the stream of the product
-        weight = mx.dequantize(
-            self["weight"],
-            scales=self["scales"],
-            biases=self.get("biases"),
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-            stream=mx.cpu,
-        )
-        return self._product(x, weight, self.get("bias"))
+        # x: (..., K), weight: (N, K) once dequantised -> (..., N)
+        try:
+            return _ext.quantized_linear(
+                x,
+                self["weight"],
+                self["scales"],
+                self.get("biases"),
+                self.get("bias"),
+                group_size=self.group_size,
+                bits=self.bits,
+                mode=self.mode,
+                device=self.device,
+                name=self._name,
+            )
+        except TypeError as error:
+            raise bad_argument("nn.ANEQuantizedLinear", None, x=x) from error
 
     @classmethod
     def from_quantized_linear(

@@ -35,7 +35,7 @@ for harness in "$@"; do
     "$work" "$corpus" "$seeds"
   # The smallest inputs that cover the same, of at most 1 KiB.
   minimal=$(mktemp -d)
-  "$build/$harness" -merge=1 -max_len=1024 "$minimal" "$corpus" "$work"
+  "$build/$harness" -merge=1 -use_counters=0 -max_len=1024 "$minimal" "$corpus" "$work"
   rm -f "$corpus"/*
   cp "$minimal"/* "$corpus"/
   rm -r "$minimal"

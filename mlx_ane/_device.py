@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import platform
+import sys
 
-from mlx_ane import _ext
+from mlx_ane import _ext, _selftest
 from mlx_ane._settings import DEVICES, settings
 from mlx_ane._versions import BUILT_FOR_MLX, __version__
-
-try:
-    from mlx_ane import _selftest
-except ImportError:  # the Apple route is not part of this build
-    _selftest = None
 
 _default: str = settings.device
 
@@ -120,8 +116,11 @@ def resolve(device: str | None, where: str) -> str:
     except (KeyError, TypeError):
         pass  # the first use of this name, or no name at all
     name = _checked(_default if device is None else device, where)
-    _resolved[device] = _auto() if name == "auto" else _present(name, where)
-    return _resolved[device]
+    name = _auto() if name == "auto" else _present(name, where)
+    if name == "ane":
+        _use_measured_layout()
+    _resolved[device] = name
+    return name
 
 
 def _checked(device: object, where: str) -> str:
@@ -148,5 +147,20 @@ def _auto() -> str:
     apple = platform.system() == "Darwin" and platform.machine() == "arm64"
     if not apple or _ext.unavailable("ane") is not None:
         return "cpu"
-    verdict = _selftest.stored_verdict() or _selftest.run_in_subprocess()
+    verdict = _selftest.stored_verdict()
+    if verdict is None:
+        verdict = _selftest.run_in_subprocess()
+        chosen = "ane" if verdict.passed else "cpu"
+        print(
+            f"[mlx_ane] self-test of the Neural Engine: {verdict.reason}; "
+            f"device 'auto' is {chosen!r}",
+            file=sys.stderr,
+        )
     return "ane" if verdict.passed else "cpu"
+
+
+def _use_measured_layout() -> None:
+    """Write programs in the layout that the self-test found best here."""
+    verdict = _selftest.stored_verdict()
+    if verdict is not None and verdict.layout:
+        _ext.set_layout(verdict.layout)

@@ -149,17 +149,11 @@ def _live(stats: dict[str, float]) -> dict[str, Any]:
             if name.startswith(prefix) and count
         }
 
-    calls, placed, fallback = (
-        int(stats.get("calls", 0)),
-        by_cause("placed_"),
-        by_cause("fallback_"),
-    )
     return {
-        "calls": calls,
-        # Not device_calls: a call may take several, and failed ones count.
-        "on_device": calls - sum(placed.values()) - sum(fallback.values()),
-        "placed": placed,
-        "fallback": fallback,
+        "calls": int(stats.get("calls", 0)),
+        "on_device": int(stats.get("device_calls", 0)),
+        "placed": by_cause("placed_"),
+        "fallback": by_cause("fallback_"),
         "bytes": int(stats.get("bytes", 0)),
         "ms": float(stats.get("ms", 0.0)),
     }

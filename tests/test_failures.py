@@ -274,7 +274,9 @@ with ane.emulated.faults("hang:count=1"):
 """
 
 
-@pytest.mark.parametrize("fallback", ["allow", "error"])
+@pytest.mark.parametrize(
+    "fallback", ["allow", pytest.param("error", marks=pytest.mark.slow)]
+)
 def test_a_hang_costs_the_device_not_the_process(fallback: str) -> None:
     done = run_python(HANG, fallback)  # must end although a worker hangs
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,17 +143,16 @@ def _run_route(route: str, timeout: float) -> list[dict[str, Any]]:
     """Findings of one child process; those before a crash or the bound count."""
     command = [sys.executable, "-m", "mlx_ane._selftest", "--route", route, "--lines"]
     try:
-        child = subprocess.run(command, capture_output=True, timeout=timeout)
+        # -m looks in the working folder first: let it find this very package.
+        home = Path(__file__).parent.parent
+        child = subprocess.run(command, capture_output=True, timeout=timeout, cwd=home)
         output, ended = child.stdout, f"it ended with status {child.returncode}"
         complete = child.returncode == 0
     except subprocess.TimeoutExpired as error:
         output, ended = error.stdout or b"", f"it took over {timeout:.0f} s"
         complete = False
-    findings = [
-        json.loads(line)
-        for line in output.decode(errors="replace").splitlines()
-        if line.startswith("{") and line.endswith("}")
-    ]
+    lines = output.decode(errors="replace").splitlines()
+    findings = [json.loads(line) for line in lines if line.startswith('{"test": ')]
     if not complete:
         findings.append(
             {
@@ -183,13 +183,13 @@ def measure(route: str) -> Iterator[dict[str, Any]]:
                 chosen = layout, dialect
     if chosen is None:
         return
+    for test, cliff in CLIFFS.items():
+        yield _finding({"test": test, "route": route}, partial(cliff, route, *chosen))
     for k in DEPTHS:
         yield _finding(
             {"test": "depth", "route": route, "k": k},
             partial(_product, route, *chosen, (256, k, 512), 5),
         )
-    for test, cliff in CLIFFS.items():
-        yield _finding({"test": test, "route": route}, partial(cliff, route, *chosen))
 
 
 def _finding(
@@ -314,6 +314,9 @@ def main() -> int:
     """Print the findings and the verdict; 1 if the engine did not pass."""
     parser = argparse.ArgumentParser(prog="mlx_ane._selftest", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--timeout", type=float, default=20.0, help="seconds for all of it"
+    )
     parser.add_argument("--route", choices=ROUTES, help=argparse.SUPPRESS)
     parser.add_argument("--lines", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -321,7 +324,7 @@ def main() -> int:
         for finding in measure(arguments.route):
             print(json.dumps(finding), flush=True)
         return 0
-    verdict = run_in_subprocess()
+    verdict = run_in_subprocess(arguments.timeout)
     if arguments.json:
         print(json.dumps(asdict(verdict), indent=2))
     else:

@@ -23,9 +23,10 @@ package=$build/package
 rm -rf "$package"
 mkdir -p "$package"
 cp -r "$root/mlx_ane" "$package/mlx_ane"
-rm -f "$package"/mlx_ane/_ext*.so
-cp "$build"/_ext*.so "$package/mlx_ane/"
-cd "$root"
+rm -rf "$package"/mlx_ane/_ext*.so "$package/mlx_ane/lib"
+cmake --install "$build" --prefix "$package" > /dev/null
+# From a folder without sources, so that the package is the one built here.
+cd "$package"
 export PYTHONPATH=$package:$root/tests
 MLX_ANE_CACHE_DIR=$(mktemp -d)
 export MLX_ANE_CACHE_DIR
@@ -35,4 +36,5 @@ if [[ $found != "$package"/* ]]; then
   echo "got mlx_ane from $found, need the one in $package: uninstall the other" >&2
   exit 1
 fi
-MLX_ANE_DEVICE=ane "$python" -m pytest -p apple_balance "$@"
+MLX_ANE_DEVICE=ane "$python" -m pytest --rootdir "$root" -c "$root/pyproject.toml" \
+  -p apple_balance "${@:-$root/tests}"

@@ -32,7 +32,8 @@ Built gelu(const Call& call) {
   if (mode == "EXACT") {
     return unary_table(
         call,
-        [](float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678f)); },
+        // erfc keeps its digits where 1 + erf loses them.
+        [](float x) { return 0.5f * x * std::erfc(x * -0.70710678f); },
         table_gelu);
   }
   if (mode == "TANH_APPROXIMATION") {

@@ -1,6 +1,7 @@
 // Parses fault specifications and decides, reproducibly, when each strikes.
 #include "device/emulated/faults.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <chrono>
@@ -209,6 +210,7 @@ struct Table {
   std::condition_variable released;
   int hanging = 0;
   uint64_t releases = 0;
+  std::chrono::milliseconds bound = std::chrono::seconds(30);
 };
 
 // Leaked: a hanging call may outlive main.
@@ -281,6 +283,28 @@ std::string faults() {
   std::lock_guard lock(t.mutex);
   read_environment(t);
   return t.specification;
+}
+
+bool may_hang() {
+  auto& t = table();
+  std::lock_guard lock(t.mutex);
+  read_environment(t);
+  return std::any_of(
+      t.injections.begin(), t.injections.end(), [](const Injection& injection) {
+        return injection.fault == Fault::hang || injection.fault == Fault::slow;
+      });
+}
+
+std::chrono::milliseconds evaluate_bound() {
+  auto& t = table();
+  std::lock_guard lock(t.hang_mutex);
+  return t.bound;
+}
+
+void set_evaluate_bound(std::chrono::milliseconds bound) {
+  auto& t = table();
+  std::lock_guard lock(t.hang_mutex);
+  t.bound = bound;
 }
 
 std::map<std::string, int64_t> fault_counts() {

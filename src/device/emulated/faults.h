@@ -1,6 +1,7 @@
 // Faults injected into the emulated engine by name; docs/faults.md has the syntax.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -52,6 +53,12 @@ std::vector<Strike> strikes(
     Site site,
     uint64_t program = 0,
     const std::string& shapes = "");
+
+/// Whether a fault that blocks a call is injected.
+bool may_hang();
+/// Bound of one evaluation; a test may shorten it.
+std::chrono::milliseconds evaluate_bound();
+void set_evaluate_bound(std::chrono::milliseconds bound);
 
 /// Blocks as a wedged driver does, until release_hangs() or `milliseconds`.
 void hang(int64_t milliseconds);

@@ -45,13 +45,19 @@ void validate(const Options& options) {
   }
 }
 
+/// A variable's value; an empty one counts as not set.
+std::string variable(const char* name) {
+  auto* text = std::getenv(name);
+  return text ? text : "";
+}
+
 Options options_of_environment() {
   Options out;
-  if (auto* chip = std::getenv("MLX_ANE_EMULATED_CHIP")) {
+  if (auto chip = variable("MLX_ANE_EMULATED_CHIP"); !chip.empty()) {
     out.chip = chip;
   }
-  if (auto* text = std::getenv("MLX_ANE_EMULATED_NUMERICS")) {
-    std::string numerics = text;
+  if (auto numerics = variable("MLX_ANE_EMULATED_NUMERICS");
+      !numerics.empty()) {
     if (numerics != "fast" && numerics != "exact") {
       throw std::invalid_argument(
           "[mlx_ane.emulated] got MLX_ANE_EMULATED_NUMERICS=" + numerics +
@@ -59,13 +65,11 @@ Options options_of_environment() {
     }
     out.exact = numerics == "exact";
   }
-  if (auto* text = std::getenv("MLX_ANE_EMULATED_ALLOW")) {
-    std::string names = text;
-    for (size_t from = 0; from < names.size();) {
-      auto to = std::min(names.find(',', from), names.size());
-      out.allow.insert(names.substr(from, to - from));
-      from = to + 1;
-    }
+  auto names = variable("MLX_ANE_EMULATED_ALLOW");
+  for (size_t from = 0; from < names.size();) {
+    auto to = std::min(names.find(',', from), names.size());
+    out.allow.insert(names.substr(from, to - from));
+    from = to + 1;
   }
   validate(out);
   return out;

@@ -226,6 +226,13 @@ void bind_faults(nb::module_& m) {
   m.def("fault_counts", &emulated::fault_counts);
   m.def("hanging", &emulated::hanging, "Calls that hang now.");
   m.def("release_hangs", &emulated::release_hangs);
+  m.def(
+      "set_evaluate_bound",
+      [](int64_t milliseconds) {
+        emulated::set_evaluate_bound(std::chrono::milliseconds(milliseconds));
+      },
+      "milliseconds"_a,
+      "Bound of one evaluation while a fault that blocks is injected.");
 }
 
 } // namespace

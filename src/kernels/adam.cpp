@@ -23,8 +23,7 @@ AdamConstants constants_of(const AdamStep& step) {
       .one_minus_b1 = static_cast<float>(1.0 - step.beta1),
       .one_minus_b2 = static_cast<float>(1.0 - step.beta2),
       .eps = static_cast<float>(step.eps),
-      .decay =
-          1.0f - step.learning_rate * static_cast<float>(step.weight_decay),
+      .decay = static_cast<float>(step.learning_rate * step.weight_decay),
       .c1 = step.c1,
       .c2 = step.c2,
       .gradient_scale = step.gradient_scale};

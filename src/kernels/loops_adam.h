@@ -16,7 +16,8 @@ void adam_loop(
     gv *= k.gradient_scale;
     new_m = k.b1 * mv + k.one_minus_b1 * gv;
     new_v = k.b2 * vv + k.one_minus_b2 * gv * gv;
-    return pv * k.decay - k.c1 * new_m / (sqrt(new_v) * k.c2 + k.eps);
+    // Not p (1 - lr wd): rounding that factor would drift the same way each step.
+    return pv - (k.decay * pv + k.c1 * new_m / (sqrt(new_v) * k.c2 + k.eps));
   };
   V new_m, new_v;
   int64_t i = 0;

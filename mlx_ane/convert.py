@@ -14,6 +14,7 @@ from mlx_ane.nn import (
     PRECISIONS,
     ANEEmbedding,
     ANELinear,
+    ANEQuantizedEmbedding,
     ANEQuantizedLinear,
     _as,
     _Placed,
@@ -35,6 +36,7 @@ CLASSES: dict[type, type[Any]] = {
     nn.Linear: ANELinear,
     nn.QuantizedLinear: ANEQuantizedLinear,
     nn.Embedding: ANEEmbedding,
+    nn.QuantizedEmbedding: ANEQuantizedEmbedding,
 }
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -56,9 +58,9 @@ def convert(
 ) -> ConversionReport:
     """Move the matrix products of a model's layers to a device, in place.
 
-    nn.Linear becomes ANELinear, nn.QuantizedLinear ANEQuantizedLinear and
-    nn.Embedding ANEEmbedding (for tied output heads), wherever they are in the
-    model: in lists, dicts, LoRA layers. Parameters keep their paths and arrays.
+    nn.Linear becomes ANELinear, nn.Embedding ANEEmbedding (for tied output heads),
+    and the quantised ones their counterparts, wherever they are in the model: in
+    lists, dicts, LoRA layers. Parameters keep their paths and arrays.
     Every layer that holds a matrix and is not converted is listed with a reason.
     If anything is wrong, nothing is converted.
 
@@ -241,12 +243,15 @@ def _decide(
     module = to_plain(site.module)
     if not _holds_matrix(module):
         return None
-    reason = _why_not(module, site.parent)
-    answer: object = True
+    options, reason = defaults, _why_not(module, site.parent)
     if reason is None and predicate is not None:
         answer = predicate(site.path, module)
         if answer is False or answer is None:
             reason = "class_predicate said no"
+        else:
+            options = defaults.updated(site.path, answer)
+    if reason is None and options.precision == "high" and "scales" in module:
+        reason = "precision 'high' is for weights that are not quantised"
     if reason is not None:
         report.skipped.append(
             SkippedLayer(site.path, type(module).__name__, _shape(module), reason)
@@ -254,7 +259,6 @@ def _decide(
         # A layer of ours that is no longer wanted goes back to plain MLX.
         return module if isinstance(site.module, _Placed) else None
     _check_arrays(site.path, module)
-    options = defaults.updated(site.path, answer)
     layer = _as(
         CLASSES[type(module)],
         module,
@@ -296,9 +300,8 @@ def _why_not(module: nn.Module, parent: nn.Module | None) -> str | None:
     weight = module.get("weight")
     if not isinstance(weight, mx.array) or weight.ndim != 2:
         return "its weight is not a matrix"
-    dtype = module["scales"].dtype if "scales" in module else weight.dtype
-    if type(module) is not nn.QuantizedLinear and dtype not in FLOATS:
-        return f"its weight is {dtype}, need float32, float16 or bfloat16"
+    if "scales" not in module and weight.dtype not in FLOATS:
+        return f"its weight is {weight.dtype}, need float32, float16 or bfloat16"
     return None
 
 
@@ -313,7 +316,7 @@ def _why_not_class(module: nn.Module) -> str:
     if isinstance(module, nn.QQLinear):
         return "nn.QQLinear quantises its input, which the engine's programs do not"
     if isinstance(module, nn.QuantizedEmbedding):
-        return "a quantised table stays on MLX, its tied head too"
+        return "a subclass of nn.QuantizedEmbedding, whose as_linear may differ"
     if name.startswith(("LoRA", "DoRA")):
         return "its low-rank matrices stay on MLX; what it wraps is listed apart"
     return f"{name} is no linear layer"
@@ -328,7 +331,7 @@ def _check_arrays(path: str, module: nn.Module) -> None:
             f"[mlx_ane.convert] {path} has weight ({n}, {k}) and bias "
             f"{tuple(bias.shape)}, need bias ({n},); check the checkpoint."
         )
-    if type(module) is nn.QuantizedLinear:
+    if "scales" in module:
         scales, need = tuple(module["scales"].shape), (n, k // module.group_size)
         if scales != need:
             raise ValueError(

@@ -20,7 +20,12 @@ M = TypeVar("M", bound=nn.Module)
 
 PRECISIONS = ("default", "high")
 
-__all__ = ["ANEEmbedding", "ANELinear", "ANEQuantizedLinear"]
+__all__ = [
+    "ANEEmbedding",
+    "ANELinear",
+    "ANEQuantizedEmbedding",
+    "ANEQuantizedLinear",
+]
 
 
 class _Placed:
@@ -60,6 +65,25 @@ class _Placed:
 
     def _placement(self) -> str:
         return f"device={self._device or default_setting()}"
+
+
+def _quantized_product(layer: Any, x: mx.array) -> Any:
+    """x (..., K) @ dequantised weight (N, K).T + bias (N,)."""
+    try:
+        return _ext.quantized_linear(
+            x,
+            layer["weight"],
+            layer["scales"],
+            layer.get("biases"),
+            layer.get("bias"),
+            group_size=layer.group_size,
+            bits=layer.bits,
+            mode=layer.mode,
+            device=layer.device,
+            name=layer._name,
+        )
+    except TypeError as error:
+        raise bad_argument("nn", None, x=x) from error
 
 
 _PRIVATE = ("_device", "_name", "_precision", "_only_frozen")
@@ -198,22 +222,8 @@ class ANEQuantizedLinear(_Placed, nn.QuantizedLinear):
         self._device = device
 
     def __call__(self, x: mx.array) -> mx.array:
-        # x: (..., K), weight: (N, K) once dequantised -> (..., N)
-        try:
-            return _ext.quantized_linear(
-                x,
-                self["weight"],
-                self["scales"],
-                self.get("biases"),
-                self.get("bias"),
-                group_size=self.group_size,
-                bits=self.bits,
-                mode=self.mode,
-                device=self.device,
-                name=self._name,
-            )
-        except TypeError as error:
-            raise bad_argument("nn.ANEQuantizedLinear", None, x=x) from error
+        # x: (..., K), weight: (N, K) once dequantised, bias: (N,) -> (..., N)
+        return _quantized_product(self, x)
 
     @classmethod
     def from_quantized_linear(
@@ -272,6 +282,52 @@ class ANEEmbedding(_Placed, nn.Embedding):
         """The plain layer of the same table; freezing is kept."""
         return _as(nn.Embedding, self)
 
+    def to_quantized(
+        self,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        quantize_input: bool = False,
+    ) -> ANEQuantizedEmbedding:
+        """The quantised layer on the same device, as :func:`mlx.nn.quantize` asks."""
+        plain = self.to_embedding().to_quantized(group_size, bits, mode, quantize_input)
+        return _as(ANEQuantizedEmbedding, plain, **_private(self))
+
+    def _extra_repr(self) -> str:
+        return f"{super()._extra_repr()}, {self._placement()}"
+
+
+class ANEQuantizedEmbedding(_Placed, nn.QuantizedEmbedding):
+    """:class:`mlx.nn.QuantizedEmbedding` whose ``as_linear`` runs on a device of ours.
+
+    Made from a quantised table, for the tied head of a quantised model.
+    """
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """``x @ weight.T``: x (..., dims) to (..., num_embeddings)."""
+        return _quantized_product(self, x)
+
+    @classmethod
+    def from_quantized_embedding(
+        cls, embedding: nn.QuantizedEmbedding, device: str | None = None
+    ) -> ANEQuantizedEmbedding:
+        """The layer of the same quantised arrays; freezing is kept.
+
+        Args:
+            embedding (nn.QuantizedEmbedding): The layer to stand for.
+            device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
+                :func:`mlx_ane.default_device`.
+        """
+        where = "ANEQuantizedEmbedding.from_quantized_embedding"
+        _check_type(embedding, nn.QuantizedEmbedding, where)
+        if device is not None:
+            resolve(device, f"nn.{where}")
+        return _as(cls, embedding, _device=device)
+
+    def to_quantized_embedding(self) -> nn.QuantizedEmbedding:
+        """The plain quantised layer of the same arrays; freezing is kept."""
+        return _as(nn.QuantizedEmbedding, self)
+
     def _extra_repr(self) -> str:
         return f"{super()._extra_repr()}, {self._placement()}"
 
@@ -284,4 +340,6 @@ def to_plain(layer: nn.Module) -> nn.Module:
         return layer.to_quantized_linear()
     if isinstance(layer, ANEEmbedding):
         return layer.to_embedding()
+    if isinstance(layer, ANEQuantizedEmbedding):
+        return layer.to_quantized_embedding()
     return layer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ane import _ext
+from mlx_ane._watch import watching
 from mlx_ane.chips import HOST_BANDWIDTH, UNCERTAINTY, Chip, Figure, find
 from mlx_ane.convert import CLASSES, _find, _holds_matrix, _shape, _Site, _why_not
 from mlx_ane.nn import to_plain
@@ -241,10 +241,15 @@ def _trace(
 ) -> list[tuple[_Site, int]]:
     """Each product of a forward pass with its rows, in order; nothing is computed."""
     errors = []
+    seen: list[tuple[_Site, int]] = []
+
+    def note(site: _Site, x: mx.array, y: mx.array) -> None:
+        seen.append((site, x.size // x.shape[-1]))
+
     for dtype in (mx.int32, mx.float32):  # tokens, else numbers
-        seen: list[tuple[_Site, int]] = []
+        seen.clear()
         try:
-            with _watching(sites, seen):
+            with watching([(site, site.module) for site in sites], note):
                 model(mx.zeros(shape, dtype))
         except (ValueError, TypeError, IndexError) as error:
             errors.append(str(error))
@@ -254,31 +259,6 @@ def _trace(
         f"[mlx_ane.plan] the model takes neither tokens nor numbers of shape "
         f"{shape}: {errors[-1]}"
     )
-
-
-@contextmanager
-def _watching(sites: list[_Site], seen: list[tuple[_Site, int]]) -> Iterator[None]:
-    """Layers note the rows of their products while this is open."""
-    classes = [type(site.module) for site in sites]
-    try:
-        for site, cls in zip(sites, classes, strict=True):
-            site.module.__class__ = _watcher(cls, site, seen)
-        yield
-    finally:
-        for site, cls in zip(sites, classes, strict=True):
-            site.module.__class__ = cls
-
-
-def _watcher(cls: type[Any], site: _Site, seen: list[tuple[_Site, int]]) -> type[Any]:
-    name = "as_linear" if issubclass(cls, nn.Embedding) else "__call__"
-    product = getattr(cls, name)
-
-    def watched(self: nn.Module, x: mx.array) -> mx.array:
-        seen.append((site, x.size // x.shape[-1]))
-        y: mx.array = product(self, x)
-        return y
-
-    return type(cls.__name__, (cls,), {name: watched})
 
 
 def _planned(

@@ -17,7 +17,7 @@ class ConvertedLayer:
     """A layer that now runs on a device of ours."""
 
     path: str
-    #: Class name: ANELinear, ANEQuantizedLinear or ANEEmbedding.
+    #: Class name, such as ANELinear.
     kind: str
     #: (N, K): out_features, in_features.
     shape: tuple[int, ...]
@@ -161,7 +161,7 @@ def _live(stats: dict[str, float]) -> dict[str, Any]:
 
 def _notes(layer: ConvertedLayer, live: dict[str, Any]) -> str:
     notes = []
-    if layer.kind == "ANEEmbedding":
+    if layer.kind.endswith("Embedding"):
         notes.append("as_linear only")
     if layer.aliases:
         notes.append("shared with " + ", ".join(layer.aliases))

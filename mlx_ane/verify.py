@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +14,8 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_ane import _ext
-from mlx_ane.convert import _find, _Site
+from mlx_ane._watch import watching
+from mlx_ane.convert import _find, _shape, _Site
 from mlx_ane.nn import _Placed, to_plain
 from mlx_ane.report import table
 
@@ -50,6 +51,7 @@ class LayerCheck:
     k_splits: int = 1
     #: Why the layer fails; empty if it passes.
     reasons: list[str] = field(default_factory=list)
+    layer: Any = field(default=None, repr=False, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -78,7 +80,11 @@ class VerificationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
-        return {**asdict(self), "passed": self.passed}
+        layers = [
+            {k: v for k, v in vars(check).items() if k != "layer"}
+            for check in self.layers
+        ]
+        return {**vars(self), "layers": layers, "passed": self.passed}
 
     def __str__(self) -> str:
         head = ("layer", "N x K", "device", "forward", "gradient", "margin", "verdict")
@@ -135,7 +141,7 @@ def verify(
     checks = {id(s.module): _new_check(s) for s in sites}
     scalar = loss or _mean_square
     with _same_randomness() as rewind:
-        with _recording(sites, checks):
+        with watching([(checks[id(s.module)], s.module) for s in sites], _compare):
             output = model(*inputs) if loss is None else scalar(model, *inputs)
             mx.eval(output)
         rewind()
@@ -215,54 +221,25 @@ def _plain_layers(sites: list[_Site]) -> Iterator[None]:
             site.replace(site.module)
 
 
-@contextmanager
-def _recording(sites: list[_Site], checks: dict[int, LayerCheck]) -> Iterator[None]:
-    """Every product of these layers is compared with NumPy's while this is open."""
-    classes = [type(site.module) for site in sites]
-    try:
-        for site, cls in zip(sites, classes, strict=True):
-            check = checks[id(site.module)]
-            site.module.__class__ = _recorder(cls, check)
-        yield
-    finally:
-        for site, cls in zip(sites, classes, strict=True):
-            site.module.__class__ = cls
-
-
-def _recorder(cls: type[Any], check: LayerCheck) -> type[Any]:
-    class Recorder(cls):
-        def _product(self, x: mx.array, weight: mx.array, bias: mx.array | None) -> Any:
-            y = super()._product(x, weight, bias)
-            _compare(check, x, weight, bias, y)
-            return y
-
-    return Recorder
-
-
 def _new_check(site: _Site) -> LayerCheck:
-    layer = site.module
-    n, k = layer.weight.shape
-    if isinstance(layer, nn.QuantizedLinear):
-        k = k * 32 // layer.bits
+    n, k = _shape(to_plain(site.module))
+    splits = -(-k // MAX_CONTRACTION)
     return LayerCheck(
-        site.path, (n, k), layer.device, k_splits=-(-k // MAX_CONTRACTION)
+        site.path, (n, k), site.module.device, k_splits=splits, layer=site.module
     )
 
 
-def _compare(
-    check: LayerCheck,
-    x: mx.array,
-    weight: mx.array,
-    bias: mx.array | None,
-    y: mx.array,
-) -> None:
-    """Enter one call's error and margin. x: (..., K), weight: (N, K), y: (..., N)."""
+def _compare(check: LayerCheck, x: mx.array, y: mx.array) -> None:
+    """Enter one call's error and margin. x: (..., K), y: (..., N)."""
     check.calls += 1
-    x_rows = _numpy(x).reshape(-1, weight.shape[1])
-    w = _numpy(weight)
-    got = _numpy(y).reshape(-1, weight.shape[0])
-    if not x_rows.size or not (np.isfinite(x_rows).all() and np.isfinite(w).all()):
-        check.reasons += [] if not x_rows.size else ["x or weight is not finite"]
+    n, k = check.shape
+    bias = check.layer.get("bias")
+    w = _numpy(_weight(check.layer))
+    x_rows, got = _numpy(x).reshape(-1, k), _numpy(y).reshape(-1, n)
+    if not x_rows.size:
+        return
+    if not (np.isfinite(x_rows).all() and np.isfinite(w).all()):
+        check.reasons.append("x or weight is not finite")
         return
     expected = x_rows @ w.T + (0.0 if bias is None else _numpy(bias))
     if not np.isfinite(got).all():
@@ -275,6 +252,20 @@ def _compare(
     largest = float((np.abs(x_rows) @ np.abs(w).T).max())
     if largest > 0.0:
         check.margin_bits = min(check.margin_bits, math.log2(CLIFF / largest))
+
+
+def _weight(layer: nn.Module) -> mx.array:
+    """The (N, K) weight of a layer, dequantised if need be."""
+    if "scales" not in layer:
+        return layer["weight"]
+    return mx.dequantize(
+        layer["weight"],
+        layer["scales"],
+        layer.get("biases"),
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
 
 
 def _judge(

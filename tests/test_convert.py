@@ -220,6 +220,13 @@ def test_predicate_may_answer_options() -> None:
     assert model.layers[1]._precision == "default"
 
 
+def test_precision_high_is_not_for_quantised_weights() -> None:
+    report = ane.convert(Zoo(), device="cpu", precision="high")
+    reasons = {s.path: s.reason for s in report.skipped}
+    assert "precision 'high' is for weights that are not" in reasons["quantized"]
+    assert len(report.converted) == 5
+
+
 def test_policy_frozen(engine: str) -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model.layers[0].freeze()

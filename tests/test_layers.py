@@ -73,20 +73,41 @@ def test_frozen_is_read_at_the_call(engine: str) -> None:
     assert ane.counters()["weight_store_hits"] == 1
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+#: group_size, bits and mode of each quantisation that MLX has.
+QUANTIZATIONS = [(64, bits, "affine") for bits in (2, 3, 4, 5, 6, 8)] + [
+    (32, 4, "affine"),
+    (128, 4, "affine"),
+    (32, 4, "mxfp4"),
+    (32, 8, "mxfp8"),
+    (16, 4, "nvfp4"),
+]
+
+
+def dequantized(layer: nn.Module) -> mx.array:
+    return mx.dequantize(
+        layer.weight,
+        layer.scales,
+        layer.get("biases"),
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
+
+
+@pytest.mark.parametrize(("group_size", "bits", "mode"), QUANTIZATIONS, ids=str)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
-def test_quantized_linear(device: str, bits: int, dtype: mx.Dtype) -> None:
+def test_quantized_linear(
+    device: str, group_size: int, bits: int, mode: str, dtype: mx.Dtype
+) -> None:
     plain = nn.Linear(128, 96)
     plain.set_dtype(dtype)
-    quantized = plain.to_quantized(group_size=32, bits=bits)
+    quantized = plain.to_quantized(group_size, bits, mode)
     layer = ane.nn.ANEQuantizedLinear.from_quantized_linear(quantized, device)
     assert isinstance(layer, nn.QuantizedLinear)
     assert paths(layer) == paths(quantized)
     assert layer.trainable_parameters() == quantized.trainable_parameters()
     x = mx.random.normal((40, 128)).astype(dtype)
-    weight = mx.dequantize(
-        quantized.weight, quantized.scales, quantized.biases, group_size=32, bits=bits
-    )
+    weight = dequantized(quantized)
     expected = exact(x) @ exact(weight).T + exact(quantized.bias)
     y = layer(x)
     rounding = {mx.float32: 0.0, mx.float16: 1e-3, mx.bfloat16: 8e-3}[dtype]
@@ -112,7 +133,9 @@ def test_quantized_linear_runs_no_dw_gemm(device: str) -> None:
 def test_to_quantized_keeps_the_device(device: str) -> None:
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 64))
     ane.convert(model, device=device)
+    model.table = ane.nn.ANEEmbedding(8, 64, device=device)
     nn.quantize(model, group_size=32, bits=8)
+    assert type(model.table) is ane.nn.ANEQuantizedEmbedding
     layer = model.layers[0]
     assert type(layer) is ane.nn.ANEQuantizedLinear
     assert layer.device == device
@@ -143,6 +166,36 @@ def test_embedding_runs_as_linear_only(device: str) -> None:
     assert ane.counters()["linear_calls"] == 1
     assert type(layer.to_embedding()) is nn.Embedding
     assert layer.to_embedding().weight is plain.weight
+
+
+def test_quantized_embedding(device: str) -> None:
+    quantized = nn.Embedding(96, 64).to_quantized(group_size=32, bits=8)
+    layer = ane.nn.ANEQuantizedEmbedding.from_quantized_embedding(quantized, device)
+    tokens = mx.array([3, 1, 95])
+    assert mx.array_equal(layer(tokens), quantized(tokens))
+    x = mx.random.normal((40, 64))
+    expected = exact(x) @ exact(dequantized(quantized)).T
+    assert norm_error(layer.as_linear(x), expected) <= TOLERANCE[device]
+    assert ane.counters()["linear_calls"] == 1
+    back = layer.to_quantized_embedding()
+    assert type(back) is nn.QuantizedEmbedding
+    assert back.scales is quantized.scales
+
+
+def test_quantized_weight_is_staged_once(engine: str) -> None:
+    layer = ane.nn.ANEQuantizedLinear(128, 96, device=engine)
+    x = mx.random.normal((40, 128))
+    for _ in range(3):
+        mx.eval(layer(x))
+    counts = ane.counters()
+    assert (counts["weight_store_misses"], counts["weight_store_hits"]) == (1, 2)
+    compiled = mx.compile(layer.__call__, inputs=[layer.state])
+    for _ in range(2):  # new arrays are seen, compiled or not
+        expected = exact(x) @ exact(dequantized(layer)).T
+        assert norm_error(layer(x), expected) <= TOLERANCE[engine]
+        assert norm_error(compiled(x), expected) <= TOLERANCE[engine]
+        new = nn.Linear(128, 96, bias=False).to_quantized()
+        layer.update(new.parameters(), strict=False)
 
 
 def test_tied_gradients_add_up(device: str) -> None:

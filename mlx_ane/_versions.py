@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib.util import find_spec
 
 import mlx.core as mx
 
@@ -22,8 +23,15 @@ def check(built_for: str = BUILT_FOR_MLX) -> None:
         built_for (str): The MLX version needed.
 
     Raises:
-        ImportError: If another version of MLX is installed.
+        ImportError: If another version of MLX is installed, or this copy of the
+            package was not built.
     """
+    extension = find_spec("mlx_ane._ext")
+    if extension is None or extension.origin is None:
+        raise ImportError(
+            "[mlx_ane] this copy of the package has no compiled part, as in a source "
+            "folder; start Python in another folder, or build here: pip install -ve ."
+        )
     if INSTALLED_MLX == built_for:
         return
     package = "mlx" if platform.system() == "Darwin" else "mlx[cpu]"

@@ -72,6 +72,24 @@ class Run:
         self.losses = arrays["losses"].tolist()
 
 
+@dataclass
+class Speed:
+    """Time of training steps, the first left out: it compiles."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "not measured"
+        return (
+            f"{self.tokens / self.seconds:,.0f} tokens/s, "
+            f"{self.cpu_seconds / self.steps:.2f} CPU s a step"
+        )
+
+
 def build(config: Config, args: argparse.Namespace, device: str) -> Run:
     """A new model and optimizer: converted, or plain MLX if device is "mlx"."""
     mx.random.seed(args.seed)
@@ -127,29 +145,32 @@ def train(
     args: argparse.Namespace,
     on_step: Callable[[Run], None] = lambda run: None,
     label: str = "training",
-) -> float:
-    """Trains up to step args.steps and returns tokens a second, the first step
-    (which compiles) left out."""
+) -> Speed:
+    """Trains up to step args.steps."""
     group = mx.distributed.init()
     step = make_step(run, group)
-    seconds, first = 0.0, run.step
-    steps = range(run.step, args.steps)
-    bar = tqdm(steps, desc=label, unit="step", disable=group.rank() != 0)
+    speed = Speed()
+    first = run.step
+    bar = tqdm(
+        range(first, args.steps), desc=label, unit="step", disable=group.rank() != 0
+    )
     for index in bar:
         # Every rank takes its rows of the same batch.
         tokens = data.batch(index, args.batch_size, args.length, args.seed)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         run.losses.append(step(tokens[group.rank() :: group.size()]).item())
         if index > first:
-            seconds += time.perf_counter() - start
+            speed.steps += 1
+            speed.tokens += args.batch_size * args.length
+            speed.seconds += time.perf_counter() - start
+            speed.cpu_seconds += time.process_time() - cpu_start
         bar.set_postfix(loss=f"{run.losses[-1]:.3f}")
         on_step(run)
-    counted = max(0, args.steps - first - 1)
-    return counted * args.batch_size * args.length / seconds if counted else 0.0
+    return speed
 
 
-def plain_speed(config: Config, data: Corpus, args: argparse.Namespace) -> float:
-    """Tokens a second of plain MLX on the same batches, for comparison."""
+def plain_speed(config: Config, data: Corpus, args: argparse.Namespace) -> Speed:
+    """The speed of plain MLX on the same batches, for comparison."""
     few = argparse.Namespace(**{**vars(args), "steps": args.plain_steps + 1})
     return train(build(config, few, "mlx"), data, few, label="plain MLX")
 
@@ -263,9 +284,9 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"held-out loss {before:.3f} -> {after:.3f} nats a byte")
     if not main_rank:
         return
+    say(f"{args.device}: {speed}")
     if args.plain_steps and args.device != "mlx":
-        plain = plain_speed(config, data, args)
-        say(f"{speed:,.0f} tokens/s on {args.device}, {plain:,.0f} by plain MLX")
+        say(f"plain MLX: {plain_speed(config, data, args)}")
     plot(args.out / "loss.png", run.losses, before, after)
     save_model(args.out / "model", run.model, config)
     say(f"saved {args.out / 'model'} and {args.out / 'loss.png'}")

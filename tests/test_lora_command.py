@@ -309,7 +309,7 @@ def test_predicate_policy_and_optimizer(models, data, tmp_path, capsys) -> None:
         *(f"model.layers.1.mlp.{p}_proj" for p in ("gate", "down", "up")),
     ]
     assert {layer["device"] for layer in layers} == {"cpu"}  # all are trained
-    assert sum(layer["device_calls"] for layer in layers) == 0
+    assert sum(layer["on_device"] for layer in layers) == 0
     assert found["counters"]["adam_steps"] == 0
 
 

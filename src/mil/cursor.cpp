@@ -204,6 +204,7 @@ std::string Cursor::string(const char* what) {
 }
 
 std::string_view Cursor::until_closing(char open, char close) {
+  skip_blanks();
   const char* start = p_;
   int depth = 1;
   for (; p_ < end_; ++p_) {

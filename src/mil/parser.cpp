@@ -14,7 +14,7 @@ class Parser : private ValueReader {
   Program program();
 
  private:
-  void build_info(Program& program);
+  bool build_info(Program& program);
   std::string dictionary_string();
   Function function();
   std::vector<Value> parameters();
@@ -60,7 +60,8 @@ Program Parser::program() {
     in_.fail_at(version.data(), "expected a version such as 1.3");
   }
   if (in_.accept('[')) {
-    build_info(program);
+    bool only = in_.peek_name() == "buildInfo" && build_info(program);
+    program.attributes = only ? "" : in_.until_closing('[', ']');
   }
   in_.expect('{', "before the functions");
   while (!in_.accept('}')) {
@@ -77,11 +78,9 @@ Program Parser::program() {
   return program;
 }
 
-/// buildInfo = dict<string, string>({{"key", "value"}, ...})]
-void Parser::build_info(Program& program) {
-  if (in_.peek_name() != "buildInfo") {
-    in_.fail_expected("buildInfo");
-  }
+/// buildInfo = dict<string, string>({{"key", "value"}, ...}); true if the
+/// attributes end behind it.
+bool Parser::build_info(Program& program) {
   in_.skip_name("buildInfo");
   in_.expect('=', "after buildInfo");
   if (in_.name("dict") != "dict") {
@@ -108,7 +107,11 @@ void Parser::build_info(Program& program) {
     }
   }
   in_.expect(')', "after buildInfo");
+  if (in_.accept(',')) {
+    return false;
+  }
   in_.expect(']', "after buildInfo");
+  return true;
 }
 
 std::string Parser::dictionary_string() {

@@ -246,6 +246,7 @@ std::optional<std::string_view> as_string(const Constant& constant) {
 
 bool same_meaning(const Program& a, const Program& b) {
   return a.version == b.version && a.build_info == b.build_info &&
+         a.attributes == b.attributes &&
          std::equal(
              a.functions.begin(),
              a.functions.end(),

@@ -131,6 +131,8 @@ struct Program {
   std::string version = "1.3";
   std::vector<std::pair<std::string, std::string>> build_info;
   std::vector<Function> functions;
+  /// Attributes beside buildInfo, as written.
+  std::string attributes;
   /// Forms of scalars that the text used: fp16(1), tensor<fp16, []>(1).
   bool shorthand_scalars = false;
   bool verbose_scalars = false;

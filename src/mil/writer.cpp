@@ -64,7 +64,11 @@ void Writer::build_info(const Program& program) {
     text_ += '}';
     separator = ", ";
   }
-  text_ += "})]\n";
+  text_ += "})";
+  if (!program.attributes.empty()) {
+    text_ += ", " + program.attributes;
+  }
+  text_ += "]\n";
 }
 
 /// In another dialect than its own, a function keeps an opset that the dialect

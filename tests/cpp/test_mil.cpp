@@ -104,6 +104,18 @@ TEST(state_and_unknown_dimensions) {
   CHECK(same_meaning(program, parse(write(program, Dialect::ios18))));
 }
 
+TEST(attributes_of_programs) {
+  for (auto text :
+       {"program(1.3) [buildInfo = dict<string, string>({{\"a\", \"b\"}}), t = "
+        "string(\"]\"), u = f([1])] { }",
+        "program(1.3) [ t = string(\"]\"), u = f([1])] { }"}) {
+    auto program = parse(text);
+    CHECK(program.attributes == "t = string(\"]\"), u = f([1])");
+    CHECK(same_meaning(program, parse(write(program, Dialect::ios18))));
+  }
+  CHECK_THROWS(ParseError, "not closed; add ]", parse("program(1.3) [t = 1 {"));
+}
+
 TEST(operations_without_outputs) {
   auto text =
       with_body("write_state(data = x, input = kv)[name = string(\"w\")];");

@@ -66,7 +66,8 @@ void adam_reference(const AdamTensor& t, const AdamStep& step) {
     float m = b1 * load(t.m, t.state_type, i) + one_minus_b1 * g;
     float v = b2 * load(t.v, t.state_type, i) + one_minus_b2 * g * g;
     float p = load(t.p, t.p_type, i);
-    p -= decay * p + step.c1 * m / (std::sqrt(v) * step.c2 + eps);
+    float shrink = decay != 0.0f ? decay * p : 0.0f;
+    p -= shrink + step.c1 * m / (std::sqrt(v) * step.c2 + eps);
     store(t.m_out, t.state_type, i, m);
     store(t.v_out, t.state_type, i, v);
     if (step.stochastic) {

@@ -1,0 +1,161 @@
+// Runs one kernel a few times, for valgrind to count: kernels NAME REPEAT.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "blas/blas.h"
+#include "blas/gemm.h"
+#include "kernels/adam.h"
+#include "kernels/attention.h"
+#include "kernels/half.h"
+#include "kernels/losses.h"
+#include "kernels/pack.h"
+
+using namespace mlx_ane;
+using namespace mlx_ane::kernels;
+
+namespace {
+
+constexpr int64_t rows = 128, cols = 192;
+constexpr int64_t n = rows * cols;
+
+/// Values in [-0.5, 0.5), the same in every run.
+std::vector<float> values(int64_t count) {
+  std::vector<float> x(static_cast<size_t>(count));
+  uint32_t state = 1;
+  for (auto& value : x) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<float>(state >> 8) * 0x1p-24f - 0.5f;
+  }
+  return x;
+}
+
+std::vector<float> a = values(n), b = values(n), c = values(n), d(n, 0.5f);
+std::vector<uint16_t> halves(n);
+MatrixView matrix{a.data(), Float::f32, rows, cols, cols, 1};
+
+AdamTensor tensor() {
+  return {
+      a.data(),
+      b.data(),
+      c.data(),
+      d.data(),
+      a.data(),
+      c.data(),
+      d.data(),
+      n,
+      Float::f32,
+      Float::f32,
+      Float::f32};
+}
+
+void attention(bool backward) {
+  // q, k, v: (1, 2, 64, 32)
+  auto heads = [](std::vector<float>& x) {
+    return Heads{x.data(), Float::f32, {1, 2, 64, 32}, {4096, 2048, 32, 1}};
+  };
+  static std::vector<float> out(4096), dq(4096), dk(4096), dv(4096), lse(128);
+  Attention problem{heads(a), heads(b), heads(c), 0.2f, {Mask::Kind::causal}};
+  attention_forward(problem, heads(out), lse.data());
+  if (backward) {
+    attention_backward(
+        problem,
+        heads(out),
+        lse.data(),
+        heads(a),
+        heads(dq),
+        heads(dk),
+        heads(dv),
+        nullptr);
+  }
+}
+
+void cross_entropy() {
+  static std::vector<int32_t> targets(rows, 3);
+  static std::vector<float> loss(rows), lse(rows), ones(rows, 1.0f);
+  cross_entropy_forward(matrix, targets.data(), 0.0f, loss.data(), lse.data());
+  cross_entropy_backward(
+      matrix,
+      targets.data(),
+      0.0f,
+      lse.data(),
+      ones.data(),
+      {b.data(), Float::f32, rows, cols, cols});
+}
+
+void multiply(const char* implementation) {
+  blas::set_implementation(implementation);
+  // (128, 192) @ (192, 128)
+  MatrixView right{b.data(), Float::f32, cols, rows, rows, 1};
+  blas::gemm(matrix, right, nullptr, {c.data(), Float::f32, rows, rows, rows});
+}
+
+const std::map<std::string, std::function<void()>> kernels_by_name{
+    {"none", [] {}},
+    {"adam", [] { adam(tensor(), AdamStep{}); }},
+    {"adam_reference", [] { adam_reference(tensor(), AdamStep{}); }},
+    {"sum_of_squares",
+     [] { d[0] = (float)sum_of_squares(a.data(), Float::f32, n); }},
+    {"float_to_half",
+     [] { from_float(a.data(), Float::f16, halves.data(), n); }},
+    {"half_to_float", [] { to_float(halves.data(), Float::f16, b.data(), n); }},
+    {"pack", [] { pack(matrix, {}, halves.data(), cols, rows, cols); }},
+    {"pack_scaled",
+     [] { pack_scaled(matrix, 7, halves.data(), cols, rows, cols); }},
+    {"pack_transposed",
+     [] { pack_transposed(matrix, {}, halves.data(), rows, rows, cols); }},
+    {"unpack",
+     [] {
+       unpack(
+           halves.data(),
+           cols,
+           rows,
+           cols,
+           {},
+           {},
+           {},
+           {},
+           b.data(),
+           cols,
+           false);
+     }},
+    {"unpack_transposed",
+     [] {
+       unpack_transposed(halves.data(), rows, rows, cols, b.data(), cols);
+     }},
+    {"gemm", [] { multiply("fast"); }},
+    {"gemm_reference", [] { multiply("reference"); }},
+    {"attention_forward", [] { attention(false); }},
+    {"attention_backward", [] { attention(true); }},
+    {"cross_entropy", [] { cross_entropy(); }},
+    {"swiglu",
+     [] {
+       swiglu_forward(a.data(), b.data(), Float::f32, c.data(), n);
+       swiglu_backward(
+           a.data(), b.data(), c.data(), Float::f32, d.data(), c.data(), n);
+     }},
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    for (auto& [name, kernel] : kernels_by_name) {
+      std::printf("%s\n", name.c_str());
+    }
+    return 2;
+  }
+  auto kernel = kernels_by_name.find(argv[1]);
+  if (kernel == kernels_by_name.end()) {
+    std::fprintf(stderr, "[callgrind] no kernel is named %s.\n", argv[1]);
+    return 1;
+  }
+  blas::set_threads(1);
+  for (int i = 0; i < std::atoi(argv[2]); ++i) {
+    kernel->second();
+  }
+}

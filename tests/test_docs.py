@@ -435,6 +435,23 @@ def test_bump_changes_every_pin() -> None:
     )
 
 
+def test_release_sets_every_version(tmp_path: Path, monkeypatch: Any) -> None:
+    release = tool("release")
+    for name in [*release.VERSIONS, "CHANGELOG.md"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(f"## 9.8.7 (unreleased)\n{text}")
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=r"0 sections 9\.8\.8"):
+        release.set_version("9.8.8")
+    with pytest.raises(SystemExit, match="need a form such as"):
+        release.set_version("9.8")
+    release.set_version("9.8.7")
+    for name in release.VERSIONS:
+        assert "9.8.7" in (tmp_path / name).read_text().split("\n", 1)[1]
+    assert "(unreleased)" not in (tmp_path / "CHANGELOG.md").read_text()[:30]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", nargs="?")

@@ -13,6 +13,7 @@ So run it on Ubuntu 22.04 (x86_64, aarch64) and on macOS 14 (arm64); see
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import platform
 import re
@@ -51,9 +52,13 @@ def set_version(version: str) -> None:
     """Write the version wherever it stands; the changelog must have it."""
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version):
         sys.exit(f"version is {version!r}, need a form such as 0.2.0 or 0.2.0rc1")
-    heading = rf"^## \[?{re.escape(version)}\b"
-    if not re.search(heading, (ROOT / "CHANGELOG.md").read_text(), flags=re.M):
-        sys.exit(f"CHANGELOG.md has no section {version}; write it first")
+    changelog = ROOT / "CHANGELOG.md"
+    heading = rf"^## {re.escape(version)}( \(.*\))?$"
+    dated = f"## {version} ({datetime.date.today()})"
+    text, count = re.subn(heading, dated, changelog.read_text(), flags=re.M)
+    if count != 1:
+        sys.exit(f"CHANGELOG.md has {count} sections {version}, need one")
+    changelog.write_text(text)
     for name, pattern in VERSIONS.items():
         path = ROOT / name
         text, count = re.subn(pattern, rf"\g<1>{version}", path.read_text(), flags=re.M)

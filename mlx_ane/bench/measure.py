@@ -157,7 +157,8 @@ def measure(cases: Iterable[Case], sides: Sides, rounds: int) -> Iterator[Row]:
         Row: One a variant, the baseline first. Wrong answers have no ratios.
     """
     for case in cases:
-        rows = [_prepare(case, variant, sides) for variant in case.variants]
+        compared = case.compared_with and _answer(case, sides)
+        rows = [_prepare(case, v, sides, compared) for v in case.variants]
         timed = [
             (variant, row)
             for variant, row in zip(case.variants, rows, strict=True)
@@ -179,7 +180,9 @@ def measure(cases: Iterable[Case], sides: Sides, rounds: int) -> Iterator[Row]:
         yield from rows
 
 
-def _prepare(case: Case, variant: Variant, sides: Sides) -> Row:
+def _prepare(
+    case: Case, variant: Variant, sides: Sides, compared: np.ndarray | None
+) -> Row:
     row = Row(case.part, case.name, variant.label, None, not variant.checked)
     row.unit, row.target = case.unit, case.targets.get(variant.label, "")
     side = sides.get(variant.side)
@@ -194,20 +197,25 @@ def _prepare(case: Case, variant: Variant, sides: Sides) -> Row:
         return row
     if variant.checked:
         got = np.load(answer["result"]).astype(np.float64)
-        want = case.expected(variant)
-        want = _reference_loss(case, sides) if want is None else want
+        want = case.expected(variant) if compared is None else compared
         row.error = _error(got, want)
         row.correct = row.error <= variant.tolerance
     return row
 
 
-def _reference_loss(case: Case, sides: Sides) -> np.ndarray:
-    """The loss of plain MLX, which the other sides must reproduce."""
-    side = sides.get("mlx")
+def _answer(case: Case, sides: Sides) -> np.ndarray:
+    """What another side computes, where no closed form says what is right."""
+    assert case.compared_with is not None
+    name, extra = case.compared_with
+    side = sides.get(name)
     if side is None:
-        raise RuntimeError("[mlx_ane.bench] the step is checked against MLX; add it.")
-    answer = side.ask(do="prepare", task="loss", part=case.part, spec=case.spec)
-    side.ask(do="forget", task="loss")
+        raise RuntimeError(
+            f"[mlx_ane.bench] {case.name} is checked against {name}, which is absent: "
+            f"{sides.absent[name]}."
+        )
+    spec = case.spec | extra
+    answer = side.ask(do="prepare", task="answer", part=case.part, spec=spec)
+    side.ask(do="forget", task="answer")
     return np.asarray(np.load(answer["result"]))
 
 

@@ -359,6 +359,15 @@ def test_devices_page_has_every_counter() -> None:
     assert set(ane.counters()) <= named
 
 
+def test_devices_page_has_every_span() -> None:
+    text = page_text("devices.md")
+    sources = [path.read_text() for path in (ROOT / "src").rglob("*.cpp")]
+    spans = set(re.findall(r'Span \w+\(\s*"(\w+)"', "".join(sources)))
+    assert {"pack_x", "evaluate", "adam"} <= spans
+    missing = {s for s in spans if f"`{s.removesuffix('_vjp')}`" not in text}
+    assert not missing
+
+
 def test_limits_page_has_every_field() -> None:
     header = (ROOT / "src/device/limits.h").read_text(encoding="utf-8")
     fields = set(re.findall(r"^  [\w:]+ (\w+) = ", header, flags=re.MULTILINE))

@@ -1,5 +1,4 @@
 // Parses MIL text of both dialects, mixed as they are found.
-#include <algorithm>
 #include <iterator>
 
 #include "mil/value_reader.h"
@@ -139,10 +138,6 @@ Function Parser::function() {
     function.attributes = in_.until_closing('[', ']');
   }
   in_.expect('{', "before the body of the function");
-  // One allocation instead of copies; an operation takes 16 characters or more.
-  auto rest = in_.end() - in_.position();
-  auto statements = std::count(in_.position(), in_.end(), ';');
-  function.operations.reserve(std::min(statements, rest / 16 + 1));
   while (!in_.accept('}')) {
     function.operations.push_back(operation());
   }

@@ -413,6 +413,9 @@ TEST(hostile_text_is_refused) {
   refused(head + "tensor<fp16, [4294967296, 4294967296]>(1)", "too large");
   refused(head + "tensor<fp16, [1073741824]>([1, 2])", "fewer elements");
   refused(head + "tensor<fp16, [" + repeat("1,", 4'000'000), "32 dimensions");
+  refused(
+      "program(1.3) {" + repeat("func a<b>(){}->();", 500'000),
+      "expected func");
   refused(ten_mb, "expected program");
   refused("program(1.3) {" + ten_mb, "expected func");
   refused(repeat("a", 10'000'000), "expected program");

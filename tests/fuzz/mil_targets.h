@@ -3,9 +3,11 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <span>
 #include <stdexcept>
 #include <string_view>
+#include <vector>
 
 #include "mil/check.h"
 #include "mil/program.h"
@@ -59,8 +61,15 @@ inline void weight_file(std::span<const std::byte> bytes) {
                chunk.bytes <= bytes.size() - chunk.data_offset),
           "a chunk beyond the file");
     }
-    // Every place that could be a header, not only those that were listed.
-    for (uint64_t offset = 0; offset < bytes.size() + 64; offset += 8) {
+    std::vector<uint64_t> offsets;
+    for (auto& chunk : file.chunks()) {
+      offsets.push_back(chunk.offset);
+    }
+    // Unused bytes of the file's header choose a place that is not listed.
+    uint64_t any = 0;
+    std::memcpy(&any, bytes.data() + 8, 8);
+    offsets.push_back(any % (bytes.size() + 64));
+    for (auto offset : offsets) {
       for (auto dtype : {DType::int4, DType::uint3, DType::fp16, DType::fp32}) {
         try {
           file.constant(offset, {dtype, {3, 5}, false});
@@ -74,4 +83,4 @@ inline void weight_file(std::span<const std::byte> bytes) {
   }
 }
 
-} // namespace fuzz
+}  // namespace fuzz

@@ -74,7 +74,8 @@ print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
   fi
   stubs=$work/stubs-$digits
   "$venv/bin/python" "$here/symbols.py" --mlx "$work/macos14" --tag "cp$digits" --out "$stubs"
-  wheels=$(mktemp -d "$work/wheel-XXXXXX")
+  wheels=$work/wheels-$digits
+  rm -rf "$wheels"
   env PATH="$venv/bin:$PATH" _PYTHON_HOST_PLATFORM=macosx-14.0-arm64 \
     SETUPTOOLS_EXT_SUFFIX=".cpython-$digits-darwin.so" \
     "$venv/bin/pip" wheel --quiet --no-build-isolation --no-deps --wheel-dir "$wheels" "$root" \
@@ -86,5 +87,4 @@ print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
     --mlx "$work/macos14" --mlx "$work/macos15" --mlx "$work/macos26"
   "$venv/bin/python" "$here/test_check_wheel.py" "$wheels"/*.whl --mlx "$work/macos14"
   mv "$wheels"/*.whl "$out"
-  rmdir "$wheels"
 done

@@ -103,10 +103,12 @@ def check_import(found: Import, known: dict[str, set[str]]) -> str | None:
     return f"imports {found.symbol} from {found.library}: no evidence that it exists"
 
 
-def check_against(image: Image, tag: str, wheels: MLXWheels) -> list[str]:
+def check_against(
+    image: Image, tag: str, wheels: MLXWheels, libcxx: set[str]
+) -> list[str]:
     """Findings against MLX's wheels for one macOS version."""
     known = {install_name(name): set(symbols) for name, symbols in table().items()}
-    known.setdefault(LIBCXX, set()).update(libcxx_of_mlx(wheels, tag))
+    known.setdefault(LIBCXX, set()).update(libcxx)
     known[LIBMLX] = wheels.library().exports()
     known["python"] = python_symbols()
     findings = [
@@ -120,11 +122,16 @@ def check_against(image: Image, tag: str, wheels: MLXWheels) -> list[str]:
 
 
 def check(wheel: Path, folders: list[Path]) -> list[str]:
-    """All findings; an empty list means that dyld has what the wheel needs."""
+    """All findings; an empty list means that dyld has what the wheel needs.
+
+    The first folder is that of the oldest macOS: what its libc++ has, later ones
+    keep.
+    """
     findings, image, tag = open_wheel(wheel)
     findings += check_image(image)
+    libcxx = libcxx_of_mlx(MLXWheels(folders[0]), tag)
     for folder in folders:
-        findings += check_against(image, tag, MLXWheels(folder))
+        findings += check_against(image, tag, MLXWheels(folder), libcxx)
     return findings
 
 

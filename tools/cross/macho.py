@@ -43,7 +43,12 @@ class Image:
         return {symbol.name for symbol in self.binary.exported_symbols}
 
     def libraries(self) -> set[str]:
-        return {library.name for library in self.binary.libraries}
+        own_name = lief.MachO.LoadCommand.TYPE.ID_DYLIB
+        return {
+            library.name
+            for library in self.binary.libraries
+            if library.command != own_name
+        }
 
     def imports(self) -> set[Import]:
         found = set()

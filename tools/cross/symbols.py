@@ -7,15 +7,17 @@ symbols.tsv gives one for each symbol; libc++'s are what MLX's wheels import.
 from __future__ import annotations
 
 import argparse
+import re
 from collections import defaultdict
 from pathlib import Path
 
-from macho import MLXWheels
+from macho import WEAK, MLXWheels
 
 TABLE = Path(__file__).with_name("symbols.tsv")
 LIBCXX = "/usr/lib/libc++.1.dylib"
+#: Operator new and delete, and type infos of standard exceptions.
+COALESCED = re.compile(r"__Z(n[wa]|d[la]|TISt\d)")
 FRAMEWORK_VERSION = {"Foundation": "C"}
-OBJC_CLASSES = {"Foundation": ["NSAutoreleasePool"]}
 
 
 def table() -> dict[str, dict[str, str]]:
@@ -41,13 +43,18 @@ def install_name(library: str) -> str:
 
 
 def libcxx_of_mlx(wheels: MLXWheels, tag: str) -> set[str]:
-    """libc++ symbols that MLX's own binaries import: they exist where MLX runs."""
+    """libc++ symbols that MLX's own binaries import: they exist where MLX runs.
+
+    What every library may define (operator new, type infos of exceptions) is looked
+    up in all of them, libc++ among these.
+    """
     images = [wheels.library(), wheels.core(tag)]
     return {
         found.symbol
         for image in images
         for found in image.imports()
         if found.library == LIBCXX
+        or (found.library == WEAK and COALESCED.match(found.symbol))
     }
 
 

@@ -23,7 +23,8 @@ AdamConstants constants_of(const AdamStep& step) {
       .one_minus_b1 = static_cast<float>(1.0 - step.beta1),
       .one_minus_b2 = static_cast<float>(1.0 - step.beta2),
       .eps = static_cast<float>(step.eps),
-      .decay = static_cast<float>(step.learning_rate * step.weight_decay),
+      .keep = step.keep(),
+      .keep_rest = step.keep_rest(),
       .c1 = step.c1,
       .c2 = step.c2,
       .gradient_scale = step.gradient_scale};

@@ -41,7 +41,6 @@ void adam_tile(
   auto length = static_cast<vDSP_Length>(n);
   auto count = static_cast<int>(n);
   float minus_c1 = -k.c1;
-  float keep = 1.0f - k.decay;
   vDSP_vsmul(g, 1, &k.gradient_scale, scaled, 1, length);
   vDSP_vsmsma(m, 1, &k.b1, scaled, 1, &k.one_minus_b1, m_out, 1, length);
   vDSP_vsq(scaled, 1, work, 1, length);
@@ -49,7 +48,7 @@ void adam_tile(
   vvsqrtf(work, v_out, &count);
   vDSP_vsmsa(work, 1, &k.c2, &k.eps, work, 1, length);
   vDSP_vdiv(work, 1, m_out, 1, scaled, 1, length);
-  vDSP_vsmsma(p, 1, &keep, scaled, 1, &minus_c1, p_out, 1, length);
+  vDSP_vsmsma(p, 1, &k.keep, scaled, 1, &minus_c1, p_out, 1, length);
 }
 
 /// Seconds of the best of three steps over 64 Ki elements.
@@ -62,7 +61,8 @@ double time_of(AdamLoop adam) {
       .one_minus_b1 = 0.1f,
       .one_minus_b2 = 0.001f,
       .eps = 1e-8f,
-      .decay = 0,
+      .keep = 1,
+      .keep_rest = 0,
       .c1 = 1e-3f,
       .c2 = 1,
       .gradient_scale = 1};

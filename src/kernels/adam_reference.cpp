@@ -60,14 +60,15 @@ void adam_reference(const AdamTensor& t, const AdamStep& step) {
   auto one_minus_b1 = static_cast<float>(1.0 - step.beta1);
   auto one_minus_b2 = static_cast<float>(1.0 - step.beta2);
   auto eps = static_cast<float>(step.eps);
-  auto decay = static_cast<float>(step.learning_rate * step.weight_decay);
+  auto keep = step.keep();
+  auto keep_rest = step.keep_rest();
   for (int64_t i = 0; i < t.n; ++i) {
     float g = load(t.g, t.g_type, i) * step.gradient_scale;
     float m = b1 * load(t.m, t.state_type, i) + one_minus_b1 * g;
     float v = b2 * load(t.v, t.state_type, i) + one_minus_b2 * g * g;
     float p = load(t.p, t.p_type, i);
-    float shrink = decay != 0.0f ? decay * p : 0.0f;
-    p -= shrink + step.c1 * m / (std::sqrt(v) * step.c2 + eps);
+    float rest = keep_rest != 0.0f ? keep_rest * p : 0.0f;
+    p = p * keep + (rest - step.c1 * m / (std::sqrt(v) * step.c2 + eps));
     store(t.m_out, t.state_type, i, m);
     store(t.v_out, t.state_type, i, v);
     if (step.stochastic) {

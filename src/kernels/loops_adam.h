@@ -16,10 +16,10 @@ void adam_loop(
     gv *= k.gradient_scale;
     new_m = k.b1 * mv + k.one_minus_b1 * gv;
     new_v = k.b2 * vv + k.one_minus_b2 * gv * gv;
-    // Not p (1 - lr wd): rounding that factor would drift the same way each step.
-    // And no product without decay: 0 times an infinite p is NaN.
-    V shrink = k.decay != 0.0f ? k.decay * pv : V{};
-    return pv - (shrink + k.c1 * new_m / (sqrt(new_v) * k.c2 + k.eps));
+    // No product with a rest of zero: an infinite p would make it NaN.
+    V rest = k.keep_rest != 0.0f ? k.keep_rest * pv : V{};
+    return pv * k.keep +
+        (rest - k.c1 * new_m / (sqrt(new_v) * k.c2 + k.eps));
   };
   V new_m, new_v;
   int64_t i = 0;

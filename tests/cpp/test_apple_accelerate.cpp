@@ -88,7 +88,8 @@ TEST(adam_equals_the_loop) {
       .one_minus_b1 = 0.1f,
       .one_minus_b2 = 0.01f,
       .eps = 1e-3f,
-      .decay = 0.25f,
+      .keep = 0.75f,
+      .keep_rest = 0.0f,
       .c1 = 0.25f,
       .c2 = 1.5f,
       .gradient_scale = 0.5f};

@@ -2,6 +2,7 @@
 #include "device/emulated/graph.h"
 
 #include <algorithm>
+#include <set>
 #include <unordered_map>
 
 #include "device/emulated/arena.h"
@@ -47,12 +48,31 @@ class GraphBuilder {
       }
       graph_.outputs_.push_back({name, value.type});
       graph_.output_slots_.push_back(value.slot);
-      touch(value.slot, static_cast<int>(graph_.steps_.size()));
+    }
+    skip_rounding();
+    for (auto slot : graph_.output_slots_) {
+      touch(slot, static_cast<int>(graph_.steps_.size()));
     }
     allocate();
   }
 
  private:
+  /// A result that is only stored as fp16 is rounded by the store.
+  void skip_rounding() {
+    std::set<int> rounded_by_store, others;
+    for (size_t i = 0; i < graph_.outputs_.size(); ++i) {
+      bool half = graph_.outputs_[i].type.dtype == DType::fp16;
+      (half ? rounded_by_store : others).insert(graph_.output_slots_[i]);
+    }
+    for (auto& step : graph_.steps_) {
+      std::erase_if(step.to_round, [&](auto& result) {
+        auto& life = lives_[result.slot];
+        return life.last == life.first && !others.contains(result.slot) &&
+            rounded_by_store.contains(result.slot);
+      });
+    }
+  }
+
   static std::string at(const mil::Operation& operation) {
     std::string out;
     if (operation.location.line > 0) {

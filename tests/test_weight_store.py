@@ -106,6 +106,21 @@ def test_a_layer_frozen_by_mistake_still_sees_every_update(engine: str, optimize
     check(layer, x)
 
 
+def test_our_update_of_a_staged_weight_is_in_place(engine: str) -> None:
+    layer, x = frozen_layer(engine), mx.random.normal(X)
+    optimizer = ane.optimizers.AdamW(0.1)
+    gradients = {"weight": mx.ones((64, 96))}
+    optimizer.init(layer.parameters())
+    mx.eval(gradients, optimizer.state)
+    for _ in range(3):
+        check(layer, x)  # staged: the store shares the buffer
+        layer.update(optimizer.apply_gradients(gradients, layer.parameters()))
+        mx.eval(layer.parameters(), optimizer.state)
+    assert store() == (0, 3)
+    assert ane.counters()["adam_allocated"] == 0
+    assert ane.counters()["adam_donated"] == 3 * 3
+
+
 @pytest.mark.parametrize("optimizer", [optim.AdamW, ane.optimizers.AdamW])
 def test_memory_is_flat_over_100_steps(engine: str, optimizer) -> None:
     model = nn.Sequential(nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 96))

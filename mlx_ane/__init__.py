@@ -12,7 +12,7 @@ from mlx_ane import _startup  # noqa: E402
 
 _startup.run()
 
-from mlx_ane import emulated, fast, nn, optimizers, plot  # noqa: E402
+from mlx_ane import emulated, fast, mil, nn, optimizers, plot  # noqa: E402
 from mlx_ane._device import (  # noqa: E402
     default_device,
     device_info,
@@ -48,6 +48,7 @@ __all__ = [
     "is_available",
     "linear",
     "matmul",
+    "mil",
     "nn",
     "optimizers",
     "plan",

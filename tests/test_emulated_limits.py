@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 import time
 
 import numpy as np
@@ -327,7 +328,7 @@ def test_options() -> None:
     assert emulated.options()["numerics"] == "fast"
 
 
-def test_environment() -> None:
+def test_environment(tmp_path: Path) -> None:
     script = (
         "from mlx_ane import emulated as e; o = e.options();"
         "print(o['chip'], o['numerics'], o['allow'], e._emulated.faults())"
@@ -341,6 +342,7 @@ def test_environment() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | environment,
+        cwd=tmp_path,  # not in a source folder, whose package is not built
         capture_output=True,
         text=True,
         check=True,

@@ -21,7 +21,9 @@ COMMITTED = Path(mlx_ane.__file__).parent / "_ext"
 @pytest.mark.skipif(hasattr(_ext, "apple"), reason="built with the Apple route")
 def test_stubs_are_golden(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "mlx_ane._ext"]
-    subprocess.run([*command, "-r", "-O", tmp_path], check=True, timeout=120)
+    subprocess.run(
+        [*command, "-r", "-O", tmp_path], check=True, timeout=120, cwd=tmp_path
+    )
     fresh = {p.name: p.read_text() for p in (tmp_path / "_ext").glob("*.pyi")}
     committed = {p.name: p.read_text() for p in COMMITTED.glob("*.pyi")}
     assert sorted(fresh) == sorted(committed)

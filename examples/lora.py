@@ -95,7 +95,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--out", type=Path, default=Path("build/adapters"), help="adapter folder")
     option("--device", default="emulated", choices=["auto", "ane", "emulated", "cpu"])
     option("--seed", type=int, default=0)
-    option("--iters", type=int, default=100)
+    option("--iters", type=int, default=50)
     option("--batch-size", type=int, default=8)
     option("--length", type=int, default=128, help="tokens of a sequence")
     option("--sequences", type=int, default=800, help="to train on")

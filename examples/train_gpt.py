@@ -220,7 +220,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--resume", action="store_true", help="go on from the checkpoint in --out")
     option("--device", default="emulated", choices=DEVICES)
     option("--seed", type=int, default=0)
-    option("--steps", type=int, default=400)
+    option("--steps", type=int, default=300)
     option("--batch-size", type=int, default=8, help="sequences, over all processes")
     option("--length", type=int, default=128, help="tokens of a sequence")
     option("--learning-rate", type=float, default=3e-3)

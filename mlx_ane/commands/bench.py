@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds")
     parser.add_argument("--threads", type=int, default=1, help="threads of every side")
-    parser.add_argument("--only", default="", help="cases whose name has this text")
+    parser.add_argument(
+        "--only", default="", help="cases whose name has one of these texts, by comma"
+    )
     parser.add_argument("--small", action="store_true", help="sizes that take seconds")
     parser.add_argument(
         "--device", default="emulated", help="device of the experiment's forward"
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             cases = [
                 case
                 for case in bench.cases(part, peers, args.small)
-                if args.only in case.name
+                if any(text in case.name for text in args.only.split(","))
             ]
             for row in bench.measure(cases, sides, args.rounds):
                 report.rows.append(row)

@@ -173,6 +173,47 @@ TEST(gemm_crosses_its_panels_and_tiles) {
   blas::set_threads(0);
 }
 
+TEST(sgemm_takes_vectors_with_padding) {
+  std::mt19937 random(6);
+  for (auto [m, n] : {std::pair<int64_t, int64_t>{1, 5}, {5, 1}, {1, 1}}) {
+    for (bool trans_a : {false, true}) {
+      for (bool trans_b : {false, true}) {
+        constexpr int64_t k = 7, ld = 11;
+        std::vector<float> a(k * ld), b(k * ld), c(5 * ld, 2.0f);
+        std::normal_distribution<float> normal;
+        for (auto* x : {&a, &b}) {
+          std::generate(x->begin(), x->end(), [&] { return normal(random); });
+        }
+        blas::sgemm(
+            trans_a,
+            trans_b,
+            m,
+            n,
+            k,
+            0.5f,
+            a.data(),
+            ld,
+            b.data(),
+            ld,
+            3.0f,
+            c.data(),
+            ld);
+        for (int64_t i = 0; i < m; ++i) {
+          for (int64_t j = 0; j < n; ++j) {
+            double want = 6.0;
+            for (int64_t p = 0; p < k; ++p) {
+              want += 0.5 * (trans_a ? a[p * ld + i] : a[i * ld + p]) *
+                      (trans_b ? b[j * ld + p] : b[p * ld + j]);
+            }
+            CHECK(std::abs(c[i * ld + j] - want) < 1e-5);
+          }
+        }
+        CHECK(c[n] == 2.0f);
+      }
+    }
+  }
+}
+
 TEST(gemm_passes_nan_and_infinity_on) {
   std::mt19937 random(4);
   Matrix a = make(20, 20, Float::f32, 0, random);

@@ -27,7 +27,8 @@ using emulated::Options;
 
 /// (name, dtype, shape)
 using PortTuple = std::tuple<std::string, std::string, std::vector<int64_t>>;
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes =
+    nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 constexpr const char* levels[] = {"off", "program", "strict"};
 
@@ -93,11 +94,10 @@ void translate(const std::exception_ptr& pointer, void*) {
     std::rethrow_exception(pointer);
   } catch (const EngineError& e) {
     bool program = e.stage == emulated::Stage::parse ||
-        e.stage == emulated::Stage::compile;
+                   e.stage == emulated::Stage::compile;
     auto type = nb::module_::import_("mlx_ane.emulated")
                     .attr(program ? "ProgramError" : "EngineError");
-    auto error =
-        type(e.what(), to_string(e.stage), e.rule, e.code, e.domain);
+    auto error = type(e.what(), to_string(e.stage), e.rule, e.code, e.domain);
     PyErr_SetObject(type.ptr(), error.ptr());
   }
 }
@@ -235,7 +235,7 @@ void bind_faults(nb::module_& m) {
       "Bound of one evaluation while a fault that blocks is injected.");
 }
 
-} // namespace
+}  // namespace
 
 void bind_emulated(nb::module_& m) {
   nb::register_exception_translator(translate);
@@ -244,4 +244,4 @@ void bind_emulated(nb::module_& m) {
   bind_faults(m);
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -6,8 +6,8 @@ import os
 import struct
 import subprocess
 import sys
-from pathlib import Path
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,12 +97,13 @@ def blobs(count: int, scalar: bool = False, files: int = 1) -> str:
 
 
 CONCAT = "\n".join(
-    [const("a", "int32", "int32(1)"), const("i", "bool", "bool(false)")]
-    + [
+    [
+        const("a", "int32", "int32(1)"),
+        const("i", "bool", "bool(false)"),
         op(
             "concat(values=(x, x), axis=a, interleave=i)",
             "tensor<fp16, [1, 16, 1, 32]>",
-        )
+        ),
     ]
 )
 REDUCED = "tensor<fp16, [1, 8, 1, 1]>"

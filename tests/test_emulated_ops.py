@@ -399,9 +399,10 @@ def test_operation(case: Case) -> None:
 
 def test_every_operation_has_a_case_and_a_page() -> None:
     from test_emulated_tensors import CASES as TENSOR_CASES
+    from test_emulated_windows import CASES as WINDOW_CASES
 
     operations = emulated.operations()
-    tested = {case.op for case in CASES + TENSOR_CASES}
+    tested = {case.op for case in CASES + TENSOR_CASES + WINDOW_CASES}
     assert sorted(set(operations) - tested) == []
     assert len(operations) >= 80
     pages = set(operations.values())

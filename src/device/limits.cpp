@@ -25,7 +25,7 @@ Limits limits_of(const std::string& chip) {
     return limits;
   }
   if (chip == "h16" || chip == "h16g" || chip == "h17" || chip == "h17s" ||
-      chip == "h18g") { // M4, M5, M6
+      chip == "h18g") {  // M4, M5, M6
     return limits;
   }
   throw std::invalid_argument(
@@ -33,4 +33,4 @@ Limits limits_of(const std::string& chip) {
       "\", need one of h13, h14, h15, h15g, h16, h16g, h17, h17s, h18g.");
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -18,7 +18,8 @@ using namespace mlx_ane;
 
 namespace {
 
-void fill(Surface& surface, const Port& port, float (*value)(int64_t, int64_t)) {
+void fill(
+    Surface& surface, const Port& port, float (*value)(int64_t, int64_t)) {
   SurfaceLock lock(surface, Surface::Access::write);
   auto cols = port.shape.back();
   int64_t rows = 1;
@@ -26,8 +27,7 @@ void fill(Surface& surface, const Port& port, float (*value)(int64_t, int64_t)) 
     rows *= port.shape[d];
   }
   for (int64_t r = 0; r < rows; ++r) {
-    auto* row =
-        reinterpret_cast<uint16_t*>(lock.data() + r * row_bytes(port));
+    auto* row = reinterpret_cast<uint16_t*>(lock.data() + r * row_bytes(port));
     for (int64_t c = 0; c < cols; ++c) {
       row[c] = kernels::float_to_half(value(r, c));
     }
@@ -47,9 +47,9 @@ std::string add_text(
     const std::string& type,
     const std::string& tag = "") {
   return "program(1.3)\n[buildInfo = dict<string, string>({{\"tag\", \"" + tag +
-      "\"}})]\n{ func main<ios18>(" + type + " " + a + ", " + type + " " + b +
-      ") { " + type + " y = sub(x=" + a + ", y=" + b +
-      ")[name=string(\"y\")]; } -> (y); }";
+         "\"}})]\n{ func main<ios18>(" + type + " " + a + ", " + type + " " +
+         b + ") { " + type + " y = sub(x=" + a + ", y=" + b +
+         ")[name=string(\"y\")]; } -> (y); }";
 }
 
 constexpr auto row = "tensor<fp16, [1, 1, 1, 32]>";
@@ -95,9 +95,11 @@ std::string evaluate_with(
 
 /// The small program of many tests, with its surfaces.
 struct Case {
-  Source source = matmul_source({64, 32, 32, Layout::natural}, mil::Dialect::ios18);
+  Source source =
+      matmul_source({64, 32, 32, Layout::natural}, mil::Dialect::ios18);
   Device& device = get_device("emulated");
-  std::shared_ptr<Surface> x = device.make_surface(1), w = device.make_surface(1),
+  std::shared_ptr<Surface> x = device.make_surface(1),
+                           w = device.make_surface(1),
                            y = device.make_surface(1);
   Surface* in[2] = {x.get(), w.get()};
   Surface* out[1] = {y.get()};
@@ -124,7 +126,7 @@ std::optional<Cause> cause_of(Body&& body) {
   return std::nullopt;
 }
 
-} // namespace
+}  // namespace
 
 TEST(matmul_program_of_both_layouts_and_dialects) {
   auto& device = get_device("emulated");
@@ -162,16 +164,18 @@ TEST(matmul_program_of_both_layouts_and_dialects) {
 }
 
 TEST(ports_are_in_the_ascii_order_of_names) {
-  // Declared b, A: the engine's order is A, b, so surfaces in declared order swap.
-  auto program =
-      emulated::compile_program(add_text("b", "A", row), {}, emulated::Options{});
+  // Declared b, A: the engine's order is A, b, so surfaces in declared order
+  // swap.
+  auto program = emulated::compile_program(
+      add_text("b", "A", row), {}, emulated::Options{});
   CHECK(program->inputs(0)[0].name == "A");
   Surfaces one(65536, 0x3c00), three(65536, 0x4200), y(65536, 0);
-  emulated::SurfaceBytes in[] = {one.bytes(), three.bytes()}, out[] = {y.bytes()};
+  emulated::SurfaceBytes in[] = {one.bytes(), three.bytes()},
+                         out[] = {y.bytes()};
   program->evaluate(0, in, out, false);
   uint16_t result;
   std::memcpy(&result, y.storage.data(), 2);
-  CHECK(result == 0x4000); // b - A = 3 - 1
+  CHECK(result == 0x4000);  // b - A = 3 - 1
 }
 
 TEST(surfaces_follow_the_rules) {
@@ -191,19 +195,19 @@ TEST(surfaces_follow_the_rules) {
   CHECK(evaluate_with(allowed, 511, 512, 512, wide) == "surface-size");
   auto narrow = "tensor<fp16, [1, 1, 1, 31]>";
   CHECK(evaluate_with(strict, 65536, 65536, 65536, narrow) == "width");
-  auto program =
-      emulated::compile_program(add_text("a", "b", row), {}, strict);
+  auto program = emulated::compile_program(add_text("a", "b", row), {}, strict);
   Surfaces a(65536, 0);
   emulated::SurfaceBytes in[] = {a.bytes()};
-  CHECK(refused_by([&] { program->evaluate(0, in, in, false); }) == "port-count");
+  CHECK(
+      refused_by([&] { program->evaluate(0, in, in, false); }) == "port-count");
 }
 
 TEST(ninety_six_programs_are_resident) {
   emulated::Options strict;
   std::vector<std::unique_ptr<emulated::EngineProgram>> programs;
   auto add = [&](const std::string& tag) {
-    programs.push_back(emulated::compile_program(
-        add_text("a", "b", row, tag), {}, strict));
+    programs.push_back(
+        emulated::compile_program(add_text("a", "b", row, tag), {}, strict));
     programs.back()->load();
   };
   auto before = emulated::usage().resident;
@@ -211,11 +215,11 @@ TEST(ninety_six_programs_are_resident) {
     add(std::to_string(i));
   }
   CHECK(emulated::usage().resident == 96);
-  add("95"); // equal text and weights share a place
+  add("95");  // equal text and weights share a place
   CHECK(refused_by([&] { add("one more"); }) == "resident");
   programs.pop_back();
   programs.pop_back();
-  programs.pop_back(); // "95" twice
+  programs.pop_back();  // "95" twice
   add("one more");
   programs.clear();
   CHECK(emulated::usage().resident == before);
@@ -263,9 +267,9 @@ TEST(tile_poisons_the_process) {
   CHECK(refused_by([&] {
           emulated::compile_program(text, {}, emulated::Options{});
         }) == "rejected-op");
-  CHECK(
-      cause_of([&] { executable->evaluate(c.in, c.out); }) ==
-      Cause::evaluate_failed);
+  CHECK(cause_of([&] {
+          executable->evaluate(c.in, c.out);
+        }) == Cause::evaluate_failed);
   emulated::reset();
   executable->evaluate(c.in, c.out);
   CHECK(c.result() == 32);
@@ -280,7 +284,7 @@ TEST(interfaces_must_match_the_program) {
   wrong.inputs[0].name = "q";
   CHECK(cause_of([&] { c.device.compile(wrong); }) == Cause::compile_failed);
   wrong = c.source;
-  std::swap(wrong.inputs[0], wrong.inputs[1]); // bound by name, so no matter
+  std::swap(wrong.inputs[0], wrong.inputs[1]);  // bound by name, so no matter
   auto executable = c.device.compile(wrong);
   Surface* in[] = {c.w.get(), c.x.get()};
   executable->evaluate(in, c.out);
@@ -301,9 +305,9 @@ TEST(every_fault_fails_as_it_is_named) {
   CHECK(with("cap_reached", compile) == Cause::cap_reached);
   CHECK(with("out_of_memory:site=load", compile) == Cause::out_of_memory);
   CHECK(with("device_gone:site=compile", compile) == Cause::unavailable);
-  CHECK(
-      with("out_of_memory", [&] { c.device.make_surface(1); }) ==
-      Cause::out_of_memory);
+  CHECK(with("out_of_memory", [&] {
+          c.device.make_surface(1);
+        }) == Cause::out_of_memory);
   emulated::set_faults("load_fails_once");
   CHECK(cause_of(compile) == Cause::load_failed);
   CHECK(!cause_of(compile));
@@ -366,7 +370,9 @@ TEST(faults_are_filtered_and_reproducible) {
   CHECK(failures("evaluate_false:count=2") == "11" + none.substr(2));
   CHECK(failures("evaluate_false:call=3") == "001" + none.substr(3));
   CHECK(failures("evaluate_false:after=38") == none.substr(2) + "11");
-  CHECK(failures("evaluate_false:program=a0_x=1x1x64x32,count=1") == "1" + none.substr(1));
+  CHECK(
+      failures("evaluate_false:program=a0_x=1x1x64x32,count=1") ==
+      "1" + none.substr(1));
   CHECK(failures("evaluate_false:program=1x1x65x32") == none);
 }
 
@@ -389,9 +395,8 @@ TEST(a_hang_blocks_until_it_is_released) {
   Case c;
   auto executable = c.device.compile(c.source);
   emulated::set_faults("hang:count=1");
-  auto call = std::async(std::launch::async, [&] {
-    executable->evaluate(c.in, c.out);
-  });
+  auto call = std::async(
+      std::launch::async, [&] { executable->evaluate(c.in, c.out); });
   while (emulated::hanging() == 0) {
     std::this_thread::yield();
   }
@@ -402,7 +407,7 @@ TEST(a_hang_blocks_until_it_is_released) {
   call.get();
   CHECK(emulated::hanging() == 0);
   CHECK(c.result() == 32);
-  emulated::set_faults("hang:ms=1;slow:ms=1"); // both end by themselves
+  emulated::set_faults("hang:ms=1;slow:ms=1");  // both end by themselves
   executable->evaluate(c.in, c.out);
   emulated::set_faults("");
 }

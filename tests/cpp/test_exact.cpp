@@ -55,8 +55,8 @@ uint16_t oracle(
     if (a.exponent + b.exponent <= -17) {
       continue;
     }
-    sum += shift_away(
-        a.mantissa * b.mantissa, a.exponent + b.exponent - 20 + 16);
+    sum +=
+        shift_away(a.mantissa * b.mantissa, a.exponent + b.exponent - 20 + 16);
     over = sum >= limit || sum <= -limit;
   }
   if (over) {
@@ -128,7 +128,7 @@ std::vector<std::string> kernel_names() {
   return out;
 }
 
-} // namespace
+}  // namespace
 
 TEST(fixed_point_equals_the_oracle) {
   std::mt19937 random(1);
@@ -138,10 +138,10 @@ TEST(fixed_point_equals_the_oracle) {
     for (float scale : {1e-3f, 0.02f, 1.0f, 30.0f, 200.0f, 3000.0f}) {
       auto x = halves(m * k, scale, random), w = halves(k * n, scale, random);
       auto bias = halves(m, scale * 100, random);
-      x[3] = 0x7c00; // inf
-      w[5] = 0x7e01; // NaN
-      x[9] = 0x8000; // -0
-      w[11] = 0x0001; // the least denormal
+      x[3] = 0x7c00;   // inf
+      w[5] = 0x7e01;   // NaN
+      x[9] = 0x8000;   // -0
+      w[11] = 0x0001;  // the least denormal
       auto fx = floats(x), fw = floats(w), fb = floats(bias);
       std::vector<float> y(m * n);
       multiply_exactly(
@@ -166,7 +166,8 @@ TEST(fixed_point_equals_the_oracle) {
 TEST(fixed_point_of_transposed_operands) {
   std::mt19937 random(2);
   int64_t m = 5, n = 37, k = 20;
-  auto x = floats(halves(m * k, 1, random)), w = floats(halves(k * n, 1, random));
+  auto x = floats(halves(m * k, 1, random)),
+       w = floats(halves(k * n, 1, random));
   std::vector<float> xt(m * k), wt(k * n), y(m * n), yt(m * n);
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < k; ++j) {
@@ -185,7 +186,12 @@ TEST(fixed_point_of_transposed_operands) {
     multiply_exactly(
         {m, n, k}, x.data(), w.data(), nullptr, y.data(), numerics);
     multiply_exactly(
-        {m, n, k, true, true}, xt.data(), wt.data(), nullptr, yt.data(), numerics);
+        {m, n, k, true, true},
+        xt.data(),
+        wt.data(),
+        nullptr,
+        yt.data(),
+        numerics);
     CHECK(y == yt);
   }
 }
@@ -198,12 +204,13 @@ TEST(figures_of_the_m6_study) {
   CHECK(dot_of({-256, 256}, {128, 128}, q) == -INFINITY);
   // Exponents that add up to -17 drop the product; -16 keeps it.
   CHECK(dot_of({0x1.8p-8f}, {0x1.8p-9f}, q) == 0);
-  CHECK(dot_of({0x1.8p-8f}, {0x1.8p-8f}, q) == 0x1p-15f); // 2.25 units: 2
+  CHECK(dot_of({0x1.8p-8f}, {0x1.8p-8f}, q) == 0x1p-15f);  // 2.25 units: 2
   // Halves of a unit round away from zero.
-  CHECK(dot_of({0x1.4p-8f}, {0x1.4p-8f}, q) == 0x1p-15f); // 1.5625 units: 2
-  CHECK(dot_of({0x1.8p-8f}, {-0x1p-8f}, q) == -0x1p-15f); // -1.5 units: -2
+  CHECK(dot_of({0x1.4p-8f}, {0x1.4p-8f}, q) == 0x1p-15f);  // 1.5625 units: 2
+  CHECK(dot_of({0x1.8p-8f}, {-0x1p-8f}, q) == -0x1p-15f);  // -1.5 units: -2
   // A denormal counts as 2^-14 in the sum of exponents.
-  CHECK(dot_of({0x1p-15f}, {0x1p-2f}, q) == 0x1p-16f); // -14 - 2: kept, 0.5 unit
+  CHECK(
+      dot_of({0x1p-15f}, {0x1p-2f}, q) == 0x1p-16f);  // -14 - 2: kept, 0.5 unit
   CHECK(dot_of({0x1p-15f}, {0x1p-3f}, q) == 0);
   // The result rounds half away from zero: 2049 -> 2050.
   CHECK(dot_of({2048, 1}, {1, 1}, q) == 2050);
@@ -238,7 +245,7 @@ TEST(figures_of_other_chips) {
   CHECK(dot_of({0x1p-7f}, {0x1p-7f}, h3) == 0x1p-14f);
   CHECK(dot_of({0x1p-7f}, {0x1.ffcp-8f}, h3) == 0);
   CHECK(dot_of({2048, 1}, {1, 1}, h3) == 2050);
-  float third = 0x1.554p-2f; // 1365 * 2^-12; its square needs 21 bits
+  float third = 0x1.554p-2f;  // 1365 * 2^-12; its square needs 21 bits
   CHECK(
       dot_of({third}, {third}, h3) ==
       kernels::half_to_float(kernels::float_to_half(third * third)));

@@ -23,7 +23,8 @@ inline mlx_ane::emulated::Weights interpreter_weights() {
   return {{"@model_path/w.bin", file}, {"@model_path/weights/w.bin", file}};
 }
 
-/// Programs compile and run in both numerics, or are refused; memory is bounded.
+/// Programs compile and run in both numerics, or are refused; memory is
+/// bounded.
 inline void interpreter(std::string_view text) {
   using namespace mlx_ane::emulated;
   static const auto weights = interpreter_weights();
@@ -55,4 +56,4 @@ inline void interpreter(std::string_view text) {
   }
 }
 
-} // namespace fuzz
+}  // namespace fuzz

@@ -18,13 +18,11 @@ Built sigmoid_op(const Call& call) {
 }
 
 Built tanh_op(const Call& call) {
-  return unary_table(
-      call, [](float x) { return std::tanh(x); }, table_tanh);
+  return unary_table(call, [](float x) { return std::tanh(x); }, table_tanh);
 }
 
 Built silu(const Call& call) {
-  return unary_table(
-      call, [](float x) { return x * sigmoid(x); }, table_silu);
+  return unary_table(call, [](float x) { return x * sigmoid(x); }, table_silu);
 }
 
 Built gelu(const Call& call) {
@@ -58,8 +56,9 @@ Built relu(const Call& call) {
 }
 
 Built relu6(const Call& call) {
-  return unary_float(
-      call, [](float x) { return x > 6 ? 6 : x > 0 || x != x ? x : 0; });
+  return unary_float(call, [](float x) {
+    return x > 6 ? 6 : x > 0 || x != x ? x : 0;
+  });
 }
 
 Built leaky_relu(const Call& call) {
@@ -165,7 +164,7 @@ Built softplus_parametric(const Call& call) {
       for (int64_t i = 0; i < n; ++i) {
         auto channel = offset[1] + i * step[1];
         out[at + i] = pa[channel] *
-            softplus_of(pb[channel] * px[offset[0] + i * step[0]]);
+                      softplus_of(pb[channel] * px[offset[0] + i * step[0]]);
       }
     });
   });
@@ -234,10 +233,10 @@ constexpr Op table[] = {
      "iOS15 activation: thresholded_relu"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> activation_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -20,8 +20,8 @@ int64_t place(std::vector<Piece>& pieces) {
   std::stable_sort(order.begin(), order.end(), [](auto* a, auto* b) {
     return std::pair(a->first, -a->bytes) < std::pair(b->first, -b->bytes);
   });
-  std::map<int64_t, int64_t> free; // offset -> bytes
-  std::set<std::pair<int, Piece*>> live; // by last step
+  std::map<int64_t, int64_t> free;        // offset -> bytes
+  std::set<std::pair<int, Piece*>> live;  // by last step
   int64_t end = 0;
   auto release = [&](Piece* piece) {
     auto [at, inserted] = free.emplace(piece->offset, piece->bytes);
@@ -66,4 +66,4 @@ int64_t place(std::vector<Piece>& pieces) {
   return end;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -109,10 +109,10 @@ constexpr Op table[] = {
      "iOS18 transformers: scaled_dot_product_attention"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> attention_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

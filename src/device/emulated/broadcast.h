@@ -12,11 +12,12 @@ namespace mlx_ane::emulated {
 /// Shape of a result; std::invalid_argument if the shapes do not broadcast.
 Shape broadcast(const Shape& a, const Shape& b);
 
-/// Loop over an output of `count` operands, each with a stride per axis (0 where
-/// it is broadcast); neighbouring axes are merged where every stride allows.
+/// Loop over an output of `count` operands, each with a stride per axis (0
+/// where it is broadcast); neighbouring axes are merged where every stride
+/// allows.
 template <size_t count>
 struct Loop {
-  Shape sizes; // inner axis last; never empty
+  Shape sizes;  // inner axis last; never empty
   std::array<Shape, count> strides;
 
   Loop(const Shape& out, const std::array<const Shape*, count>& shapes) {
@@ -85,8 +86,8 @@ struct Loop {
   }
 
  private:
-  bool merges(const std::array<Shape, count>& full, size_t d, int64_t size)
-      const {
+  bool merges(
+      const std::array<Shape, count>& full, size_t d, int64_t size) const {
     for (size_t i = 0; i < count; ++i) {
       if (strides[i].back() != full[i][d] * size) {
         return false;
@@ -96,4 +97,4 @@ struct Loop {
   }
 };
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

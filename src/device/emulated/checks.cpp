@@ -15,7 +15,8 @@ using mil::Operation;
 class ProgramCheck {
  public:
   ProgramCheck(const Options& options, const Limits& limits)
-      : options_(options), limits_(limits) {}
+      : options_(options), limits_(limits) {
+  }
 
   void run(const mil::Program& program) {
     require(
@@ -41,13 +42,15 @@ class ProgramCheck {
   static std::string at(const Operation& operation) {
     auto name = operation.outputs.empty() ? "" : operation.outputs[0].name;
     return "line " + std::to_string(operation.location.line) + ", " +
-        operation.op + " " + name;
+           operation.op + " " + name;
   }
 
   void check_type(const Type& type, const std::string& where) const {
     auto got = where + " is " + to_string(type);
     require(
-        "rank", type.shape.size() <= static_cast<size_t>(limits_.max_rank), got);
+        "rank",
+        type.shape.size() <= static_cast<size_t>(limits_.max_rank),
+        got);
     for (size_t d = 0; d < type.shape.size(); ++d) {
       bool channels = d == 1 && type.shape.size() >= 4;
       require(
@@ -62,12 +65,10 @@ class ProgramCheck {
     auto dtype = port.type.dtype;
     require("fp32-io", limits_.fp32_io || dtype != DType::fp32, got);
     bool small = dtype == DType::int8 || dtype == DType::uint8 ||
-        dtype == DType::int16 || dtype == DType::uint16;
+                 dtype == DType::int16 || dtype == DType::uint16;
     require("int8-io", !small, got);
     require(
-        "io-dtype",
-        small || dtype == DType::fp16 || dtype == DType::fp32,
-        got);
+        "io-dtype", small || dtype == DType::fp16 || dtype == DType::fp32, got);
     auto& shape = port.type.shape;
     require(
         "narrow-channels",
@@ -104,7 +105,8 @@ class ProgramCheck {
         std::to_string(blobs) + " in function " + function.name);
   }
 
-  /// Constants that lie in weight files; their places are kept for check_chunks.
+  /// Constants that lie in weight files; their places are kept for
+  /// check_chunks.
   int count_blobs(const Operation& operation) {
     int blobs = 0;
     auto count = [&](const mil::Constant& constant) {
@@ -129,8 +131,8 @@ class ProgramCheck {
       return constant;
     }
     auto* reference = std::get_if<mil::Reference>(&argument.value);
-    auto found = reference ? constants_.find(reference->name)
-                           : constants_.end();
+    auto found =
+        reference ? constants_.find(reference->name) : constants_.end();
     return found == constants_.end() ? nullptr : found->second;
   }
 
@@ -234,13 +236,12 @@ class ProgramCheck {
       reduced = reduced || (reference && reduced_.contains(reference->name));
       auto* constant = constant_of(argument);
       auto* bytes = constant
-          ? std::get_if<std::vector<uint8_t>>(&constant->data)
-          : nullptr;
-      zero = zero ||
-          (bytes && constant->type.shape.empty() &&
-           std::all_of(bytes->begin(), bytes->end(), [](auto b) {
-             return b == 0;
-           }));
+                        ? std::get_if<std::vector<uint8_t>>(&constant->data)
+                        : nullptr;
+      zero = zero || (bytes && constant->type.shape.empty() &&
+                      std::all_of(bytes->begin(), bytes->end(), [](auto b) {
+                        return b == 0;
+                      }));
     }
     require("multiply-reduced-by-zero", !reduced || !zero, at(operation));
   }
@@ -258,17 +259,15 @@ class ProgramCheck {
   const Options& options_;
   const Limits& limits_;
   std::map<std::string, const mil::Constant*> constants_;
-  std::set<std::string> folded_; // results of constexpr operations
+  std::set<std::string> folded_;  // results of constexpr operations
   std::set<std::string> reduced_;
   std::map<std::string, std::set<uint64_t>> chunks_;
 };
 
-} // namespace
+}  // namespace
 
 void check_program(
-    const mil::Program& program,
-    const Options& options,
-    const Limits& limits) {
+    const mil::Program& program, const Options& options, const Limits& limits) {
   ProgramCheck(options, limits).run(program);
 }
 
@@ -296,7 +295,8 @@ void check_surfaces(
       auto& type = ports[i].type;
       Port port{{}, type.shape, surface_element_bytes(type.dtype)};
       auto got = kind + " " + ports[i].name + " of type " + to_string(type) +
-          " has a surface of " + std::to_string(surfaces[i].size) + " bytes";
+                 " has a surface of " + std::to_string(surfaces[i].size) +
+                 " bytes";
       auto needed = surface_bytes(port);
       if (surfaces[i].size < needed) {
         throw refusal(
@@ -315,4 +315,4 @@ void check_surfaces(
   check(outputs, output_surfaces, "output");
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -30,8 +30,8 @@ void widen(const std::byte* bytes, int64_t n, std::vector<int32_t>& out) {
 }
 
 // `bytes` holds n elements, sub-byte types one a byte.
-std::shared_ptr<Literal>
-decode(const std::byte* bytes, DType dtype, int64_t n) {
+std::shared_ptr<Literal> decode(
+    const std::byte* bytes, DType dtype, int64_t n) {
   auto out = std::make_shared<Literal>();
   if (mil::is_float(dtype)) {
     out->floats.resize(n);
@@ -73,7 +73,7 @@ decode(const std::byte* bytes, DType dtype, int64_t n) {
     case DType::uint64:
       widen<uint64_t>(bytes, n, out->ints);
       break;
-    default: // boolean, uint8 and the unsigned sub-byte types
+    default:  // boolean, uint8 and the unsigned sub-byte types
       widen<uint8_t>(bytes, n, out->ints);
   }
   return out;
@@ -86,8 +86,8 @@ std::vector<std::byte> unpack(const std::byte* bytes, DType dtype, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     auto bit = i * width;
     auto low = static_cast<unsigned>(bytes[bit / 8]);
-    auto high = bit % 8 + width > 8 ? static_cast<unsigned>(bytes[bit / 8 + 1])
-                                    : 0u;
+    auto high =
+        bit % 8 + width > 8 ? static_cast<unsigned>(bytes[bit / 8 + 1]) : 0u;
     auto value = ((low | high << 8) >> (bit % 8)) & ((1u << width) - 1);
     if (dtype == DType::int4 && value >= 8) {
       value |= 0xf0;
@@ -100,17 +100,15 @@ std::vector<std::byte> unpack(const std::byte* bytes, DType dtype, int64_t n) {
 // A chunk is a 64-byte header at `offset`: 0xDEADBEEF, type, payload size, and
 // the payload's position in the file.
 std::shared_ptr<Literal> read_blob(
-    const mil::Blob& blob,
-    const Type& type,
-    const Weights& weights) {
+    const mil::Blob& blob, const Type& type, const Weights& weights) {
   auto found = weights.find(blob.path);
   if (found == weights.end() || !found->second) {
     throw std::invalid_argument(
         "weight file \"" + blob.path + "\" was not given");
   }
   auto& file = *found->second;
-  auto where = "chunk at " + std::to_string(blob.offset) + " of \"" + blob.path +
-      "\"";
+  auto where =
+      "chunk at " + std::to_string(blob.offset) + " of \"" + blob.path + "\"";
   auto size = static_cast<uint64_t>(file.size());
   if (size < 64 || blob.offset > size - 64) {
     throw std::invalid_argument(
@@ -141,11 +139,10 @@ std::shared_ptr<Literal> read_blob(
   return decode(bytes, type.dtype, n);
 }
 
-} // namespace
+}  // namespace
 
 std::shared_ptr<Literal> read_constant(
-    const mil::Constant& constant,
-    const Weights& weights) {
+    const mil::Constant& constant, const Weights& weights) {
   auto& type = constant.type;
   auto n = elements(type.shape);
   if (auto* strings = std::get_if<std::vector<std::string>>(&constant.data)) {
@@ -169,4 +166,4 @@ std::shared_ptr<Literal> read_constant(
       reinterpret_cast<const std::byte*>(bytes.data()), type.dtype, n);
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

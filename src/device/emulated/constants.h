@@ -9,7 +9,6 @@ namespace mlx_ane::emulated {
 /// std::invalid_argument for a missing file, a chunk outside it or of another
 /// size, and for integers outside int32.
 std::shared_ptr<Literal> read_constant(
-    const mil::Constant& constant,
-    const Weights& weights);
+    const mil::Constant& constant, const Weights& weights);
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

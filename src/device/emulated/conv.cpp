@@ -16,12 +16,18 @@ struct Convolution {
 
 Convolution convolution(const Call& call, bool transposed) {
   Convolution c{
-      call.operand("x"), call.operand("weight"), call.optional("bias"),
-      call.results[0],   0, 0, 0, 0, {}};
+      call.operand("x"),
+      call.operand("weight"),
+      call.optional("bias"),
+      call.results[0],
+      0,
+      0,
+      0,
+      0,
+      {}};
   auto &x = c.x.shape(), &w = c.weight.shape();
   call.need(
-      mil::is_float(c.x.type.dtype) &&
-          c.x.type.dtype == c.weight.type.dtype,
+      mil::is_float(c.x.type.dtype) && c.x.type.dtype == c.weight.type.dtype,
       "x and weight must be of one float type");
   call.need(
       w.size() >= 3 && w.size() == x.size(),
@@ -40,20 +46,19 @@ Convolution convolution(const Call& call, bool transposed) {
           to_string(w) + " with " + std::to_string(c.groups) +
           " groups needs " + std::to_string(weight_in));
   call.need(
-      !c.bias ||
-          (c.bias.shape() == Shape{c.out_channels} &&
-           mil::is_float(c.bias.type.dtype)),
+      !c.bias || (c.bias.shape() == Shape{c.out_channels} &&
+                  mil::is_float(c.bias.type.dtype)),
       "bias must have one value an output channel");
   c.kernel.assign(w.begin() + 2, w.end());
   return c;
 }
 
 bool is_pointwise(const Window& w) {
-  auto unit = [](const int64_t(&v)[3], int64_t value) {
+  auto unit = [](const int64_t (&v)[3], int64_t value) {
     return std::all_of(v, v + 3, [&](auto e) { return e == value; });
   };
   return unit(w.kernel, 1) && unit(w.stride, 1) && unit(w.before, 0) &&
-      unit(w.after, 0);
+         unit(w.after, 0);
 }
 
 // weight (O, I / groups, kernel): each group is (O/g, I/g * kernel) times the
@@ -136,7 +141,8 @@ Window transposed_window(const Call& call, const Convolution& c) {
   return w;
 }
 
-// weight (I, O / groups, kernel): columns = weightᵀ x, added where they came from.
+// weight (I, O / groups, kernel): columns = weightᵀ x, added where they came
+// from.
 Built conv_transpose(const Call& call) {
   auto c = convolution(call, true);
   auto w = transposed_window(call, c);
@@ -175,10 +181,10 @@ constexpr Op table[] = {
     {"conv_transpose", conv_transpose, "iOS15 conv: conv_transpose"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> conv_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -118,8 +118,8 @@ void to_integers(const float* from, DType type, int32_t* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     auto value = static_cast<double>(from[i]);
     to[i] = std::isnan(value)
-        ? 0
-        : static_cast<int32_t>(std::clamp(value, least, most));
+                ? 0
+                : static_cast<int32_t>(std::clamp(value, least, most));
   }
 }
 
@@ -137,4 +137,4 @@ int32_t wrap(int32_t value, DType type) {
   return out > most && least < 0 ? out - (1 << bits) : out;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

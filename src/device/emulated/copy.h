@@ -13,11 +13,11 @@ class StridedCopy {
   void run(const int32_t* from, int32_t* to, int64_t offset = 0) const;
 
  private:
-  Shape sizes_, strides_; // inner axis last, neighbours merged
+  Shape sizes_, strides_;  // inner axis last, neighbours merged
 };
 
-/// Rounds nothing: cuts towards zero, saturates at the ends of `type`, NaN is 0;
-/// for booleans, whether the value differs from zero.
+/// Rounds nothing: cuts towards zero, saturates at the ends of `type`, NaN is
+/// 0; for booleans, whether the value differs from zero.
 void to_integers(const float* from, DType type, int32_t* to, int64_t n);
 
 /// An integer stored in `type`, modulo its range; 0 or 1 for booleans.
@@ -26,4 +26,4 @@ int32_t wrap(int32_t value, DType type);
 /// Smallest and largest value of an integer type, within int32.
 std::pair<int64_t, int64_t> range_of(DType type);
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

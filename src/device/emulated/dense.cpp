@@ -12,9 +12,7 @@ namespace {
 
 Port port_of(const mil::Value& value) {
   return {
-      value.name,
-      value.type.shape,
-      surface_element_bytes(value.type.dtype)};
+      value.name, value.type.shape, surface_element_bytes(value.type.dtype)};
 }
 
 /// Surfaces for all ports, each as large as the largest.
@@ -47,17 +45,15 @@ std::vector<SurfaceBytes> bytes_of(std::vector<std::vector<std::byte>>& all) {
   return out;
 }
 
-} // namespace
+}  // namespace
 
 size_t dense_bytes(const Type& type) {
   return static_cast<size_t>(elements(type.shape)) *
-      surface_element_bytes(type.dtype);
+         surface_element_bytes(type.dtype);
 }
 
 DenseProgram::DenseProgram(
-    std::string_view text,
-    const Weights& weights,
-    const Options& options)
+    std::string_view text, const Weights& weights, const Options& options)
     : program_(compile_program(text, weights, options)) {
   program_->load();
 }
@@ -110,4 +106,4 @@ std::vector<std::vector<std::byte>> DenseProgram::run(
   return results;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -10,14 +10,13 @@
 namespace mlx_ane::emulated {
 
 /// Copies dense arrays into surfaces that keep the engine's rules (rows of a
-/// multiple of 64 bytes, equal sizes, 64 KiB at least), and results out of them.
+/// multiple of 64 bytes, equal sizes, 64 KiB at least), and results out of
+/// them.
 class DenseProgram {
  public:
   /// Parses, compiles and loads. Throws EngineError.
   DenseProgram(
-      std::string_view text,
-      const Weights& weights,
-      const Options& options);
+      std::string_view text, const Weights& weights, const Options& options);
 
   EngineProgram& engine() {
     return *program_;
@@ -26,7 +25,8 @@ class DenseProgram {
   size_t procedure(const std::string& name) const;
 
   /// Row-major arrays in the order of engine().inputs(procedure); returns those
-  /// of outputs(procedure). An array of another size is a std::invalid_argument.
+  /// of outputs(procedure). An array of another size is a
+  /// std::invalid_argument.
   std::vector<std::vector<std::byte>> run(
       size_t procedure,
       const std::vector<std::span<const std::byte>>& inputs,
@@ -39,4 +39,4 @@ class DenseProgram {
 /// Bytes of a dense array of a port.
 size_t dense_bytes(const Type& type);
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

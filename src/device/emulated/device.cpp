@@ -1,4 +1,5 @@
-// The Device contract over the emulated engine: surfaces in memory, ports by name.
+// The Device contract over the emulated engine: surfaces in memory, ports by
+// name.
 #include <algorithm>
 #include <new>
 
@@ -20,8 +21,10 @@ class MemorySurface : public Surface {
  public:
   explicit MemorySurface(size_t bytes)
       : bytes_(bytes),
-        data_(static_cast<std::byte*>(
-            ::operator new(bytes, std::align_val_t{alignment}))) {}
+        data_(
+            static_cast<std::byte*>(
+                ::operator new(bytes, std::align_val_t{alignment}))) {
+  }
   ~MemorySurface() override {
     ::operator delete(data_, std::align_val_t{alignment});
   }
@@ -34,10 +37,11 @@ class MemorySurface : public Surface {
   std::byte* lock(Access) override {
     return data_;
   }
-  void unlock(Access) override {}
+  void unlock(Access) override {
+  }
 
  private:
-  static constexpr size_t alignment = 128; // maderix#35
+  static constexpr size_t alignment = 128;  // maderix#35
   size_t bytes_;
   std::byte* data_;
 };
@@ -104,13 +108,12 @@ std::vector<size_t> match_ports(
 class EmulatedExecutable : public Executable {
  public:
   EmulatedExecutable(
-      std::unique_ptr<EngineProgram> program,
-      const Source& source)
+      std::unique_ptr<EngineProgram> program, const Source& source)
       : program_(std::move(program)),
-        input_order_(
-            match_ports(program_->inputs(0), source.inputs, "input")),
+        input_order_(match_ports(program_->inputs(0), source.inputs, "input")),
         output_order_(
-            match_ports(program_->outputs(0), source.outputs, "output")) {}
+            match_ports(program_->outputs(0), source.outputs, "output")) {
+  }
 
   void evaluate(
       std::span<Surface* const> inputs,
@@ -118,8 +121,7 @@ class EmulatedExecutable : public Executable {
     Locked in(inputs, input_order_, Surface::Access::read);
     Locked out(outputs, output_order_, Surface::Access::write);
     try {
-      program_->evaluate(
-          0, in.bytes, out.bytes, emulated::options().exact);
+      program_->evaluate(0, in.bytes, out.bytes, emulated::options().exact);
     } catch (const EngineError& e) {
       throw translate(e);
     }
@@ -208,10 +210,10 @@ class EmulatedDevice : public Device {
   }
 };
 
-} // namespace
+}  // namespace
 
 std::unique_ptr<Device> make_emulated_device() {
   return std::make_unique<EmulatedDevice>();
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -1,4 +1,5 @@
-// Elementwise operations of one, two and three operands, with NumPy broadcasting.
+// Elementwise operations of one, two and three operands, with NumPy
+// broadcasting.
 #include <cmath>
 
 #include "device/emulated/broadcast.h"
@@ -81,8 +82,8 @@ template <class F>
 Built comparison(const Call& call) {
   auto shape = binary_shape(call);
   auto kernel = mil::is_float(call.operand("x").type.dtype)
-      ? binary_kernel<float, int32_t>(call, shape, F{})
-      : binary_kernel<int32_t, int32_t>(call, shape, F{});
+                    ? binary_kernel<float, int32_t>(call, shape, F{})
+                    : binary_kernel<int32_t, int32_t>(call, shape, F{});
   return Built({{DType::boolean, shape}}, kernel);
 }
 
@@ -324,9 +325,7 @@ constexpr Op table[] = {
     {"logical_xor",
      logical<std::not_equal_to<>>,
      "iOS15 elementwise_binary: logical_xor"},
-    {"abs",
-     unary_any<std::fabs, absolute>,
-     "iOS15 elementwise_unary: abs"},
+    {"abs", unary_any<std::fabs, absolute>, "iOS15 elementwise_unary: abs"},
     {"acos", unary<std::acos>, "iOS15 elementwise_unary: acos"},
     {"asin", unary<std::asin>, "iOS15 elementwise_unary: asin"},
     {"atan", unary<std::atan>, "iOS15 elementwise_unary: atan"},
@@ -342,7 +341,9 @@ constexpr Op table[] = {
     {"inverse", inverse, "iOS15 elementwise_unary: inverse"},
     {"log", log, "iOS15 elementwise_unary: log"},
     {"logical_not", logical_not, "iOS15 elementwise_unary: logical_not"},
-    {"round", unary_any<std::nearbyint, same>, "iOS15 elementwise_unary: round"},
+    {"round",
+     unary_any<std::nearbyint, same>,
+     "iOS15 elementwise_unary: round"},
     {"rsqrt", rsqrt, "iOS15 elementwise_unary: rsqrt"},
     {"sign", unary_any<sign, signum>, "iOS15 elementwise_unary: sign"},
     {"sin", unary<std::sin>, "iOS15 elementwise_unary: sin"},
@@ -354,10 +355,10 @@ constexpr Op table[] = {
     {"select", select, "iOS15 control_flow: select"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> elementwise_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -20,7 +20,8 @@ enum class Level { off, program, strict };
 
 struct Options {
   std::string chip = "h16g";
-  /// Fixed-point accumulators and tables as reported of the chip, instead of fp32.
+  /// Fixed-point accumulators and tables as reported of the chip, instead of
+  /// fp32.
   bool exact = false;
   Level level = Level::strict;
   /// Rules (docs/limits.md) that are not enforced. The count of compilations is
@@ -30,8 +31,9 @@ struct Options {
   int64_t memory_budget = int64_t{4} << 30;
 };
 
-/// Options of the device. At first those of MLX_ANE_EMULATED_CHIP, _NUMERICS and
-/// _ALLOW. The chip and rules hold for programs compiled later, `exact` at once.
+/// Options of the device. At first those of MLX_ANE_EMULATED_CHIP, _NUMERICS
+/// and _ALLOW. The chip and rules hold for programs compiled later, `exact` at
+/// once.
 Options options();
 /// Throws std::invalid_argument for an unknown chip or rule.
 void configure(const Options& options);
@@ -40,8 +42,8 @@ void configure(const Options& options);
 struct Usage {
   int64_t compiles = 0;
   int64_t resident = 0;
-  uint64_t weight_bytes = 0; // of resident programs
-  bool poisoned = false; // by a tile operation
+  uint64_t weight_bytes = 0;  // of resident programs
+  bool poisoned = false;      // by a tile operation
 };
 Usage usage();
 
@@ -49,5 +51,5 @@ Usage usage();
 /// poisoned, no faults. Loaded programs stay loaded.
 void reset();
 
-} // namespace emulated
-} // namespace mlx_ane
+}  // namespace emulated
+}  // namespace mlx_ane

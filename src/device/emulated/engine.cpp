@@ -1,4 +1,5 @@
-// Stages of the emulated engine: limits and faults at the moment the engine has them.
+// Stages of the emulated engine: limits and faults at the moment the engine has
+// them.
 #include "device/emulated/engine.h"
 
 #include <algorithm>
@@ -45,10 +46,11 @@ uint64_t identity_of(std::string_view text, const Weights& weights) {
 
 /// Carries out the faults of a call that do not touch its results, and returns
 /// those that do.
-std::vector<Strike> suffer(Site site, uint64_t program, const std::string& shapes) {
-  auto stage = site == Site::compile ? Stage::compile
-      : site == Site::evaluate       ? Stage::evaluate
-                                     : Stage::load;
+std::vector<Strike> suffer(
+    Site site, uint64_t program, const std::string& shapes) {
+  auto stage = site == Site::compile    ? Stage::compile
+               : site == Site::evaluate ? Stage::evaluate
+                                        : Stage::load;
   std::vector<Strike> rest;
   for (auto& strike : strikes(site, program, shapes)) {
     std::string name = to_string(strike.fault);
@@ -93,8 +95,7 @@ std::vector<size_t> symbol_order(const std::vector<mil::Value>& values) {
 }
 
 std::vector<mil::Value> reorder(
-    const std::vector<mil::Value>& values,
-    const std::vector<size_t>& order) {
+    const std::vector<mil::Value>& values, const std::vector<size_t>& order) {
   std::vector<mil::Value> out;
   for (auto i : order) {
     out.push_back(values[i]);
@@ -124,7 +125,8 @@ struct Procedure {
         name(function.name) {
     if (outputs.size() == 1) {
       for (auto& operation : function.operations) {
-        sole_identity = sole_identity ||
+        sole_identity =
+            sole_identity ||
             (operation.op == "identity" && !operation.outputs.empty() &&
              operation.outputs[0].name == outputs[0].name);
       }
@@ -171,7 +173,8 @@ class Loaded : public EngineProgram {
         options_(options),
         limits_(limits_of_chip(options.chip)),
         identity_(identity),
-        weight_bytes_(weight_bytes) {}
+        weight_bytes_(weight_bytes) {
+  }
   ~Loaded() override {
     unload();
   }
@@ -284,8 +287,7 @@ mil::Program parse_program(std::string_view text) {
   try {
     return mil::parse(text);
   } catch (const mil::ParseError& e) {
-    throw refusal(
-        Stage::parse, Answer::invalid_program, "malformed", e.what());
+    throw refusal(Stage::parse, Answer::invalid_program, "malformed", e.what());
   }
 }
 
@@ -314,12 +316,11 @@ std::unique_ptr<Graph> build_graph(
         e.op.empty() ? "invalid-program" : "invalid-operation",
         e.what());
   } catch (const MemoryError& e) {
-    throw refusal(
-        Stage::load, Answer::no_addresses, "memory-budget", e.what());
+    throw refusal(Stage::load, Answer::no_addresses, "memory-budget", e.what());
   }
 }
 
-} // namespace
+}  // namespace
 
 const char* to_string(Stage stage) {
   constexpr const char* names[] = {"parse", "compile", "load", "evaluate"};
@@ -327,9 +328,7 @@ const char* to_string(Stage stage) {
 }
 
 std::unique_ptr<EngineProgram> compile_program(
-    std::string_view text,
-    const Weights& weights,
-    const Options& options) {
+    std::string_view text, const Weights& weights, const Options& options) {
   auto& limits = limits_of_chip(options.chip);
   auto program = parse_program(text);
   if (program.functions.empty()) {
@@ -351,8 +350,7 @@ std::unique_ptr<EngineProgram> compile_program(
   check_program(program, options, limits);
   std::vector<Procedure> procedures;
   for (auto& function : program.functions) {
-    procedures.emplace_back(
-        build_graph(function, weights, options), function);
+    procedures.emplace_back(build_graph(function, weights, options), function);
   }
   uint64_t weight_bytes = 0;
   for (auto& [path, bytes] : weights) {
@@ -362,4 +360,4 @@ std::unique_ptr<EngineProgram> compile_program(
       std::move(procedures), options, identity, weight_bytes);
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

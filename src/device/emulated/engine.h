@@ -30,7 +30,8 @@ class EngineError : public std::runtime_error {
         stage(stage),
         rule(std::move(rule)),
         code(code),
-        domain(std::move(domain)) {}
+        domain(std::move(domain)) {
+  }
   const Stage stage;
   const std::string rule;
   const int code;
@@ -47,7 +48,7 @@ struct SurfaceBytes {
 /// Not reentrant.
 class EngineProgram {
  public:
-  virtual ~EngineProgram() = default; // unloads
+  virtual ~EngineProgram() = default;  // unloads
   /// Takes one of the resident places. Throws EngineError.
   virtual void load() = 0;
   virtual void unload() = 0;
@@ -66,8 +67,6 @@ class EngineProgram {
 
 /// Parses and compiles under the limits of `options`. Throws EngineError.
 std::unique_ptr<EngineProgram> compile_program(
-    std::string_view text,
-    const Weights& weights,
-    const Options& options);
+    std::string_view text, const Weights& weights, const Options& options);
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -27,7 +27,8 @@ const FixedKernels& kernels() {
   return out ? *out : *best_kernels();
 }
 
-/// Values as the engine reads them: fp16, exponent 31 being a number like others.
+/// Values as the engine reads them: fp16, exponent 31 being a number like
+/// others.
 void decode(const float* from, float* to, int64_t n) {
   std::copy_n(from, n, to);
   round_to_half(to, n);
@@ -75,11 +76,11 @@ float from_fixed(int64_t sum, Numerics numerics) {
 
 /// Memory of one thread, kept between calls.
 struct Workspace {
-  std::vector<float> a, bound; // (rows up to a tile, k)
-  std::vector<float> b; // (k, tile_cols)
-  std::vector<float> line; // (k)
-  std::vector<float> a_norm; // of rows
-  std::vector<int64_t> start; // of rows
+  std::vector<float> a, bound;  // (rows up to a tile, k)
+  std::vector<float> b;         // (k, tile_cols)
+  std::vector<float> line;      // (k)
+  std::vector<float> a_norm;    // of rows
+  std::vector<int64_t> start;   // of rows
 };
 
 Workspace& workspace() {
@@ -172,7 +173,7 @@ bool is_safe(const Product& p, const Workspace& w, int64_t row, float b_norm) {
     start = std::max(start, std::fabs(static_cast<double>(w.start[row + r])));
   }
   return 65536.0 * largest * b_norm + 0.5 * static_cast<double>(p.k) + start <
-      2147483647.0;
+         2147483647.0;
 }
 
 void multiply_fixed(
@@ -190,11 +191,7 @@ void multiply_fixed(
     auto cols = std::min<int64_t>(tile_cols, p.n - col);
     for (int64_t row = 0; row < p.m; row += tile_rows) {
       FixedTile tile{
-          &w.a[row * p.k],
-          &w.bound[row * p.k],
-          w.b.data(),
-          p.k,
-          &w.start[row]};
+          &w.a[row * p.k], &w.bound[row * p.k], w.b.data(), p.k, &w.start[row]};
       int64_t wide[tile_rows * tile_cols];
       if (is_safe(p, w, row, b_norm)) {
         int32_t sums[tile_rows * tile_cols];
@@ -227,8 +224,7 @@ float half_away(double value) {
 
 // Products are fp16, those below 2^-14 are lost; the sum is exact, in units of
 // 2^-24, and 0 for good once it reaches 2^15 (MiniMax-H3-Swift, M3 Ultra).
-float dot_half_products(
-    const float* x, const float* w, int64_t k, float bias) {
+float dot_half_products(const float* x, const float* w, int64_t k, float bias) {
   constexpr int64_t limit = int64_t{1} << 39;
   auto sum = static_cast<int64_t>(std::ldexp(bias, 24));
   for (int64_t i = 0; i < k; ++i) {
@@ -277,14 +273,14 @@ void multiply_dots(
   decode_matrix(b, !p.transpose_b, p.n, p.k, w.b);
   for (int64_t i = 0; i < p.m; ++i) {
     for (int64_t j = 0; j < p.n; ++j) {
-      auto y = dot(
-          &w.a[i * p.k], &w.b[j * p.k], p.k, bias ? decode(bias[i]) : 0.0f);
+      auto y =
+          dot(&w.a[i * p.k], &w.b[j * p.k], p.k, bias ? decode(bias[i]) : 0.0f);
       c[i * p.n + j] = y == 0 ? 0.0f : y;
     }
   }
 }
 
-} // namespace
+}  // namespace
 
 void multiply_exactly(
     const Product& p,
@@ -318,4 +314,4 @@ std::string exact_kernel() {
   return kernels().name;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -1,4 +1,5 @@
-// Matrix products in the accumulators that are reported of the chips, bit for bit.
+// Matrix products in the accumulators that are reported of the chips, bit for
+// bit.
 #pragma once
 
 #include <string>
@@ -17,9 +18,9 @@ void multiply_exactly(
     float* c,
     Numerics numerics);
 
-/// "avx512" or "portable": kernels of the fixed-point accumulator, chosen for the
-/// CPU. std::invalid_argument for one that the CPU cannot run.
+/// "avx512" or "portable": kernels of the fixed-point accumulator, chosen for
+/// the CPU. std::invalid_argument for one that the CPU cannot run.
 void set_exact_kernel(const std::string& name);
 std::string exact_kernel();
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

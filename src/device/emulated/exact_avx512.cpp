@@ -15,19 +15,18 @@ namespace {
 
 /// Sixteen columns of b at one k, with what every row needs of them.
 struct Columns {
-  __m512 w, half; // half: 0.5 with the sign of w
+  __m512 w, half;  // half: 0.5 with the sign of w
 };
 
 MLX_ANE_AVX512 inline Columns load_columns(const float* b) {
   auto sign = _mm512_castsi512_ps(_mm512_set1_epi32(INT32_MIN));
   auto w = _mm512_loadu_ps(b);
-  return {
-      w, _mm512_or_ps(_mm512_and_ps(w, sign), _mm512_set1_ps(0.5f))};
+  return {w, _mm512_or_ps(_mm512_and_ps(w, sign), _mm512_set1_ps(0.5f))};
 }
 
 /// sum + the products of x that are kept, rounded half away from zero.
-MLX_ANE_AVX512 inline __m512i
-accumulate(__m512i sum, __m512 x, __m512 x_sign, __m512 bound, Columns c) {
+MLX_ANE_AVX512 inline __m512i accumulate(
+    __m512i sum, __m512 x, __m512 x_sign, __m512 bound, Columns c) {
   auto half = _mm512_xor_ps(c.half, x_sign);
   auto product = _mm512_fmadd_ps(x, c.w, half);
   auto kept = _mm512_cmp_ps_mask(_mm512_abs_ps(c.w), bound, _CMP_GE_OQ);
@@ -60,8 +59,8 @@ MLX_ANE_AVX512 void fixed(const FixedTile& t, int32_t* sums) {
 }
 
 /// Eight columns: sums in 64 bits, those at or past 2^31 left alone.
-MLX_ANE_AVX512 inline __m512i
-accumulate_live(__m512i sum, float x, float bound, __m256 w) {
+MLX_ANE_AVX512 inline __m512i accumulate_live(
+    __m512i sum, float x, float bound, __m256 w) {
   auto sign = _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN));
   auto limit = _mm512_set1_epi64(int64_t{1} << 31);
   auto xs = _mm256_set1_ps(x);
@@ -101,12 +100,13 @@ MLX_ANE_AVX512 void sticky(const FixedTile& t, int64_t* sums) {
 
 #undef MLX_ANE_AVX512
 
-} // namespace
+}  // namespace
 
 const FixedKernels* avx512_kernels() {
   static constexpr FixedKernels kernels = {"avx512", fixed, sticky};
   static const bool supported = __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                                __builtin_cpu_supports("avx512dq") &&
+                                __builtin_cpu_supports("avx512vl");
   return supported ? &kernels : nullptr;
 }
 
@@ -118,4 +118,4 @@ const FixedKernels* avx512_kernels() {
 
 #endif
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -12,10 +12,11 @@ namespace {
 constexpr uint32_t sign_bit = 0x80000000;
 
 /// x w rounded half away from zero, before it is cut to an integer: adding half
-/// of the sign of the product is exact wherever it could change the integer part.
+/// of the sign of the product is exact wherever it could change the integer
+/// part.
 inline float rounded(float x, float w) {
-  auto signs = (std::bit_cast<uint32_t>(x) ^ std::bit_cast<uint32_t>(w)) &
-      sign_bit;
+  auto signs =
+      (std::bit_cast<uint32_t>(x) ^ std::bit_cast<uint32_t>(w)) & sign_bit;
   return x * w + std::bit_cast<float>(signs | 0x3f000000);
 }
 
@@ -60,11 +61,11 @@ void sticky(const FixedTile& t, int64_t* sums) {
   }
 }
 
-} // namespace
+}  // namespace
 
 const FixedKernels& portable_kernels() {
   static constexpr FixedKernels kernels = {"portable", fixed, sticky};
   return kernels;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -18,8 +18,8 @@ namespace {
 
 struct Kind {
   const char* name;
-  Site site; // where it strikes unless `site=` says otherwise
-  bool anywhere; // may strike at other sites
+  Site site;      // where it strikes unless `site=` says otherwise
+  bool anywhere;  // may strike at other sites
 };
 
 // In the order of Fault.
@@ -47,17 +47,17 @@ struct Injection {
   Fault fault{};
   Site site{};
   double rate = 1;
-  int64_t count = -1; // strikes left to give, -1 = no end
-  int64_t call = 0; // only this call of the site, from 1
-  int64_t after = 0; // calls of the site that are spared
+  int64_t count = -1;  // strikes left to give, -1 = no end
+  int64_t call = 0;    // only this call of the site, from 1
+  int64_t after = 0;   // calls of the site that are spared
   uint64_t seed = 0;
-  std::string program; // identity in hex, or a part of the shapes
+  std::string program;  // identity in hex, or a part of the shapes
   double share = 1;
   int64_t milliseconds = 0;
 
-  int64_t calls = 0; // that matched the filter
+  int64_t calls = 0;  // that matched the filter
   int64_t struck = 0;
-  std::set<uint64_t> programs; // struck by a fault that strikes each once
+  std::set<uint64_t> programs;  // struck by a fault that strikes each once
 };
 
 [[noreturn]] void refuse(const std::string& what) {
@@ -114,8 +114,8 @@ void set_site(Injection& injection, std::string_view value) {
       injection.site = static_cast<Site>(i);
       if (!kind.anywhere && injection.site != kind.site) {
         refuse(
-            std::string(kind.name) + " strikes at " +
-            to_string(kind.site) + ", not at " + std::string(value) + ".");
+            std::string(kind.name) + " strikes at " + to_string(kind.site) +
+            ", not at " + std::string(value) + ".");
       }
       return;
     }
@@ -126,7 +126,8 @@ void set_site(Injection& injection, std::string_view value) {
       ".");
 }
 
-void set_key(Injection& injection, std::string_view key, std::string_view value) {
+void set_key(
+    Injection& injection, std::string_view key, std::string_view value) {
   constexpr int64_t most = int64_t{1} << 62;
   if (key == "rate") {
     injection.rate = number(key, value, 0.0, 1.0);
@@ -176,7 +177,9 @@ Injection parse_injection(std::string_view text) {
         refuse("got \"" + std::string(pair) + "\", need KEY=VALUE.");
       }
       set_key(
-          injection, trim(pair.substr(0, equals)), trim(pair.substr(equals + 1)));
+          injection,
+          trim(pair.substr(0, equals)),
+          trim(pair.substr(equals + 1)));
     }
   }
   return injection;
@@ -231,7 +234,8 @@ void read_environment(Table& t) {
   t.from_environment = true;
 }
 
-bool matches(const Injection& injection, uint64_t program, const std::string& shapes) {
+bool matches(
+    const Injection& injection, uint64_t program, const std::string& shapes) {
   if (injection.program.empty()) {
     return true;
   }
@@ -239,7 +243,7 @@ bool matches(const Injection& injection, uint64_t program, const std::string& sh
   std::snprintf(
       hex, sizeof(hex), "%016llx", static_cast<unsigned long long>(program));
   return shapes.find(injection.program) != shapes.npos ||
-      std::string_view(hex).starts_with(injection.program);
+         std::string_view(hex).starts_with(injection.program);
 }
 
 /// Whether this call of a matching program is struck.
@@ -249,8 +253,9 @@ bool decide(Injection& injection, uint64_t program, uint64_t random) {
   }
   ++injection.calls;
   bool each_once = injection.fault == Fault::load_fails_once ||
-      injection.fault == Fault::first_call_fails;
-  if (injection.calls <= injection.after || (injection.call && injection.calls != injection.call) ||
+                   injection.fault == Fault::first_call_fails;
+  if (injection.calls <= injection.after ||
+      (injection.call && injection.calls != injection.call) ||
       (injection.count >= 0 && injection.struck >= injection.count) ||
       (each_once && !injection.programs.insert(program).second)) {
     return false;
@@ -259,7 +264,7 @@ bool decide(Injection& injection, uint64_t program, uint64_t random) {
   return uniform < injection.rate;
 }
 
-} // namespace
+}  // namespace
 
 const char* to_string(Site site) {
   return sites[static_cast<size_t>(site)];
@@ -317,22 +322,27 @@ std::map<std::string, int64_t> fault_counts() {
   return out;
 }
 
-std::vector<Strike>
-strikes(Site site, uint64_t program, const std::string& shapes) {
+std::vector<Strike> strikes(
+    Site site, uint64_t program, const std::string& shapes) {
   auto& t = table();
   std::lock_guard lock(t.mutex);
   read_environment(t);
   std::vector<Strike> out;
   for (auto& injection : t.injections) {
     bool gone = injection.fault == Fault::device_gone && injection.struck > 0;
-    if (!gone && (injection.site != site || !matches(injection, program, shapes))) {
+    if (!gone &&
+        (injection.site != site || !matches(injection, program, shapes))) {
       continue;
     }
-    auto random = mix(injection.seed ^ mix(static_cast<uint64_t>(injection.calls)));
+    auto random =
+        mix(injection.seed ^ mix(static_cast<uint64_t>(injection.calls)));
     if (decide(injection, program, random)) {
       ++injection.struck;
       out.push_back(
-          {injection.fault, mix(random), injection.share, injection.milliseconds});
+          {injection.fault,
+           mix(random),
+           injection.share,
+           injection.milliseconds});
     }
   }
   return out;
@@ -365,4 +375,4 @@ void release_hangs() {
   t.released.notify_all();
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -1,4 +1,5 @@
-// Faults injected into the emulated engine by name; docs/faults.md has the syntax.
+// Faults injected into the emulated engine by name; docs/faults.md has the
+// syntax.
 #pragma once
 
 #include <chrono>
@@ -17,27 +18,27 @@ const char* to_string(Site site);
 enum class Fault {
   compile_error,
   load_fails,
-  load_fails_once, // the first load of each program
+  load_fails_once,  // the first load of each program
   cap_reached,
   out_of_memory,
-  evaluate_false, // status 0x1d
-  first_call_fails, // the first evaluation of each program
+  evaluate_false,    // status 0x1d
+  first_call_fails,  // the first evaluation of each program
   writes_nothing,
   zeros,
   nan,
   wrong_values,
   hang,
   slow,
-  device_gone, // this and every later call fails
+  device_gone,  // this and every later call fails
 };
 const char* to_string(Fault fault);
 
 /// One strike, with what the engine needs to carry it out.
 struct Strike {
   Fault fault;
-  uint64_t random; // of the seed and the strike's number
-  double share; // of the values that nan and wrong_values change
-  int64_t milliseconds; // of slow; most of hang, 0 = until released
+  uint64_t random;       // of the seed and the strike's number
+  double share;          // of the values that nan and wrong_values change
+  int64_t milliseconds;  // of slow; most of hang, 0 = until released
 };
 
 /// Replaces the faults: "NAME[:KEY=VALUE[,KEY=VALUE...]][;...]". An empty text
@@ -48,11 +49,10 @@ std::string faults();
 std::map<std::string, int64_t> fault_counts();
 
 /// The faults that strike this call. `program` is the program's identity and
-/// `shapes` its ports, "a0_x=1x1x64x96,...", which the `program` filter searches.
+/// `shapes` its ports, "a0_x=1x1x64x96,...", which the `program` filter
+/// searches.
 std::vector<Strike> strikes(
-    Site site,
-    uint64_t program = 0,
-    const std::string& shapes = "");
+    Site site, uint64_t program = 0, const std::string& shapes = "");
 
 /// Whether a fault that blocks a call is injected.
 bool may_hang();
@@ -66,4 +66,4 @@ void hang(int64_t milliseconds);
 int hanging();
 void release_hangs();
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

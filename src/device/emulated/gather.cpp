@@ -13,8 +13,7 @@ namespace {
 const Operand& index_operand(const Call& call) {
   auto& indices = call.operand("indices");
   call.need(
-      !mil::is_float(indices.type.dtype) &&
-          indices.type.dtype != DType::string,
+      !mil::is_float(indices.type.dtype) && indices.type.dtype != DType::string,
       "indices must be integers");
   return indices;
 }
@@ -78,8 +77,7 @@ struct Along {
     call.need(indices.shape().size() == rank, "indices must have x's rank");
     for (size_t d = 0; d < rank; ++d) {
       call.need(
-          static_cast<int64_t>(d) == axis ||
-              indices.shape()[d] == x.shape()[d],
+          static_cast<int64_t>(d) == axis || indices.shape()[d] == x.shape()[d],
           "indices must have x's shape but along the axis");
     }
     auto& xs = x.shape();
@@ -103,9 +101,9 @@ Built gather_along_axis(const Call& call) {
     for (int64_t o = 0; o < a.outer; ++o) {
       for (int64_t i = 0; i < a.picks * a.inner; ++i) {
         auto at = o * a.picks * a.inner + i;
-        out[at] = in
-            [(o * a.size + clamped(picked[at], a.size)) * a.inner +
-             i % a.inner];
+        out[at] =
+            in[(o * a.size + clamped(picked[at], a.size)) * a.inner +
+               i % a.inner];
       }
     }
   };
@@ -114,7 +112,7 @@ Built gather_along_axis(const Call& call) {
 
 /// Indices whose last axis addresses the first axes of data.
 struct Points {
-  Shape sizes, strides; // of the addressed axes
+  Shape sizes, strides;  // of the addressed axes
   int64_t batches, count, depth, inner, plane;
 
   Points(
@@ -136,8 +134,7 @@ struct Points {
     auto first = data.begin() + batch_dims;
     sizes.assign(first, first + depth);
     auto all = strides_of(data);
-    strides.assign(
-        all.begin() + batch_dims, all.begin() + batch_dims + depth);
+    strides.assign(all.begin() + batch_dims, all.begin() + batch_dims + depth);
     batches = product(data.begin(), first);
     plane = product(first, data.end());
     inner = product(first + depth, data.end());
@@ -163,8 +160,7 @@ struct Points {
 Built gather_nd(const Call& call) {
   auto x = call.operand("x"), indices = index_operand(call),
        z = call.results[0];
-  Points p(
-      call, x.shape(), indices.shape(), call.integer("batch_dims", 0));
+  Points p(call, x.shape(), indices.shape(), call.integer("batch_dims", 0));
   call.need(x.size() > 0, "x is empty");
   Shape shape(indices.shape().begin(), indices.shape().end() - 1);
   auto used = call.integer("batch_dims", 0) + p.depth;
@@ -226,8 +222,7 @@ Built scatter_kernel(const Call& call, Mode mode, Store store) {
   auto data = call.operand("data"), updates = call.operand("updates"),
        z = call.results[0];
   call.need(
-      updates.type.dtype == data.type.dtype &&
-          data.type.dtype != DType::string,
+      updates.type.dtype == data.type.dtype && data.type.dtype != DType::string,
       "updates and data must be of one type");
   bool floats = mil::is_float(data.type.dtype);
   Built built({data.type});
@@ -241,8 +236,8 @@ Built scatter_kernel(const Call& call, Mode mode, Store store) {
         } else {
           // Through int64: sums and products of int32 must not overflow.
           auto& old = z.ints(frame)[to + i];
-          old = static_cast<int32_t>(combine<int64_t>(
-              mode, old, updates.ints(frame)[from + i]));
+          old = static_cast<int32_t>(
+              combine<int64_t>(mode, old, updates.ints(frame)[from + i]));
         }
       }
     });
@@ -333,10 +328,10 @@ constexpr Op table[] = {
     {"scatter_nd", scatter_nd, "iOS15 scatter_gather: scatter_nd"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> gather_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

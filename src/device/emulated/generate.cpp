@@ -79,8 +79,7 @@ Built one_hot(const Call& call) {
   call.need(!mil::is_float(indices.type.dtype), "indices must be integers");
   auto size = call.integer("one_hot_vector_size");
   call.need(size >= 1, "one_hot_vector_size must be positive");
-  auto axis =
-      call.axis(call.integer("axis", -1), indices.shape().size() + 1);
+  auto axis = call.axis(call.integer("axis", -1), indices.shape().size() + 1);
   auto dtype = DType::int32;
   int32_t on = 1, off = 0;
   for (auto [name, bits] : {std::pair("on_value", &on), {"off_value", &off}}) {
@@ -143,8 +142,7 @@ Built cumsum(const Call& call) {
         if (floats) {
           z.floats(frame)[p] = static_cast<float>(total);
         } else {
-          z.ints(frame)[p] =
-              static_cast<int32_t>(static_cast<int64_t>(total));
+          z.ints(frame)[p] = static_cast<int32_t>(static_cast<int64_t>(total));
         }
       }
     });
@@ -159,7 +157,8 @@ class Sorter {
         ascending_(ascending),
         lines_(x.shape(), {axis}),
         stride_(strides_of(x.shape())[axis]),
-        order_(x.shape()[axis]) {}
+        order_(x.shape()[axis]) {
+  }
 
   /// body(line, order): order holds positions along the axis.
   template <class Body>
@@ -170,7 +169,7 @@ class Sorter {
       auto value = [&](int32_t i) {
         auto p = start + i * stride_;
         double v = floats ? x_.floats(frame)[p] : x_.ints(frame)[p];
-        return std::isnan(v) ? -INFINITY : v; // keeps the order strict
+        return std::isnan(v) ? -INFINITY : v;  // keeps the order strict
       };
       std::stable_sort(order_.begin(), order_.end(), [&](auto a, auto b) {
         return ascending_ ? value(a) < value(b) : value(a) > value(b);
@@ -219,7 +218,8 @@ Built topk(const Call& call) {
       "output_indices_dtype must be an integer type");
   bool indices = call.flag("return_indices", true);
   call.need(
-      results.size() == (indices ? 2u : 1u), "results must match return_indices");
+      results.size() == (indices ? 2u : 1u),
+      "results must match return_indices");
   auto shape = x.shape();
   shape[axis] = k;
   auto inner = strides_of(x.shape())[axis];
@@ -234,8 +234,7 @@ Built topk(const Call& call) {
     sorter.each(frame, [&](int64_t line, int64_t start, auto& order) {
       auto to = line / inner * k * inner + line % inner;
       for (int64_t i = 0; i < k; ++i, to += inner) {
-        results[0].ints(frame)[to] =
-            x.ints(frame)[start + order[i] * inner];
+        results[0].ints(frame)[to] = x.ints(frame)[start + order[i] * inner];
         if (indices) {
           results[1].ints(frame)[to] = order[i];
         }
@@ -259,8 +258,8 @@ int64_t pad_source(int64_t i, int64_t size, const std::string& mode) {
   return -1;
 }
 
-/// The four bytes of constant_val in x's representation. Writers give fp32 for an
-/// integer x as well.
+/// The four bytes of constant_val in x's representation. Writers give fp32 for
+/// an integer x as well.
 int32_t pad_constant(const Call& call, const Operand& x) {
   if (!call.has("constant_val")) {
     return 0;
@@ -357,10 +356,10 @@ constexpr Op table[] = {
     {"topk", topk, "iOS15 tensor_operation: topk"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> generate_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -21,7 +21,8 @@ class GraphBuilder {
       : graph_(graph),
         weights_(weights),
         chip_(chip),
-        memory_budget_(memory_budget) {}
+        memory_budget_(memory_budget) {
+  }
 
   void build(const mil::Function& function) {
     for (auto& input : function.inputs) {
@@ -68,7 +69,7 @@ class GraphBuilder {
       std::erase_if(step.to_round, [&](auto& result) {
         auto& life = lives_[result.slot];
         return life.last == life.first && !others.contains(result.slot) &&
-            rounded_by_store.contains(result.slot);
+               rounded_by_store.contains(result.slot);
       });
     }
   }
@@ -108,9 +109,8 @@ class GraphBuilder {
     }
     if (n > memory_budget_ / element_size) {
       throw MemoryError(
-          what + " of type " + to_string(type) +
-          " exceeds the budget of " + std::to_string(memory_budget_) +
-          " bytes");
+          what + " of type " + to_string(type) + " exceeds the budget of " +
+          std::to_string(memory_budget_) + " bytes");
     }
   }
 
@@ -181,7 +181,8 @@ class GraphBuilder {
       throw GraphError(
           at(operation) + "unknown operation " + operation.op, operation.op);
     }
-    Call call{.op = operation.op, .arguments = {}, .results = {}, .chip = chip_};
+    Call call{
+        .op = operation.op, .arguments = {}, .results = {}, .chip = chip_};
     for (auto& [name, argument] : operation.inputs) {
       call.arguments.push_back({name, {}, false});
       append(argument, call.arguments.back(), 0);
@@ -238,10 +239,10 @@ class GraphBuilder {
       const Type& inferred) const {
     check_type(inferred, at(operation) + operation.op);
     bool same = declared.dtype == inferred.dtype &&
-        declared.shape.size() == inferred.shape.size();
+                declared.shape.size() == inferred.shape.size();
     for (size_t d = 0; same && d < inferred.shape.size(); ++d) {
       same = declared.shape[d] == inferred.shape[d] ||
-          declared.shape[d] == mil::unknown_dim;
+             declared.shape[d] == mil::unknown_dim;
     }
     if (!same) {
       throw GraphError(
@@ -300,8 +301,7 @@ class GraphBuilder {
       }
       graph_.constants_.push_back(literals[i]);
       define(
-          operation.outputs[i].name,
-          {call.results[i].slot, type, literals[i]});
+          operation.outputs[i].name, {call.results[i].slot, type, literals[i]});
     }
   }
 
@@ -380,9 +380,10 @@ class GraphBuilder {
   const std::string& chip_;
   int64_t memory_budget_;
   int64_t used_ = 0;
-  std::vector<Piece> lives_; // of the slot of that number
-  std::vector<void*> pointers_; // of the slot of that number, set for constants
-  std::vector<Piece> scratch_; // of the step of that number
+  std::vector<Piece> lives_;  // of the slot of that number
+  std::vector<void*>
+      pointers_;                // of the slot of that number, set for constants
+  std::vector<Piece> scratch_;  // of the step of that number
   std::unordered_map<std::string, Operand> values_;
 };
 
@@ -412,4 +413,4 @@ void Graph::run(Numerics numerics) {
   }
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -19,7 +19,8 @@ using Weights =
 class GraphError : public std::invalid_argument {
  public:
   GraphError(const std::string& what, std::string op = {})
-      : std::invalid_argument(what), op(std::move(op)) {}
+      : std::invalid_argument(what), op(std::move(op)) {
+  }
   const std::string op;
 };
 
@@ -60,7 +61,7 @@ class Graph {
   friend class GraphBuilder;
   struct Step {
     Kernel kernel;
-    std::vector<Operand> to_round; // fp16 results that were computed
+    std::vector<Operand> to_round;  // fp16 results that were computed
     std::byte* scratch = nullptr;
   };
 
@@ -75,4 +76,4 @@ class Graph {
   int64_t bytes_ = 0;
 };
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

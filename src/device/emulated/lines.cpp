@@ -5,8 +5,7 @@
 
 namespace mlx_ane::emulated {
 
-static void
-append(Shape& sizes, Shape& strides, int64_t size, int64_t stride) {
+static void append(Shape& sizes, Shape& strides, int64_t size, int64_t stride) {
   if (!sizes.empty() && strides.back() == stride * size) {
     sizes.back() *= size;
     strides.back() = stride;
@@ -40,9 +39,7 @@ Lines::Lines(const Shape& shape, const std::vector<int64_t>& axes) {
 }
 
 Shape reduced_shape(
-    const Shape& shape,
-    const std::vector<int64_t>& axes,
-    bool keep_dims) {
+    const Shape& shape, const std::vector<int64_t>& axes, bool keep_dims) {
   Shape out;
   for (size_t d = 0; d < shape.size(); ++d) {
     bool reduced =
@@ -57,4 +54,4 @@ Shape reduced_shape(
   return out;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -63,15 +63,13 @@ class Lines {
     }
   }
 
-  Shape sizes_, strides_; // reduced axes; never empty
-  Shape kept_sizes_, kept_strides_; // never empty
+  Shape sizes_, strides_;            // reduced axes; never empty
+  Shape kept_sizes_, kept_strides_;  // never empty
   int64_t length_ = 1, count_ = 1;
 };
 
 /// Shape without `axes`, or with size 1 there.
 Shape reduced_shape(
-    const Shape& shape,
-    const std::vector<int64_t>& axes,
-    bool keep_dims);
+    const Shape& shape, const std::vector<int64_t>& axes, bool keep_dims);
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -60,22 +60,21 @@ Built matmul(const Call& call) {
     shape.push_back(b.product.n);
   }
   Loop<2> loop(b.batch, {&b.x_batch, &b.y_batch});
-  return Built(
-      {{x.type.dtype, shape}}, [=, p = b.product](const Frame& frame) {
-        auto *px = x.floats(frame), *py = y.floats(frame);
-        auto* out = z.floats(frame);
-        loop.run([&](int64_t at, auto offset, int64_t count, auto step) {
-          for (int64_t i = 0; i < count; ++i) {
-            multiply(
-                p,
-                px + (offset[0] + i * step[0]) * p.m * p.k,
-                py + (offset[1] + i * step[1]) * p.k * p.n,
-                nullptr,
-                out + (at + i) * p.m * p.n,
-                frame.numerics);
-          }
-        });
-      });
+  return Built({{x.type.dtype, shape}}, [=, p = b.product](const Frame& frame) {
+    auto *px = x.floats(frame), *py = y.floats(frame);
+    auto* out = z.floats(frame);
+    loop.run([&](int64_t at, auto offset, int64_t count, auto step) {
+      for (int64_t i = 0; i < count; ++i) {
+        multiply(
+            p,
+            px + (offset[0] + i * step[0]) * p.m * p.k,
+            py + (offset[1] + i * step[1]) * p.k * p.n,
+            nullptr,
+            out + (at + i) * p.m * p.n,
+            frame.numerics);
+      }
+    });
+  });
 }
 
 // x (..., in) @ weight (out, in) transposed + bias (out)
@@ -119,15 +118,13 @@ Built linear(const Call& call) {
 
 /// The axes of an einsum, by letter: which operands and the output have them.
 struct Letters {
-  std::string batch, rows, columns, contracted; // both, x, y, summed
+  std::string batch, rows, columns, contracted;  // both, x, y, summed
   std::array<int64_t, 128> size{};
 };
 
 /// Shape and strides of an operand whose axes are reordered to `order`.
 StridedCopy reorder(
-    const Letters& letters,
-    const std::string& own,
-    const std::string& order) {
+    const Letters& letters, const std::string& own, const std::string& order) {
   Shape sizes, strides;
   Shape shape;
   for (auto c : own) {
@@ -176,10 +173,7 @@ Equation parse_equation(const Call& call) {
 }
 
 Letters letters_of(
-    const Call& call,
-    const Equation& e,
-    const Shape& x,
-    const Shape& y) {
+    const Call& call, const Equation& e, const Shape& x, const Shape& y) {
   call.need(
       e.x.size() == x.size() && e.y.size() == y.size(),
       "the equation's ranks differ from the operands'");
@@ -264,10 +258,10 @@ constexpr Op table[] = {
     {"einsum", einsum, "iOS15 linear: einsum"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> matmul_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

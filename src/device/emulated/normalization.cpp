@@ -11,8 +11,7 @@ namespace {
 const Operand& float_operand(const Call& call, const char* name) {
   auto& x = call.operand(name);
   call.need(
-      mil::is_float(x.type.dtype),
-      std::string(name) + " must be fp16 or fp32");
+      mil::is_float(x.type.dtype), std::string(name) + " must be fp16 or fp32");
   return x;
 }
 
@@ -20,8 +19,7 @@ const Operand& float_operand(const Call& call, const char* name) {
 Operand channel_operand(const Call& call, const char* name, int64_t channels) {
   auto value = call.optional(name);
   call.need(
-      !value ||
-          (value.size() == channels && mil::is_float(value.type.dtype)),
+      !value || (value.size() == channels && mil::is_float(value.type.dtype)),
       std::string(name) + " must have one value a channel");
   return value;
 }
@@ -44,7 +42,7 @@ Built batch_norm(const Call& call) {
     for (int64_t i = 0; i < batch * channels; ++i) {
       auto c = i % channels;
       auto scale = (gamma ? gamma.floats(frame)[c] : 1.0f) /
-          std::sqrt(variance.floats(frame)[c] + epsilon);
+                   std::sqrt(variance.floats(frame)[c] + epsilon);
       auto m = mean.floats(frame)[c];
       auto shift = beta ? beta.floats(frame)[c] : 0.0f;
       for (int64_t j = i * plane; j < (i + 1) * plane; ++j) {
@@ -105,9 +103,8 @@ Built layer_norm(const Call& call) {
   Lines lines(x.shape(), axes);
   for (auto* value : {&gamma, &beta}) {
     call.need(
-        !*value ||
-            (value->size() == lines.length() &&
-             mil::is_float(value->type.dtype)),
+        !*value || (value->size() == lines.length() &&
+                    mil::is_float(value->type.dtype)),
         "gamma and beta must have the shape of the normalised axes");
   }
   return Built({x.type}, [=](const Frame& frame) {
@@ -137,9 +134,8 @@ Built l2_norm(const Call& call) {
     auto *in = x.floats(frame), *out = z.floats(frame);
     lines.each([&](int64_t, int64_t start) {
       double sum = 0;
-      lines.along(start, [&](int64_t p) {
-        sum += static_cast<double>(in[p]) * in[p];
-      });
+      lines.along(
+          start, [&](int64_t p) { sum += static_cast<double>(in[p]) * in[p]; });
       auto scale = 1.0 / std::sqrt(sum + epsilon);
       lines.along(start, [&](int64_t p) {
         out[p] = static_cast<float>(in[p] * scale);
@@ -185,10 +181,10 @@ constexpr Op table[] = {
      "iOS15 normalization: local_response_norm"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> normalization_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

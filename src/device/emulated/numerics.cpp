@@ -21,7 +21,7 @@ Numerics numerics_of(const std::string& chip) {
 }
 
 void round_to_half(float* values, int64_t n) {
-  constexpr int64_t block = 2048; // 4 KiB of halves stay in L1
+  constexpr int64_t block = 2048;  // 4 KiB of halves stay in L1
   uint16_t halves[block];
   for (int64_t i = 0; i < n; i += block) {
     auto count = std::min(block, n - i);
@@ -30,4 +30,4 @@ void round_to_half(float* values, int64_t n) {
   }
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

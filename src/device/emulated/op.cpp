@@ -82,9 +82,7 @@ const std::vector<Operand>& Call::list(std::string_view name) const {
 }
 
 static const Literal& literal_of(
-    const Call& call,
-    const Operand& operand,
-    std::string_view name) {
+    const Call& call, const Operand& operand, std::string_view name) {
   call.need(
       operand.literal != nullptr,
       "argument " + std::string(name) + " must be a constant");
@@ -104,8 +102,7 @@ std::vector<int64_t> Call::integers(std::string_view name) const {
 }
 
 std::vector<int64_t> Call::integers(
-    std::string_view name,
-    std::vector<int64_t> otherwise) const {
+    std::string_view name, std::vector<int64_t> otherwise) const {
   return has(name) ? integers(name) : std::move(otherwise);
 }
 
@@ -206,4 +203,4 @@ const Op* find_op(std::string_view name) {
   return found == table->end() ? nullptr : &found->second;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

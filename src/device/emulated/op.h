@@ -1,4 +1,5 @@
-// What an operation of the interpreter is: types inferred once, a kernel run often.
+// What an operation of the interpreter is: types inferred once, a kernel run
+// often.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +21,9 @@ using mil::DType;
 using mil::Type;
 using Shape = std::vector<int64_t>;
 
-/// Values in memory: fp16 and fp32 as float (fp16 rounded at every op boundary),
-/// integers and booleans as int32_t. Four bytes an element, row-major, dense.
+/// Values in memory: fp16 and fp32 as float (fp16 rounded at every op
+/// boundary), integers and booleans as int32_t. Four bytes an element,
+/// row-major, dense.
 inline constexpr int64_t element_size = 4;
 
 /// Elements of a shape; std::invalid_argument past 2^40 or with negative sizes.
@@ -52,7 +54,7 @@ struct Frame {
 struct Operand {
   int slot = -1;
   Type type;
-  std::shared_ptr<const Literal> literal; // set if known at compile time
+  std::shared_ptr<const Literal> literal;  // set if known at compile time
 
   explicit operator bool() const {
     return slot >= 0;
@@ -77,19 +79,20 @@ struct Operand {
 
 using Kernel = std::function<void(const Frame&)>;
 
-/// Arguments of one operation with their types, and what the program declares of
-/// its results. Accessors throw std::invalid_argument naming op and argument.
+/// Arguments of one operation with their types, and what the program declares
+/// of its results. Accessors throw std::invalid_argument naming op and
+/// argument.
 class Call {
  public:
   struct Argument {
     std::string name;
-    std::vector<Operand> operands; // several for a tuple
+    std::vector<Operand> operands;  // several for a tuple
     bool tuple = false;
   };
 
   std::string op;
   std::vector<Argument> arguments;
-  std::vector<Operand> results; // slots given, types as declared
+  std::vector<Operand> results;  // slots given, types as declared
   std::string chip;
 
   bool has(std::string_view name) const;
@@ -102,8 +105,7 @@ class Call {
   /// Values that must be known at compile time.
   std::vector<int64_t> integers(std::string_view name) const;
   std::vector<int64_t> integers(
-      std::string_view name,
-      std::vector<int64_t> otherwise) const;
+      std::string_view name, std::vector<int64_t> otherwise) const;
   int64_t integer(std::string_view name) const;
   int64_t integer(std::string_view name, int64_t otherwise) const;
   float number(std::string_view name) const;
@@ -131,7 +133,8 @@ class Call {
 /// An operation made ready: result types and the kernel that fills them.
 struct Built {
   explicit Built(std::vector<Type> types, Kernel kernel = {})
-      : types(std::move(types)), kernel(std::move(kernel)) {}
+      : types(std::move(types)), kernel(std::move(kernel)) {
+  }
   static Built view(const Operand& x, Shape shape) {
     Built out({{x.type.dtype, std::move(shape)}});
     out.view_of = x.slot;
@@ -178,4 +181,4 @@ std::span<const Op> resize_ops();
 std::span<const Op> shape_ops();
 std::span<const Op> slice_ops();
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

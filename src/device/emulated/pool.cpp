@@ -90,10 +90,10 @@ constexpr Op table[] = {
     {"l2_pool", pool_op<Pool::l2>, "iOS15 pool: l2_pool"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> pool_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

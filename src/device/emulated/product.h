@@ -10,12 +10,12 @@ namespace mlx_ane::emulated {
 /// c (m, n) = op(a) (m, k) op(b) (k, n), all row-major and dense.
 struct Product {
   int64_t m, n, k;
-  bool transpose_a = false; // a is (k, m)
-  bool transpose_b = false; // b is (n, k)
+  bool transpose_a = false;  // a is (k, m)
+  bool transpose_b = false;  // b is (n, k)
 };
 
-/// `bias` (m), or null: where the accumulators of row i start. The result is not
-/// yet rounded to fp16 in fast numerics. Operands hold fp16 values.
+/// `bias` (m), or null: where the accumulators of row i start. The result is
+/// not yet rounded to fp16 in fast numerics. Operands hold fp16 values.
 void multiply(
     const Product& p,
     const float* a,
@@ -24,4 +24,4 @@ void multiply(
     float* c,
     Numerics numerics);
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -13,14 +13,15 @@ namespace {
 /// scale and zero_point broadcast along one axis of x, or scalar.
 struct Affine {
   Operand scale, zero;
-  int64_t inner = 1, size = 1; // channel of element i: i / inner % size
+  int64_t inner = 1, size = 1;  // channel of element i: i / inner % size
 
   Affine(const Call& call, const Shape& x) {
     scale = call.operand("scale");
     zero = call.optional("zero_point");
     call.need(mil::is_float(scale.type.dtype), "scale must be fp16 or fp32");
     call.need(
-        !zero || !mil::is_float(zero.type.dtype), "zero_point must be integers");
+        !zero || !mil::is_float(zero.type.dtype),
+        "zero_point must be integers");
     if (scale.size() == 1 && (!zero || zero.size() == 1)) {
       return;
     }
@@ -57,7 +58,7 @@ Built quantize(const Call& call) {
   return Built({{*dtype, x.shape()}}, [=, n = x.size()](const Frame& frame) {
     for (int64_t i = 0; i < n; ++i) {
       auto v = std::nearbyint(x.floats(frame)[i] / affine.scale_at(frame, i)) +
-          static_cast<float>(affine.zero_at(frame, i));
+               static_cast<float>(affine.zero_at(frame, i));
       z.ints(frame)[i] =
           std::isnan(v) ? 0 : static_cast<int32_t>(std::clamp(v, least, most));
     }
@@ -73,8 +74,8 @@ Built dequantized(const Call& call, const char* input) {
   auto dtype = affine.scale.type.dtype;
   return Built({{dtype, x.shape()}}, [=, n = x.size()](const Frame& frame) {
     for (int64_t i = 0; i < n; ++i) {
-      auto centred = static_cast<double>(x.ints(frame)[i]) -
-          affine.zero_at(frame, i);
+      auto centred =
+          static_cast<double>(x.ints(frame)[i]) - affine.zero_at(frame, i);
       z.floats(frame)[i] =
           static_cast<float>(centred) * affine.scale_at(frame, i);
     }
@@ -94,7 +95,8 @@ struct Blocks {
   Shape shape, strides, small_strides, block;
 
   Blocks(const Call& call, const Shape& large, const Shape& small)
-      : shape(large), strides(strides_of(large)),
+      : shape(large),
+        strides(strides_of(large)),
         small_strides(strides_of(small)) {
     call.need(
         large.size() == small.size(), "scale must have the rank of the data");
@@ -133,11 +135,10 @@ Built constexpr_blockwise_shift_scale(const Call& call) {
       [=, n = data.size()](const Frame& frame) {
         for (int64_t i = 0; i < n; ++i) {
           auto b = blocks.find(i);
-          double value =
-              floats ? data.floats(frame)[i] : data.ints(frame)[i];
+          double value = floats ? data.floats(frame)[i] : data.ints(frame)[i];
           if (offset) {
-            value -= float_offset ? offset.floats(frame)[b]
-                                  : offset.ints(frame)[b];
+            value -=
+                float_offset ? offset.floats(frame)[b] : offset.ints(frame)[b];
           }
           z.floats(frame)[i] =
               static_cast<float>(value) * scale.floats(frame)[b];
@@ -149,8 +150,8 @@ Built constexpr_blockwise_shift_scale(const Call& call) {
 int32_t packed(const int32_t* bytes, int64_t i, int width) {
   auto bit = i * width;
   auto low = static_cast<uint32_t>(bytes[bit / 8]);
-  auto high = bit % 8 + width > 8 ? static_cast<uint32_t>(bytes[bit / 8 + 1])
-                                  : 0u;
+  auto high =
+      bit % 8 + width > 8 ? static_cast<uint32_t>(bytes[bit / 8 + 1]) : 0u;
   return static_cast<int32_t>(
       ((low | high << 8) >> (bit % 8)) & ((1u << width) - 1));
 }
@@ -224,7 +225,8 @@ Built constexpr_lut_to_dense(const Call& call) {
   return built;
 }
 
-// Values of `nonzero_data` where the mask is set, in order; iOS16 packs the mask.
+// Values of `nonzero_data` where the mask is set, in order; iOS16 packs the
+// mask.
 Built constexpr_sparse_to_dense(const Call& call) {
   auto values = call.operand("nonzero_data"), mask = call.operand("mask"),
        z = call.results[0];
@@ -265,10 +267,10 @@ constexpr Op table[] = {
     {"quantize", quantize, "iOS17 quantization_ops: quantize"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> quantization_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -85,8 +85,7 @@ Reduction reduction(const Call& call) {
   auto x = call.operand("x");
   call.need(x.type.dtype != DType::string, "x must hold numbers");
   auto axes = call.axes("axes", x.shape().size());
-  auto shape =
-      reduced_shape(x.shape(), axes, call.flag("keep_dims", false));
+  auto shape = reduced_shape(x.shape(), axes, call.flag("keep_dims", false));
   return {
       x,
       call.results[0],
@@ -98,8 +97,9 @@ template <class Fold, class T>
 void fold(const Lines& lines, const T* x, T* out) {
   lines.each([&](int64_t i, int64_t at) {
     double total = Fold::start;
-    lines.along(
-        at, [&](int64_t p) { total = Fold::step(total, static_cast<float>(x[p])); });
+    lines.along(at, [&](int64_t p) {
+      total = Fold::step(total, static_cast<float>(x[p]));
+    });
     out[i] = static_cast<T>(Fold::finish(total, lines.length()));
   });
 }
@@ -206,10 +206,10 @@ constexpr Op table[] = {
      "iOS15 reduction: reduce_sum_square"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> reduce_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

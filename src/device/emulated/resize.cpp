@@ -19,14 +19,13 @@ using Taps = std::vector<Tap>;
 using Grid = double (*)(int64_t i, int64_t in, int64_t out);
 
 double align_corners(int64_t i, int64_t in, int64_t out) {
-  return out == 1 ? 0.0
-                  : static_cast<double>(i * (in - 1)) /
-          static_cast<double>(out - 1);
+  return out == 1
+             ? 0.0
+             : static_cast<double>(i * (in - 1)) / static_cast<double>(out - 1);
 }
 // A single output lies in the middle.
 double strict_align_corners(int64_t i, int64_t in, int64_t out) {
-  return out == 1 ? static_cast<double>(in - 1) / 2
-                  : align_corners(i, in, out);
+  return out == 1 ? static_cast<double>(in - 1) / 2 : align_corners(i, in, out);
 }
 double half_pixel(int64_t i, int64_t in, int64_t out) {
   auto spacing = static_cast<double>(in) / static_cast<double>(out);
@@ -38,12 +37,12 @@ double spread(int64_t i, int64_t in, int64_t out) {
 }
 double offset_corners(int64_t i, int64_t in, int64_t out) {
   auto delta = static_cast<double>(std::max<int64_t>(1, in - 1)) /
-      static_cast<double>(out);
+               static_cast<double>(out);
   return (0.5 + static_cast<double>(i)) * delta;
 }
 double scaled(int64_t i, int64_t in, int64_t out) {
   return static_cast<double>(i) * static_cast<double>(in) /
-      static_cast<double>(out);
+         static_cast<double>(out);
 }
 
 Taps linear_taps(Grid grid, int64_t in, int64_t out) {
@@ -62,7 +61,8 @@ Taps linear_taps(Grid grid, int64_t in, int64_t out) {
 Taps nearest_taps(Grid grid, int64_t in, int64_t out) {
   Taps taps;
   for (int64_t i = 0; i < out; ++i) {
-    // Products of sizes are exact; the small term undoes the division's rounding.
+    // Products of sizes are exact; the small term undoes the division's
+    // rounding.
     auto at = static_cast<int64_t>(std::floor(grid(i, in, out) + 1e-9));
     at = std::clamp<int64_t>(at, 0, in - 1);
     taps.push_back({at, at, 0.0f});
@@ -77,7 +77,7 @@ Built resample(const Call& call, const Taps& rows, const Taps& cols) {
   auto h = shape[rank - 2], w = shape[rank - 1];
   shape[rank - 2] = static_cast<int64_t>(rows.size());
   shape[rank - 1] = static_cast<int64_t>(cols.size());
-  auto planes = x.size() / (h * w); // sizes_of: neither is 0
+  auto planes = x.size() / (h * w);  // sizes_of: neither is 0
   return Built({{x.type.dtype, shape}}, [=](const Frame& frame) {
     auto* out = z.floats(frame);
     for (int64_t p = 0; p < planes; ++p) {
@@ -113,9 +113,10 @@ Sizes sizes_of(const Call& call, const char* height, const char* width) {
   bool scale = std::string(height).starts_with("scale");
   const char* names[] = {height, width};
   for (int d = 0; d < 2; ++d) {
-    double size = scale
-        ? std::floor(call.number(names[d], 1.0f) * static_cast<double>(s.in[d]))
-        : static_cast<double>(call.integer(names[d]));
+    double size =
+        scale ? std::floor(
+                    call.number(names[d], 1.0f) * static_cast<double>(s.in[d]))
+              : static_cast<double>(call.integer(names[d]));
     call.need(
         size >= 1 && size <= 1 << 20 && s.in[d] >= 1,
         std::string(names[d]) + " is out of range");
@@ -140,12 +141,12 @@ Built nearest(const Call& call, const Sizes& s) {
 
 Built resize_bilinear(const Call& call) {
   auto mode = call.text("sampling_mode", "DEFAULT");
-  Grid grid = mode == "DEFAULT"      ? spread
-      : mode == "ALIGN_CORNERS"      ? align_corners
-      : mode == "STRICT_ALIGN_CORNERS" ? strict_align_corners
-      : mode == "UNALIGN_CORNERS"    ? half_pixel
-      : mode == "OFFSET_CORNERS"     ? offset_corners
-                                     : nullptr;
+  Grid grid = mode == "DEFAULT"                ? spread
+              : mode == "ALIGN_CORNERS"        ? align_corners
+              : mode == "STRICT_ALIGN_CORNERS" ? strict_align_corners
+              : mode == "UNALIGN_CORNERS"      ? half_pixel
+              : mode == "OFFSET_CORNERS"       ? offset_corners
+                                               : nullptr;
   call.need(grid != nullptr, "sampling_mode \"" + mode + "\" is unknown");
   return linear(
       call, sizes_of(call, "target_size_height", "target_size_width"), grid);
@@ -185,10 +186,10 @@ constexpr Op table[] = {
      "iOS15 image_resizing: upsample_nearest_neighbor"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> resize_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

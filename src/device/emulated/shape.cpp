@@ -50,8 +50,8 @@ Built reshape_like(const Call& call) {
   auto& x = call.operand("x");
   auto& references = call.list("ref_tensors");
   auto begins = call.integers("begins"), ends = call.integers("ends");
-  auto mask = call.integers(
-      "end_masks", std::vector<int64_t>(references.size(), 0));
+  auto mask =
+      call.integers("end_masks", std::vector<int64_t>(references.size(), 0));
   call.need(
       begins.size() == references.size() && ends.size() == references.size() &&
           mask.size() == references.size(),
@@ -63,7 +63,8 @@ Built reshape_like(const Call& call) {
     auto begin = begins[i] < 0 ? begins[i] + rank : begins[i];
     auto end = mask[i] ? rank : ends[i] < 0 ? ends[i] + rank : ends[i];
     call.need(
-        begin >= 0 && begin <= end && end <= rank, "begins or ends are outside");
+        begin >= 0 && begin <= end && end <= rank,
+        "begins or ends are outside");
     shape.insert(shape.end(), own.begin() + begin, own.begin() + end);
   }
   return reshape_to(call, x, shape);
@@ -88,7 +89,7 @@ Built squeeze(const Call& call) {
   Shape shape;
   for (size_t d = 0; d < x.shape().size(); ++d) {
     bool named = std::find(axes.begin(), axes.end(), static_cast<int64_t>(d)) !=
-        axes.end();
+                 axes.end();
     if (named && x.shape()[d] == 1) {
       continue;
     }
@@ -294,10 +295,10 @@ constexpr Op table[] = {
     {"transpose", transpose, "iOS15 tensor_transformation: transpose"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> shape_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -14,7 +14,7 @@ namespace {
 struct Cut {
   Shape shape, strides;
   int64_t offset = 0;
-  bool shifted = false; // starts within the last axis
+  bool shifted = false;  // starts within the last axis
 };
 
 // Slices at an offset of the last axis saturate at 4094 before A16 (ANEForge).
@@ -29,7 +29,7 @@ void saturate(float* values, int64_t n) {
 Built cut_kernel(const Call& call, const Cut& cut, Shape result) {
   auto x = call.operand("x"), z = call.results[0];
   bool narrow = cut.shifted && x.type.dtype == DType::fp16 &&
-      limits_of(call.chip).narrow_slices;
+                limits_of(call.chip).narrow_slices;
   Built built({{x.type.dtype, std::move(result)}});
   built.moves = true;
   auto n = elements(cut.shape);
@@ -78,7 +78,8 @@ Built slice_by_index(const Call& call) {
     auto start = begin_mask[d] ? (step > 0 ? 0 : size - 1) : clamp(begin[d]);
     auto stop = end_mask[d] ? (step > 0 ? size : -1) : clamp(end[d]);
     auto n = squeeze[d] ? 1 : count(start, stop, step);
-    call.need(!squeeze[d] || (start >= 0 && start < size), "index is outside x");
+    call.need(
+        !squeeze[d] || (start >= 0 && start < size), "index is outside x");
     cut.shape.push_back(n);
     cut.strides.push_back(from[d] * step);
     cut.offset += n > 0 ? start * from[d] : 0;
@@ -276,8 +277,8 @@ Built concat(const Call& call) {
     for (auto& value : values) {
       auto own = value.shape()[axis] * stride;
       auto piece = interleave ? stride : own;
-      auto skip = interleave ? stride * static_cast<int64_t>(values.size())
-                             : total;
+      auto skip =
+          interleave ? stride * static_cast<int64_t>(values.size()) : total;
       auto pieces = piece ? outer * own / piece : 0;
       for (int64_t i = 0; i < pieces; ++i) {
         std::memcpy(
@@ -392,10 +393,10 @@ constexpr Op table[] = {
     {"tile", tile, "iOS15 tensor_operation: tile"},
 };
 
-} // namespace
+}  // namespace
 
 std::span<const Op> slice_ops() {
   return table;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -75,7 +75,7 @@ Options options_of_environment() {
   return out;
 }
 
-} // namespace
+}  // namespace
 
 const Limits& limits_of_chip(const std::string& chip) {
   static auto* known = new std::map<std::string, Limits>;
@@ -181,4 +181,4 @@ bool poisoned() {
   return s.poisoned;
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -25,4 +25,4 @@ void release(uint64_t program);
 void poison();
 bool poisoned();
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

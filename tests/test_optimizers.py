@@ -101,7 +101,9 @@ def test_200_steps_match_mlx_and_float64(kind: str, compiled: bool) -> None:
     decay = options.get("weight_decay", 0.01) if "W" in kind else 0.0
     expected = exact_run(200, lambda step: 1e-2, decay, options)
     assert furthest(got, mlx) <= 1e-5
-    assert furthest(got, expected) <= furthest(mlx, expected)
+    # One unit in the last place of a weight of 1 to 2: which of two rounding
+    # errors is the larger is chance.
+    assert furthest(got, expected) <= furthest(mlx, expected) + 2.0**-23
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])

@@ -91,6 +91,20 @@ void run_on_blas(
   }
 }
 
+/// out (rows, cols) = x in fp32.
+void load(const MatrixView& x, float* out) {
+  for (int64_t r = 0; r < x.rows; ++r, out += x.cols) {
+    auto row = x.block(r, 0, 1, x.cols);
+    if (x.col_stride == 1) {
+      kernels::to_float(row.data, x.type, out, x.cols);
+      continue;
+    }
+    for (int64_t c = 0; c < x.cols; ++c) {
+      kernels::to_float(row.block(0, c, 1, 1).data, x.type, out + c, 1);
+    }
+  }
+}
+
 /// dx = dy W, summed over the panels in fp32.
 void run_dx(
     const MatrixView& dy,
@@ -108,15 +122,7 @@ void run_dx(
   for (int64_t begin = 0; begin < w.rows; begin += panel_rows) {
     auto rows = std::min(panel_rows, w.rows - begin);
     kernels::dequantize_rows(w, begin, rows, panel.data());
-    for (int64_t r = 0; r < dy.rows; ++r) {
-      for (int64_t c = 0; c < rows; ++c) {
-        kernels::to_float(
-            dy.block(r, begin + c, 1, 1).data,
-            dy.type,
-            &left[r * rows + c],
-            1);
-      }
-    }
+    load(dy.block(0, begin, dy.rows, rows), left.data());
     blas::sgemm(
         false,
         false,

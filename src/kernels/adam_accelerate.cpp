@@ -48,7 +48,14 @@ void adam_tile(
   vvsqrtf(work, v_out, &count);
   vDSP_vsmsa(work, 1, &k.c2, &k.eps, work, 1, length);
   vDSP_vdiv(work, 1, m_out, 1, scaled, 1, length);
-  vDSP_vsmsma(p, 1, &k.keep, scaled, 1, &minus_c1, p_out, 1, length);
+  if (k.keep_rest == 0.0f) {
+    vDSP_vsmsma(p, 1, &k.keep, scaled, 1, &minus_c1, p_out, 1, length);
+    return;
+  }
+  // The small terms first: keep is rounded, keep_rest is what that lost.
+  constexpr float one = 1;
+  vDSP_vsmsma(p, 1, &k.keep_rest, scaled, 1, &minus_c1, scaled, 1, length);
+  vDSP_vsmsma(p, 1, &k.keep, scaled, 1, &one, p_out, 1, length);
 }
 
 /// Seconds of the best of three steps over 64 Ki elements.

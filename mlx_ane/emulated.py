@@ -140,11 +140,10 @@ class Program:
                 f"does not take; it takes {list(self.inputs(function))}."
             )
         results = self._program.run(procedure, dense, numerics == "exact")
+        ports = self._program.outputs(procedure) + self._program.states(procedure)
         return {
             name: np.frombuffer(data, _DTYPES[dtype]).reshape(shape).copy()
-            for (name, dtype, shape), data in zip(
-                self._program.outputs(procedure), results, strict=True
-            )
+            for (name, dtype, shape), data in zip(ports, results, strict=True)
         }
 
     def _procedure(self, function: str | None) -> int:
@@ -197,7 +196,8 @@ def run(
         function (str, optional): name of the function; the first one by default.
 
     Returns:
-        dict: arrays by MIL name, of the declared shapes and dtypes.
+        dict: outputs by MIL name, of the declared shapes and dtypes; the new value of
+            each state by the name of its input.
 
     Raises:
         ProgramError: if the program is malformed or the engine would refuse it.

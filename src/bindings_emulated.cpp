@@ -147,12 +147,22 @@ void bind_program(nb::module_& m) {
           "procedure"_a,
           "(name, dtype, shape) of each output, names in ASCII order.")
       .def(
+          "states",
+          [](DenseProgram& self, size_t i) {
+            auto values = self.engine().inputs(i);
+            std::erase_if(values, [](auto& v) { return !v.type.state; });
+            return ports(values);
+          },
+          "procedure"_a,
+          "(name, dtype, shape) of each input that is a state.")
+      .def(
           "run",
           &run,
           "procedure"_a,
           "inputs"_a,
           "exact"_a,
-          "Bytes of dense arrays in the order of inputs() and outputs().");
+          "Bytes of dense arrays in the order of inputs(); gives those of "
+          "outputs(), then of states().");
 }
 
 void bind_options(nb::module_& m) {

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from test_emulated_ops import Case, check, integers, name_of, normal
 
+from mlx_ane import emulated
+
 X = normal(2, 8, 4, 6)
 I = integers(-20, 20, 3, 8)  # noqa: E741
 
@@ -74,6 +76,8 @@ SHAPES = [
 ]
 
 MASK = np.array([False, True, False, False])
+UPDATED_IMAGE = X[1].copy()
+UPDATED_IMAGE[..., ::-2] = normal(8, 4, 3, seed=9)
 SLICES = [
     moved(
         "slice_by_index",
@@ -97,6 +101,24 @@ SLICES = [
         {"x": X, "begin": np.array([1, 3, 0, 2], np.int32)},
         X[1:2, 3:6, :, 2:4],
         {"size": [1, 3, 4, 2]},
+    ),
+    Case(
+        "slice_update",
+        {"x": X, "update": normal(2, 8, 2, 6, seed=9)},
+        np.concatenate([X[:, :, :1], normal(2, 8, 2, 6, seed=9), X[:, :, 3:]], 2),
+        {"begin": [0, 0, 1, 0], "end": [2, 8, 3, 6]},
+    ),
+    Case(
+        "slice_update",
+        {"x": X, "update": normal(8, 4, 3, seed=9)},
+        np.stack([X[0], UPDATED_IMAGE]),
+        {
+            "begin": [1, 0, 0, 5],
+            "end": [2, 8, 4, 0],
+            "stride": [1, 1, 1, -2],
+            "end_mask": np.array([False, False, False, True]),
+            "squeeze_mask": np.array([True, False, False, False]),
+        },
     ),
     moved("crop", X[:, :, 1:2, 2:5], crop_height=[1, 2], crop_width=[2, 1]),
     moved("reverse", X[:, ::-1, :, ::-1], axes=[1, 3]),
@@ -302,3 +324,22 @@ CASES = SHAPES + SLICES + GENERATORS + GATHERS
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_operation(case: Case) -> None:
     check(case)
+
+
+def test_states() -> None:
+    kind = "tensor<fp16, [2, 4]>"
+    text = (
+        "program(1.3)\n[buildInfo = dict<string, string>({})]\n{\n"
+        f"func main<ios18>(state<{kind}> s, {kind} x) {{\n"
+        f'{kind} old = read_state(input=s)[name=string("old")];\n'
+        f'{kind} sum = add(x=old, y=x)[name=string("sum")];\n'
+        f'{kind} new = coreml_update_state(state=s, value=sum)[name=string("n")];\n'
+        f'{kind} y = mul(x=new, y=old)[name=string("y")];\n'
+        f'{kind} z = read_state(input=s)[name=string("z")];\n'
+        "} -> (y, z);\n}"
+    )
+    s, x = normal(2, 4), normal(2, 4, seed=1)
+    got = emulated.run(text, inputs={"s": s, "x": x})
+    np.testing.assert_array_equal(got["s"], s + x)
+    np.testing.assert_array_equal(got["z"], s + x)
+    np.testing.assert_array_equal(got["y"], (s + x) * s)

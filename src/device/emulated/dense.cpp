@@ -97,11 +97,19 @@ std::vector<std::vector<std::byte>> DenseProgram::run(
   }
   program_->evaluate(procedure, bytes_of(in), bytes_of(out), exact);
   std::vector<std::vector<std::byte>> results;
-  for (size_t i = 0; i < out.size(); ++i) {
-    auto& result = results.emplace_back(dense_bytes(out_ports[i].type));
-    each_row(out_ports[i], [&](size_t surface, size_t dense, size_t n) {
-      std::memcpy(result.data() + dense, out[i].data() + surface, n);
+  auto take = [&](const mil::Value& port, const std::vector<std::byte>& from) {
+    auto& result = results.emplace_back(dense_bytes(port.type));
+    each_row(port, [&](size_t surface, size_t dense, size_t n) {
+      std::memcpy(result.data() + dense, from.data() + surface, n);
     });
+  };
+  for (size_t i = 0; i < out.size(); ++i) {
+    take(out_ports[i], out[i]);
+  }
+  for (size_t i = 0; i < in.size(); ++i) {
+    if (in_ports[i].type.state) {
+      take(in_ports[i], in[i]);
+    }
   }
   return results;
 }

@@ -251,6 +251,12 @@ class Loaded : public EngineProgram {
       faults.push_back({Fault::nan, 0, 1.0, 0});
     }
     store(p, outputs, faults);
+    for (size_t i = 0; i < p.inputs.size(); ++i) {
+      if (p.inputs[i].type.state) {
+        store_surface(
+            p.graph->input(p.input_order[i]), p.inputs[i].type, inputs[i].data);
+      }
+    }
   }
 
  private:

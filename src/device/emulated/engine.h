@@ -57,7 +57,8 @@ class EngineProgram {
   virtual const std::string& name(size_t procedure) const = 0;
   virtual const std::vector<mil::Value>& inputs(size_t procedure) const = 0;
   virtual const std::vector<mil::Value>& outputs(size_t procedure) const = 0;
-  /// Surfaces in symbol order; `exact` as in Options. Throws EngineError.
+  /// Surfaces in symbol order, those of states are written too; `exact` as in
+  /// Options. Throws EngineError.
   virtual void evaluate(
       size_t procedure,
       std::span<const SurfaceBytes> inputs,

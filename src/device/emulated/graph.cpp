@@ -51,8 +51,14 @@ class GraphBuilder {
       graph_.output_slots_.push_back(value.slot);
     }
     skip_rounding();
+    auto end = static_cast<int>(graph_.steps_.size());
     for (auto slot : graph_.output_slots_) {
-      touch(slot, static_cast<int>(graph_.steps_.size()));
+      touch(slot, end);
+    }
+    for (size_t i = 0; i < graph_.inputs_.size(); ++i) {
+      if (graph_.inputs_[i].type.state) {
+        touch(graph_.input_slots_[i], end);
+      }
     }
     allocate();
   }

@@ -185,7 +185,8 @@ std::vector<Op> all_ops() {
         reduce_ops(),
         resize_ops(),
         shape_ops(),
-        slice_ops()}) {
+        slice_ops(),
+        state_ops()}) {
     out.insert(out.end(), family.begin(), family.end());
   }
   return out;

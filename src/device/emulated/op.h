@@ -180,5 +180,6 @@ std::span<const Op> reduce_ops();
 std::span<const Op> resize_ops();
 std::span<const Op> shape_ops();
 std::span<const Op> slice_ops();
+std::span<const Op> state_ops();
 
 }  // namespace mlx_ane::emulated

@@ -50,7 +50,9 @@ int64_t count(int64_t start, int64_t stop, int64_t step) {
   return span <= 0 ? 0 : (span + stride - 1) / stride;
 }
 
-Built slice_by_index(const Call& call) {
+/// What begin, end, stride and the masks of a call cut out of x, with Python's
+/// rules, and its shape without the squeezed axes.
+std::pair<Cut, Shape> index_cut(const Call& call) {
   auto& x = call.operand("x");
   auto rank = x.shape().size();
   auto values = [&](const char* name, int64_t otherwise) {
@@ -88,7 +90,37 @@ Built slice_by_index(const Call& call) {
       result.push_back(n);
     }
   }
+  return {cut, result};
+}
+
+Built slice_by_index(const Call& call) {
+  auto [cut, result] = index_cut(call);
   return cut_kernel(call, cut, result);
+}
+
+// x with what slice_by_index would cut out replaced by `update`.
+Built slice_update(const Call& call) {
+  auto x = call.operand("x"), update = call.operand("update"),
+       z = call.results[0];
+  auto [cut, result] = index_cut(call);
+  call.need(
+      update.type.dtype == x.type.dtype && update.shape() == result,
+      "update is " + to_string(update.type) + ", but the slice is " +
+          to_string(result));
+  auto inner = strides_of(cut.shape);
+  Built built({{x.type.dtype, x.shape()}});
+  built.moves = true;
+  built.kernel = [=, cut = cut, n = x.size()](const Frame& frame) {
+    std::memcpy(z.ints(frame), x.ints(frame), n * element_size);
+    for (int64_t i = 0; i < update.size(); ++i) {
+      auto to = cut.offset;
+      for (size_t d = 0; d < inner.size(); ++d) {
+        to += i / inner[d] % cut.shape[d] * cut.strides[d];
+      }
+      z.ints(frame)[to] = update.ints(frame)[i];
+    }
+  };
+  return built;
 }
 
 /// slice_by_size whose begin is known at run time only; it is clamped into x.
@@ -385,6 +417,7 @@ constexpr Op table[] = {
     {"slice_by_size",
      slice_by_size,
      "iOS15 tensor_transformation: slice_by_size"},
+    {"slice_update", slice_update, "iOS18 tensor_transformation: slice_update"},
     {"sliding_windows",
      sliding_windows,
      "iOS15 tensor_transformation: sliding_windows"},

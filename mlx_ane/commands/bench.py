@@ -68,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
         if "step" in parts:
             rounds = min(args.rounds, 5)
             report.experiment = experiment(sides, rounds, args.small, args.device)
+    except KeyboardInterrupt:
+        # What was found in an hour is not thrown away.
+        sides.info["interrupted"] = "the last part is incomplete"
     finally:
         sides.close()
     report.info, report.absent = sides.info, sides.absent

@@ -162,6 +162,20 @@ struct UpdateTask {
   }
 };
 
+/// Tasks that were encoded before and still read a parameter, as its dx product,
+/// keep it from being donated: they are waited for, once a step. Staged copies
+/// of it are about to be stale, and share its ownership.
+void wait_for_readers(const std::vector<mx::array>& inputs, mx::Stream s) {
+  bool held = false;
+  for (size_t i = 1; i < inputs.size(); i += 4) {
+    weight_store().release(inputs[i].data_shared_ptr().get());
+    held |= !inputs[i].is_tracer() && !inputs[i].is_donatable();
+  }
+  if (held) {
+    mx::synchronize(s);
+  }
+}
+
 /// Gives `out` the buffer of `in` if nobody else holds it, else a new one.
 void donate_or_allocate(const mx::array& in, mx::array& out) {
   if (in.is_donatable() && in.flags().row_contiguous) {
@@ -277,14 +291,13 @@ void AdamUpdate::eval_cpu(
       out.inputs().clear();
     }
   }
+  wait_for_readers(inputs, stream());
   UpdateTask task{inputs[0].data<float>(), {}, options_, first_};
   for (size_t i = 0; 3 * i < outputs.size(); ++i) {
     auto& p = inputs[1 + 4 * i];
     auto& g = inputs[2 + 4 * i];
     auto& m = inputs[3 + 4 * i];
     auto& v = inputs[4 + 4 * i];
-    // Staged copies of p are about to be stale, and share its ownership.
-    weight_store().release(p.data_shared_ptr().get());
     TensorTask tensor{
         HostMatrix::flat(p),
         HostMatrix::flat(g),

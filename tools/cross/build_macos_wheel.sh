@@ -60,6 +60,7 @@ for python in "${pythons[@]}"; do
   venv=$work/venv-$digits
   if [ ! -x "$venv/bin/ninja" ]; then
     "$python" -m venv "$venv"
+    "$venv/bin/pip" install --quiet --upgrade pip
     "$venv/bin/pip" install --quiet ziglang==0.17.1 lief==1.0.0 "$nanobind" \
       "scikit-build-core>=0.11" cmake ninja
   fi

@@ -453,5 +453,5 @@ def test_peak_of_a_whole_step_is_that_of_mlx() -> None:
 
     ours = peak_of(ane.optimizers.AdamW(1e-3))
     mlx = peak_of(optim.AdamW(1e-3))
-    # All gradients wait for each other, so that a failure can stop every update.
-    assert ours <= 1.05 * mlx
+    # Although all gradients wait for each other: parameters are updated in place.
+    assert ours <= mlx

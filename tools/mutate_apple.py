@@ -165,7 +165,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = (arguments.build or Path(folder)).resolve()
         source, build = work / "source", work / "build"
-        for part in ("src", "cmake", "tests"):
+        for part in ("src", "cmake", "tests", "benchmarks"):
             shutil.rmtree(source / part, ignore_errors=True)
             shutil.copytree(ROOT / part, source / part)
         shutil.copy(ROOT / "CMakeLists.txt", source)

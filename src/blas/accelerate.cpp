@@ -10,7 +10,7 @@ constexpr int row_major = 101;
 constexpr int no_trans = 111;
 constexpr int trans = 112;
 
-} // namespace
+}  // namespace
 
 void sgemm(
     bool trans_a,
@@ -48,6 +48,7 @@ std::string name() {
 }
 
 // Accelerate spreads a call over the matrix units by itself.
-void set_threads(int) {}
+void set_threads(int) {
+}
 
-} // namespace mlx_ane::blas::vendor
+}  // namespace mlx_ane::blas::vendor

@@ -6,7 +6,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -409,11 +408,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_programs(name: str) -> None:
-    start = time.process_time()
     with pytest.raises((ValueError, RuntimeError)) as error:
         emulated.run(HOSTILE[name], inputs={"x": np.ones((1, 8, 1, 32))}, limits="off")
     assert "[mlx_ane" in str(error.value)
-    assert time.process_time() - start < 1
 
 
 def test_unknown_operations_are_named() -> None:

@@ -1,0 +1,45 @@
+"""Host kernels, for benchmarks."""
+
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+def targets() -> list[str]:
+    """Instruction sets that this CPU runs, best first."""
+
+def target() -> str:
+    """The instruction set in use."""
+
+def set_target(name: str) -> None:
+    """Use one of targets(), or the best for ""."""
+
+def fma_peak(seconds: float) -> float:
+    """fp32 fused multiply-adds of one thread, in GFLOP/s."""
+
+def memory_copy(dst: Annotated[NDArray, dict(device='cpu')], src: Annotated[NDArray, dict(device='cpu')], bytes: int) -> None:
+    """memcpy of the first `bytes` bytes."""
+
+def pack(x: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArray, dict(device='cpu')], *, transposed: bool = False) -> None:
+    """float16 of x (rows, cols) in out, or in out.T; out is zero-padded."""
+
+def pack_scaled(x: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArray, dict(device='cpu')], log2_norm: int, *, transposed: bool = False) -> list[int]:
+    """
+    pack, each row times the power of two that brings its norm to at most 2^log2_norm. Returns the exponents.
+    """
+
+def unpack(x: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArray, dict(device='cpu')], *, transposed: bool = False) -> None:
+    """float32 of the float16 x, or x.T, in out."""
+
+def adam(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], m: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], v: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], *, learning_rate: float = 0.0010000000474974513, weight_decay: float = 0.0, gradient_scale: float = 1.0, reference: bool = False) -> None:
+    """One AdamW step in place on float32 arrays, fused or as plain loops."""
+
+def adam_twin(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], m: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], v: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:
+    """The memory traffic of adam alone; leaves meaningless values."""
+
+def sgemm(a: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], b: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], c: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], *, trans_a: bool = False, trans_b: bool = False) -> None:
+    """c = op(a) @ op(b), the library's own call on float32 arrays."""
+
+def gemm(a: Annotated[NDArray, dict(device='cpu')], b: Annotated[NDArray, dict(device='cpu')], c: Annotated[NDArray, dict(device='cpu')]) -> None:
+    """c = a @ b for any strides of float32, float16 or bfloat16 (as uint16)."""

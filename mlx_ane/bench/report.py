@@ -36,6 +36,7 @@ class Report:
         default_factory=lambda: datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
     )
     machine: str = field(default_factory=lambda: machine())
+    load: float = field(default_factory=lambda: os.getloadavg()[0])
 
     def json(self) -> dict[str, Any]:
         """Everything, as plain values."""
@@ -47,7 +48,7 @@ class Report:
         lines = [f"{self.machine}, {self.date}"]
         lines += [f"{name}: {value}" for name, value in self.info.items()]
         lines += [f"absent: {name}: {why}" for name, why in self.absent.items()]
-        lines += warnings()
+        lines += warnings() + self._busy()
         cells = [HEAD, *(_cells(row) for row in self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
         lines += [
@@ -68,6 +69,7 @@ class Report:
             f"- date: {self.date}",
             *(f"- {name}: {value}" for name, value in self.info.items()),
             *(f"- absent: {name}: {why}" for name, why in self.absent.items()),
+            *(f"- {line}" for line in self._busy()),
             *(f"- {caveat}" for caveat in CAVEATS),
             "",
             "A ratio is the time of the baseline, whose ratio is 1, over the time of "
@@ -80,6 +82,15 @@ class Report:
             lines += ["", "## Experiment", "", "```"]
             lines += [*_experiment_lines(self.experiment), "```"]
         return "\n".join(lines) + "\n"
+
+    def _busy(self) -> list[str]:
+        """A warning if others used the machine as the run began."""
+        if self.load < 0.5:
+            return []
+        return [
+            f"warning: the load was {self.load:.1f} before the first case; ratios of a "
+            f"busy machine scatter, run again when it is idle."
+        ]
 
     def plot(self, path: str) -> None:
         """Medians of each case as bars."""

@@ -284,13 +284,34 @@ std::vector<mx::Shape> AdamGate::output_shapes(
 void AdamUpdate::eval_cpu(
     const std::vector<mx::array>& inputs,
     std::vector<mx::array>& outputs) {
+  // Without inputs, this is a sibling of an update whose task was encoded just
+  // before an exception cut its graph short: the task has run.
+  if (inputs.empty()) {
+    return;
+  }
   // Every sibling holds its own copy of the inputs, so that none could ever be
   // donated; MLX drops these copies right after this call anyway.
+  std::vector<mx::array*> cleared;
   for (auto& out : outputs) {
     if (!out.is_tracer() && &out.inputs() != &inputs) {
       out.inputs().clear();
+      cleared.push_back(&out);
     }
   }
+  try {
+    encode(inputs, outputs);
+  } catch (...) {
+    // An earlier task's exception: the graph must stay whole to be resumed.
+    for (auto* out : cleared) {
+      out->inputs() = inputs;
+    }
+    throw;
+  }
+}
+
+void AdamUpdate::encode(
+    const std::vector<mx::array>& inputs,
+    std::vector<mx::array>& outputs) {
   wait_for_readers(inputs, stream());
   UpdateTask task{inputs[0].data<float>(), {}, options_, first_};
   for (size_t i = 0; 3 * i < outputs.size(); ++i) {

@@ -91,6 +91,10 @@ class AdamUpdate : public mx::Primitive {
       const std::vector<mx::array>& inputs) override;
 
  private:
+  void encode(
+      const std::vector<mx::array>& inputs,
+      std::vector<mx::array>& outputs);
+
   AdamOptions options_;
   // Index of the first tensor in the step, for the seed of its rounding.
   int first_;

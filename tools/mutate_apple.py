@@ -1,6 +1,6 @@
 """Breaks the Apple route in known ways and shows that a test catches each.
 
-    python tools/mutate_apple.py [--build DIR] [NAME...]
+    python tools/mutate_apple.py [NAME...]
 
 Works on a copy of the sources. Exit status 1 if a mutation survives.
 """
@@ -100,10 +100,10 @@ MUTATIONS = [
         "files->compiled_ = std::filesystem::exists(files->directory_);",
     ),
     Mutation(
-        "no exception barrier",
+        "swallowed exception",
         f"{APPLE}/objc_guard.m",
-        "@catch (id caught)",
-        "@catch (Class caught)",
+        "return 1;",
+        "return 0;",
     ),
     Mutation(
         "use after fork",
@@ -158,15 +158,12 @@ def build_and_test(source: Path, build: Path) -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--build", type=Path, help="build folder to keep")
     parser.add_argument("names", nargs="*", help="mutations to try; all if none")
     arguments = parser.parse_args()
     chosen = [m for m in MUTATIONS if not arguments.names or m.name in arguments.names]
     with tempfile.TemporaryDirectory() as folder:
-        work = (arguments.build or Path(folder)).resolve()
-        source, build = work / "source", work / "build"
+        source, build = Path(folder, "source"), Path(folder, "build")
         for part in ("src", "cmake", "tests", "benchmarks"):
-            shutil.rmtree(source / part, ignore_errors=True)
             shutil.copytree(ROOT / part, source / part)
         shutil.copy(ROOT / "CMakeLists.txt", source)
         configure = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja"]

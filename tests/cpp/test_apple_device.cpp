@@ -190,6 +190,46 @@ TEST(every_framework_failure_is_an_error_with_a_cause) {
   }
 }
 
+TEST(every_e5rt_failure_is_an_error_with_a_cause) {
+  const std::pair<const char*, Cause> cases[] = {
+      {"e5_config", Cause::compile_failed},
+      {"e5_compiler", Cause::compile_failed},
+      {"e5_options", Cause::compile_failed},
+      {"e5_compile", Cause::compile_failed},
+      {"e5_function", Cause::load_failed},
+      {"e5_op_options", Cause::load_failed},
+      {"e5_op_name", Cause::load_failed},
+      {"e5_op_allocate", Cause::load_failed},
+      {"e5_operation", Cause::load_failed},
+      {"e5_port", Cause::load_failed},
+      {"e5_buffer", Cause::out_of_memory},
+      {"e5_data", Cause::out_of_memory},
+      {"e5_bind", Cause::evaluate_failed},
+      {"e5_encode", Cause::evaluate_failed},
+      {"e5_execute", Cause::evaluate_failed},
+  };
+  auto device = make_ane_device("e5rt");
+  for (auto& [site, expected] : cases) {
+    double_inject(site, "error", 1);
+    std::string text;
+    auto cause = cause_of([&] { use_once(*device); }, &text);
+    if (cause != expected) {
+      std::printf("  %s: %s\n", site, text.c_str());
+    }
+    CHECK(cause == expected);
+    CHECK(text.find("with code") != std::string::npos);
+    CHECK(balanced());
+    double_clear_faults();
+  }
+  // A call that failed between encode and reset does not spoil the next.
+  Matmul matmul(*device);
+  for (auto site : {"e5_execute", "e5_reset", "e5_prepare"}) {
+    double_inject(site, "error", 1);
+    CHECK(cause_of([&] { matmul.run(); }) == Cause::evaluate_failed);
+    CHECK(matmul.run() <= tolerance);
+  }
+}
+
 TEST(symbols_are_bound_by_name) {
   auto device = make_ane_device("in_memory");
   double_reverse_symbols(1);

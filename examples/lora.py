@@ -73,13 +73,16 @@ def check(
 ) -> tuple[mx.array, mx.array]:
     """Loads the adapters in plain mlx-lm; returns the logits of both models."""
     plain, _ = load(args.model, adapter_path=str(args.out))
-    loss = evaluate(plain, held_out, args.batch_size, -1, args.length + 1)
-    print(f"plain mlx-lm with the adapters: held-out loss {loss:.3f}")
+    model.eval()
+    loss, here = (
+        evaluate(m, held_out, args.batch_size, -1, args.length + 1)
+        for m in (plain, model)
+    )
+    print(f"plain mlx-lm with the adapters: held-out loss {loss:.3f} (here {here:.3f})")
     text = generate(
         plain, tokenizer, args.prompt, max_tokens=120, sampler=make_sampler(temp=0.7)
     )
     print(f"and it writes:\n{args.prompt}{text}")
-    model.eval()
     tokens = mx.array([held_out[0][0]])  # (1, L)
     logits = model(tokens), plain(tokens)
     mx.eval(logits)

@@ -341,9 +341,13 @@ def test_lora_trains_adapters_for_plain_mlx_lm(
     before, after = map(
         float, re.search(r"^held-out loss (\S+) -> (\S+)", printed, re.M).groups()
     )
-    plain = float(re.search(r"^plain mlx-lm .* loss (\S+)", printed, re.M).group(1))
+    plain, here = map(
+        float, re.search(r"^plain .* loss (\S+) \(here (\S+)\)", printed, re.M).groups()
+    )
     assert after < before - 0.1
-    assert plain == pytest.approx(after, rel=5e-3)
+    # The trainer reported `after` one step before its last.
+    assert plain == pytest.approx(here, rel=5e-3)
+    assert plain == pytest.approx(after, rel=5e-2)
     assert re.search(r"^fallbacks +0$", printed, re.M)
     adapters = mx.load(str(tmp_path / "adapters.safetensors"))
     layers = [name for name in adapters if name.endswith("lora_a")]

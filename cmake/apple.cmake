@@ -1,4 +1,5 @@
-# The Apple route: on macOS over the system, elsewhere over doubles (tests only).
+# The Apple route: on macOS over the system, elsewhere over doubles (tests
+# only).
 if(NOT APPLE AND NOT MLX_ANE_DOUBLES)
   return()
 endif()

@@ -19,7 +19,8 @@ else()
   list(GET OPENBLAS 1 OPENBLAS_LIB)
   target_sources(mlx_ane_core PRIVATE src/blas/openblas.cpp)
   target_include_directories(mlx_ane_core PRIVATE ${OPENBLAS_INCLUDE})
-  target_link_libraries(mlx_ane_core PUBLIC ${OPENBLAS_LIB}/libscipy_openblas.so)
+  target_link_libraries(mlx_ane_core
+                        PUBLIC ${OPENBLAS_LIB}/libscipy_openblas.so)
   # So that an installed wheel does not need the build package.
   file(GLOB OPENBLAS_FILES ${OPENBLAS_LIB}/*.so*
        ${OPENBLAS_LIB}/../../scipy_openblas32.libs/*.so*)

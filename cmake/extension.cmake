@@ -15,8 +15,14 @@ find_package(MLX CONFIG REQUIRED)
 file(GLOB EXTENSION_SOURCES CONFIGURE_DEPENDS src/*.cpp src/ops/*.cpp)
 # Types are shared with mlx.core through its nanobind domain: the same internals
 # version, and no stable ABI, as MLX's wheels are per Python version.
-nanobind_add_module(_ext NB_STATIC LTO NOMINSIZE NB_DOMAIN mlx
-                    ${EXTENSION_SOURCES})
+nanobind_add_module(
+  _ext
+  NB_STATIC
+  LTO
+  NOMINSIZE
+  NB_DOMAIN
+  mlx
+  ${EXTENSION_SOURCES})
 target_compile_options(_ext PRIVATE -Wall -Wextra)
 target_link_libraries(_ext PRIVATE mlx_ane_core mlx)
 if(APPLE)

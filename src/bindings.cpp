@@ -254,15 +254,15 @@ void bind_blas(nb::module_& m) {
       "\"fast\" or \"reference\".");
 }
 
-} // namespace
+}  // namespace
 
 NB_MODULE(_ext, m) {
   m.doc() = "The compiled part of mlx_ane.";
   // Registers array, Stream and Device in the nanobind domain we share.
   nb::module_::import_("mlx.core");
   m.attr("built_for_mlx") = std::to_string(MLX_VERSION_MAJOR) + "." +
-      std::to_string(MLX_VERSION_MINOR) + "." +
-      std::to_string(MLX_VERSION_PATCH);
+                            std::to_string(MLX_VERSION_MINOR) + "." +
+                            std::to_string(MLX_VERSION_PATCH);
   bind_ops(m);
   bind_devices(m);
   bind_caches(m);

@@ -13,4 +13,4 @@ void bind_planning(nanobind::module_& m);
 void bind_apple(nanobind::module_& m);
 #endif
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

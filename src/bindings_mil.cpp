@@ -141,9 +141,7 @@ void bind_program(nb::module_& m) {
       .def("same_meaning", &mil::same_meaning, "other"_a);
   m.def(
       "parse",
-      [](nb::bytes text) {
-        return mil::parse({text.c_str(), text.size()});
-      },
+      [](nb::bytes text) { return mil::parse({text.c_str(), text.size()}); },
       "text"_a,
       "A Program; ValueError with line, column and a caret.");
 }
@@ -174,8 +172,9 @@ void bind_check(nb::module_& m) {
          const std::vector<std::string>& allow) {
         nb::list found;
         for (auto& f : check_for_chip(program, chip, macos, allow)) {
-          found.append(nb::make_tuple(
-              nb::cast(*f.rule), f.where, f.what, f.location.line));
+          found.append(
+              nb::make_tuple(
+                  nb::cast(*f.rule), f.where, f.what, f.location.line));
         }
         return found;
       },

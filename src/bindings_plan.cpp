@@ -37,15 +37,14 @@ size_t staged_bytes(const MatmulPlan& plan, const Limits& limits) {
       plan.columns.front().padded,
       plan.layout};
   return plan.depth.size() * plan.columns.size() *
-      std::max(input_surface_bytes(shape), limits.min_surface_bytes);
+         std::max(input_surface_bytes(shape), limits.min_surface_bytes);
 }
 
 nb::dict plan_dict(int64_t s, int64_t k, int64_t n, const std::string& chip) {
   auto limits = limits_of(chip);
   auto plan = plan_matmul(s, k, n, limits, runner_settings().layout);
   nb::dict out;
-  out["layout"] =
-      plan.layout == Layout::natural ? "natural" : "channels_first";
+  out["layout"] = plan.layout == Layout::natural ? "natural" : "channels_first";
   out["rows"] = tuples(plan.rows);
   out["depth"] = tuples(plan.depth);
   out["columns"] = tuples(plan.columns);
@@ -63,7 +62,7 @@ nb::dict limits_dict(const std::string& chip) {
   return out;
 }
 
-} // namespace
+}  // namespace
 
 void bind_planning(nb::module_& m) {
   m.def(
@@ -81,4 +80,4 @@ void bind_planning(nb::module_& m) {
       "Limits of a chip that decide placement, by name.");
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -1,4 +1,5 @@
-// The sgemm seam: one header, one body a BLAS (openblas, accelerate, reference).
+// The sgemm seam: one header, one body a BLAS (openblas, accelerate,
+// reference).
 #pragma once
 
 #include <cstdint>
@@ -32,9 +33,10 @@ std::string name();
 void set_threads(int threads);
 int threads();
 
-/// "fast" (this machine's BLAS) or "reference": scalar loops at -O2, for Adam too.
+/// "fast" (this machine's BLAS) or "reference": scalar loops at -O2, for Adam
+/// too.
 void set_implementation(const std::string& implementation);
 std::string implementation();
 bool is_reference();
 
-} // namespace mlx_ane::blas
+}  // namespace mlx_ane::blas

@@ -45,7 +45,7 @@ std::unique_ptr<Device> make_ane_device() {
 }
 #endif
 
-} // namespace
+}  // namespace
 
 const char* to_string(Cause cause) {
   switch (cause) {
@@ -103,4 +103,4 @@ Device& get_device(std::string_view name) {
       "\", need \"ane\" or \"emulated\".");
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -36,7 +36,8 @@ const char* to_string(Cause cause);
 class DeviceError : public std::runtime_error {
  public:
   DeviceError(Cause cause, const std::string& what)
-      : std::runtime_error(what), cause(cause) {}
+      : std::runtime_error(what), cause(cause) {
+  }
   const Cause cause;
 };
 
@@ -76,7 +77,8 @@ class Surface {
 class SurfaceLock {
  public:
   SurfaceLock(Surface& surface, Surface::Access access)
-      : surface_(surface), access_(access), data_(surface.lock(access)) {}
+      : surface_(surface), access_(access), data_(surface.lock(access)) {
+  }
   ~SurfaceLock() {
     surface_.unlock(access_);
   }
@@ -100,8 +102,7 @@ class Executable {
   /// Source::outputs; the device binds them by name. Throws DeviceError. Not
   /// reentrant: the caller serialises calls of one executable.
   virtual void evaluate(
-      std::span<Surface* const> inputs,
-      std::span<Surface* const> outputs) = 0;
+      std::span<Surface* const> inputs, std::span<Surface* const> outputs) = 0;
 };
 
 class Device {
@@ -123,7 +124,8 @@ class Device {
   virtual std::map<std::string, std::string> info() const = 0;
 };
 
-/// "ane" or "emulated"; std::invalid_argument otherwise. One instance a process.
+/// "ane" or "emulated"; std::invalid_argument otherwise. One instance a
+/// process.
 Device& get_device(std::string_view name);
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -1,4 +1,5 @@
-// Heads become surfaces of one program; grouped query heads are folded into rows.
+// Heads become surfaces of one program; grouped query heads are folded into
+// rows.
 #include "device/device_attention.h"
 
 #include <algorithm>
@@ -61,8 +62,8 @@ Extent extent(const Heads& x) {
         for (float value : row) {
           squares += static_cast<double>(value) * value;
           // A comparison that NaN fails would hide it.
-          out.value = std::isnan(value) ? value
-                                        : std::max(out.value, std::abs(value));
+          out.value =
+              std::isnan(value) ? value : std::max(out.value, std::abs(value));
         }
         auto norm = static_cast<float>(std::sqrt(squares));
         out.norm = std::isnan(norm) ? norm : std::max(out.norm, norm);
@@ -74,11 +75,7 @@ Extent extent(const Heads& x) {
 
 /// The additive mask value of one score, sinks and padding apart.
 float mask_value(
-    const Attention& a,
-    int64_t b,
-    int64_t h,
-    int64_t row,
-    int64_t key) {
+    const Attention& a, int64_t b, int64_t h, int64_t row, int64_t key) {
   auto& mask = a.mask;
   auto& s = mask.strides;
   auto at = b * s[0] + h * s[1] + row * s[2] + key * s[3];
@@ -94,7 +91,7 @@ float mask_value(
   }
   float value;
   auto* data = static_cast<const char*>(mask.data) +
-      at * static_cast<int64_t>(size_of(mask.type));
+               at * static_cast<int64_t>(size_of(mask.type));
   kernels::to_float(data, mask.type, &value, 1);
   return value;
 }
@@ -113,7 +110,8 @@ class DeviceAttention {
     auto keys = a_.k.shape[2] + (a_.sinks ? 1 : 0);
     group_ = a_.q.shape[1] / a_.k.shape[1];
     tile_ = std::max<int64_t>(1, 1024 / group_);
-    mask_per_head_ = a_.sinks ||
+    mask_per_head_ =
+        a_.sinks ||
         ((a_.mask.kind == Kind::boolean || a_.mask.kind == Kind::additive) &&
          a_.mask.strides[1] != 0);
     shape_ = {
@@ -161,7 +159,7 @@ class DeviceAttention {
           fill_canaries(*program);
         }
         auto flops = 2 * a_.q.shape[1] * rows * a_.k.shape[2] *
-            (a_.q.shape[3] + a_.v.shape[3]);
+                     (a_.q.shape[3] + a_.v.shape[3]);
         LoadedProgram::evaluate(
             device_, program, program->inputs, layer_, flops);
         trace::Span span("unpack", layer_.name, 0, 0);
@@ -198,7 +196,7 @@ class DeviceAttention {
   }
 
   void pack_heads(
-      const Heads& x, // (B, G, T, D)
+      const Heads& x,  // (B, G, T, D)
       int64_t b,
       float scale,
       int64_t rows_padded,
@@ -220,18 +218,14 @@ class DeviceAttention {
   }
 
   void pack_queries(
-      int64_t b,
-      int64_t begin,
-      int64_t rows,
-      LoadedProgram& program) {
+      int64_t b, int64_t begin, int64_t rows, LoadedProgram& program) {
     SurfaceLock lock(*program.inputs[0], Surface::Access::write);
     for (int64_t g = 0; g < shape_.heads; ++g) {
       for (int64_t r = 0; r < shape_.rows; ++r) {
         auto* dst = line(lock, program, 0, shape_.rows, g, r);
         if (r < group_ * rows) {
           auto head = a_.q.head(b, g * group_ + r / rows);
-          write_row(
-              head, begin + r % rows, a_.scale, shape_.features, dst);
+          write_row(head, begin + r % rows, a_.scale, shape_.features, dst);
         } else {
           std::fill_n(dst, shape_.features, 0);
         }
@@ -240,10 +234,7 @@ class DeviceAttention {
   }
 
   void pack_mask(
-      int64_t b,
-      int64_t begin,
-      int64_t rows,
-      LoadedProgram& program) {
+      int64_t b, int64_t begin, int64_t rows, LoadedProgram& program) {
     SurfaceLock lock(*program.inputs[2], Surface::Access::write);
     auto keys = a_.k.shape[2];
     for (int64_t g = 0; g < (mask_per_head_ ? shape_.heads : 1); ++g) {
@@ -251,8 +242,8 @@ class DeviceAttention {
         row_.assign(shape_.keys, hidden);
         bool seen = r >= group_ * rows;
         for (int64_t key = 0; key < keys && r < group_ * rows; ++key) {
-          auto value = mask_value(
-              a_, b, g * group_ + r / rows, begin + r % rows, key);
+          auto value =
+              mask_value(a_, b, g * group_ + r / rows, begin + r % rows, key);
           seen |= value > -max_score;
           if (!(value <= max_score)) {
             throw OutOfRange();
@@ -264,7 +255,7 @@ class DeviceAttention {
           seen |= std::abs(row_[keys]) <= max_score;
         }
         if (!seen) {
-          throw OutOfRange(); // averages all keys, and not the padding
+          throw OutOfRange();  // averages all keys, and not the padding
         }
         kernels::from_float(
             row_.data(),
@@ -283,11 +274,7 @@ class DeviceAttention {
         kernels::canary);
   }
 
-  void unpack(
-      int64_t b,
-      int64_t begin,
-      int64_t rows,
-      LoadedProgram& program) {
+  void unpack(int64_t b, int64_t begin, int64_t rows, LoadedProgram& program) {
     SurfaceLock lock(*program.output, Surface::Access::read);
     auto values = a_.v.shape[3];
     auto undo = std::ldexp(1.0f, -exponent_);
@@ -305,7 +292,7 @@ class DeviceAttention {
           row_[c] *= undo;
         }
         auto at = b * out_.strides[0] + h * out_.strides[1] +
-            (begin + i) * out_.strides[2];
+                  (begin + i) * out_.strides[2];
         kernels::from_float(
             row_.data(),
             out_.type,
@@ -351,15 +338,14 @@ class DeviceAttention {
   trace::Layer& layer_;
   AttentionShape shape_;
   int64_t group_;
-  int64_t tile_; // query positions of one call
+  int64_t tile_;  // query positions of one call
   bool mask_per_head_;
-  int exponent_ = 0; // v is packed times 2^exponent_
+  int exponent_ = 0;  // v is packed times 2^exponent_
   std::vector<float> row_;
 };
 
 void fill_nan(const Heads& out) {
-  std::vector<float> nan(
-      out.shape[3], std::numeric_limits<float>::quiet_NaN());
+  std::vector<float> nan(out.shape[3], std::numeric_limits<float>::quiet_NaN());
   for (int64_t b = 0; b < out.shape[0]; ++b) {
     for (int64_t h = 0; h < out.shape[1]; ++h) {
       auto head = out.head(b, h);
@@ -371,7 +357,7 @@ void fill_nan(const Heads& out) {
   }
 }
 
-} // namespace
+}  // namespace
 
 void run_attention(
     Device& device,
@@ -400,4 +386,4 @@ void run_attention(
        [&] { fill_nan(out); }});
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -1,4 +1,5 @@
-// Attention on a device: one fused program for all heads, checked as matmuls are.
+// Attention on a device: one fused program for all heads, checked as matmuls
+// are.
 #pragma once
 
 #include <memory>
@@ -9,12 +10,13 @@
 
 namespace mlx_ane {
 
-/// out = softmax(scale q kᵀ + mask) v on the device or, where the call is placed
-/// or fails, on the BLAS (see run_placed). `logsumexp` is left unwritten.
+/// out = softmax(scale q kᵀ + mask) v on the device or, where the call is
+/// placed or fails, on the BLAS (see run_placed). `logsumexp` is left
+/// unwritten.
 void run_attention(
     Device& device,
     const kernels::Attention& attention,
     const kernels::Heads& out,
     trace::Layer& layer);
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

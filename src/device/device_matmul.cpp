@@ -27,8 +27,8 @@ float element(const MatrixView& m, int64_t r, int64_t c) {
 }
 
 struct Dot {
-  double sum = 0; // Σ x w
-  double magnitude = 0; // Σ |x w|
+  double sum = 0;        // Σ x w
+  double magnitude = 0;  // Σ |x w|
 };
 
 /// w (n, k) as memory or, once staged, as rows of its quantised form.
@@ -69,18 +69,19 @@ Dot dot(const MatrixView& x, int64_t r, const std::vector<float>& w) {
 
 /// One (rows, depth, columns) call in host terms.
 struct TileCall {
-  MatrixView x; // (rows, depth)
+  MatrixView x;  // (rows, depth)
   int64_t columns;
-  std::function<std::vector<float>(int64_t n)> w_row; // (depth) of column n
+  std::function<std::vector<float>(int64_t n)> w_row;  // (depth) of column n
   const RowScales& x_scales;
   const RowScales& w_scales;
-  float* y; // (rows, columns), rows y_ld apart
+  float* y;  // (rows, columns), rows y_ld apart
   int64_t y_ld;
   bool accumulate;
 };
 
 /// A zero where fp32 sees more than the engine may flush is a wrong answer. The
-/// engine drops products below 2^-14 after scaling (MiniMax-H3-Swift, M3 Ultra).
+/// engine drops products below 2^-14 after scaling (MiniMax-H3-Swift, M3
+/// Ultra).
 void probe_zero(const TileCall& tile, int64_t r, int64_t n) {
   auto exact = dot(tile.x, r, tile.w_row(n)).sum;
   auto floor = std::ldexp(
@@ -163,7 +164,7 @@ void unpack_checked(const TileCall& tile, const uint16_t* src, int64_t ld) {
 }
 
 RowScales pack_operand(
-    const MatrixView& m, // (rows, depth)
+    const MatrixView& m,  // (rows, depth)
     Surface& surface,
     size_t surface_row_bytes,
     int64_t rows_padded,
@@ -195,11 +196,8 @@ class DeviceMatmul {
       : device_(device),
         layer_(*call.layer),
         plan_(plan_matmul(
-            call.x.rows,
-            call.x.cols,
-            call.w.rows,
-            device.limits(),
-            layout)) {}
+            call.x.rows, call.x.cols, call.w.rows, device.limits(), layout)) {
+  }
 
   /// y (+)= x wᵀ in fp32. `staged` keeps w's tiles between calls, or is null.
   void run(
@@ -262,14 +260,14 @@ class DeviceMatmul {
 
  private:
   struct Operands {
-    MatrixView x; // (rows, depth)
+    MatrixView x;  // (rows, depth)
     int64_t columns;
-    std::function<std::vector<float>(int64_t n)> w_row; // (depth) of column n
+    std::function<std::vector<float>(int64_t n)> w_row;  // (depth) of column n
     const WeightTile& weight;
   };
 
-  std::shared_ptr<LoadedProgram>
-  load(const Tile& rows, const Tile& depth, const Tile& columns) {
+  std::shared_ptr<LoadedProgram> load(
+      const Tile& rows, const Tile& depth, const Tile& columns) {
     return executable_cache().get(
         device_,
         MatmulShape{rows.padded, depth.padded, columns.padded, plan_.layout});
@@ -315,7 +313,8 @@ class DeviceMatmul {
     }
     RowScales x_scales;
     {
-      auto bytes = rows.size * depth.size * static_cast<int64_t>(sizeof(uint16_t));
+      auto bytes =
+          rows.size * depth.size * static_cast<int64_t>(sizeof(uint16_t));
       trace::Span span("pack_x", layer_.name, bytes, 0);
       layer_.bytes += bytes;
       x_scales = pack_operand(
@@ -326,8 +325,7 @@ class DeviceMatmul {
           depth.padded,
           plan_.layout,
           device_.limits());
-      fill_canaries(
-          *program->output, program->output_row_bytes, rows.size, n);
+      fill_canaries(*program->output, program->output_row_bytes, rows.size, n);
     }
     LoadedProgram::evaluate(
         device_,
@@ -391,15 +389,13 @@ MatrixView dense(const std::vector<float>& data, int64_t rows, int64_t cols) {
 /// Compares samples of y (rows, n), without bias, with dot products in double.
 /// The bound is the rounding of fp16 operands and outputs: 2^-9 of Σ|x w|.
 void spot_check(
-    const MatmulCall& call,
-    const Weight& w,
-    const float* y,
-    int64_t y_ld) {
+    const MatmulCall& call, const Weight& w, const float* y, int64_t y_ld) {
   trace::add(Counter::spot_checks);
   for (int64_t i = 0; i < max_probes; ++i) {
     auto r = (i * 7919 + 13) % call.x.rows;
     auto n = (i * 104729 + 7) % call.w.rows;
-    auto [sum, magnitude] = dot(call.x, r, w.row(n, {0, w.view.cols, w.view.cols}));
+    auto [sum, magnitude] =
+        dot(call.x, r, w.row(n, {0, w.view.cols, w.view.cols}));
     auto got = y[r * y_ld + n];
     if (std::isfinite(sum) &&
         !(std::abs(got - sum) <= std::ldexp(magnitude, -9))) {
@@ -421,7 +417,7 @@ void store(const std::vector<float>& sums, const MatmulCall& call) {
   for (int64_t r = 0; r < y.rows; ++r) {
     auto* source = sums.data() + r * y.cols;
     auto* out = static_cast<char*>(y.data) +
-        r * y.row_stride * static_cast<int64_t>(size_of(y.type));
+                r * y.row_stride * static_cast<int64_t>(size_of(y.type));
     if (call.bias) {
       for (int64_t c = 0; c < y.cols; ++c) {
         row[c] = source[c] + bias[c];
@@ -432,12 +428,10 @@ void store(const std::vector<float>& sums, const MatmulCall& call) {
   }
 }
 
-} // namespace
+}  // namespace
 
 void run_on_device(
-    Device& device,
-    const MatmulCall& call,
-    const RunnerSettings& settings) {
+    Device& device, const MatmulCall& call, const RunnerSettings& settings) {
   if (auto reason = device.unavailable()) {
     throw DeviceError(Cause::unavailable, *reason);
   }
@@ -472,4 +466,4 @@ void run_on_device(
   }
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

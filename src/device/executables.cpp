@@ -10,9 +10,7 @@ namespace mlx_ane {
 
 namespace {
 
-std::shared_ptr<LoadedProgram> load(
-    Device& device,
-    const ProgramShape& shape) {
+std::shared_ptr<LoadedProgram> load(Device& device, const ProgramShape& shape) {
   auto dialect = device.limits().verbose_dialect ? mil::Dialect::ios16
                                                  : mil::Dialect::ios18;
   auto source = program_source(shape, dialect);
@@ -36,7 +34,7 @@ std::shared_ptr<LoadedProgram> load(
   return program;
 }
 
-} // namespace
+}  // namespace
 
 void LoadedProgram::evaluate(
     Device& device,
@@ -65,8 +63,7 @@ void LoadedProgram::evaluate(
 }
 
 std::shared_ptr<LoadedProgram> ExecutableCache::get(
-    Device& device,
-    const ProgramShape& shape) {
+    Device& device, const ProgramShape& shape) {
   std::lock_guard lock(mutex_);
   Key key{&device, shape};
   if (auto found = entries_.find(key); found != entries_.end()) {
@@ -148,4 +145,4 @@ ExecutableCache& executable_cache() {
   return *instance;
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -17,7 +17,7 @@ namespace mlx_ane {
 /// write into a surface until the output has been read.
 struct LoadedProgram {
   std::shared_ptr<Executable> executable;
-  std::vector<std::shared_ptr<Surface>> inputs; // of one size
+  std::vector<std::shared_ptr<Surface>> inputs;  // of one size
   std::shared_ptr<Surface> output;
   std::vector<size_t> input_row_bytes;
   size_t output_row_bytes;
@@ -59,9 +59,9 @@ class ExecutableCache {
 
   std::mutex mutex_;
   std::map<Key, Entry> entries_;
-  std::list<Key> recency_; // front: most recently used
+  std::list<Key> recency_;  // front: most recently used
 };
 
 ExecutableCache& executable_cache();
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

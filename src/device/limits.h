@@ -67,4 +67,4 @@ struct Limits {
 /// M4, "h17s" M5); std::invalid_argument with the valid names otherwise.
 Limits limits_of(const std::string& chip);
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -25,7 +25,7 @@ std::vector<Tile> even_tiles(int64_t n, int64_t most) {
   return tiles;
 }
 
-} // namespace
+}  // namespace
 
 int64_t row_bucket(int64_t rows) {
   auto* bucket =
@@ -34,11 +34,7 @@ int64_t row_bucket(int64_t rows) {
 }
 
 MatmulPlan plan_matmul(
-    int64_t s,
-    int64_t k,
-    int64_t n,
-    const Limits& limits,
-    Layout layout) {
+    int64_t s, int64_t k, int64_t n, const Limits& limits, Layout layout) {
   MatmulPlan plan;
   plan.layout = layout;
   for (int64_t begin = 0; begin < s;) {
@@ -52,4 +48,4 @@ MatmulPlan plan_matmul(
   return plan;
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -1,4 +1,5 @@
-// How a matmul is cut to fit an engine: buckets of rows, splits of K, tiles of N.
+// How a matmul is cut to fit an engine: buckets of rows, splits of K, tiles of
+// N.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ struct MatmulPlan {
     return rows.size() * depth.size() * columns.size();
   }
   int64_t max_bucket() const {
-    return rows.front().padded; // tiles are of the largest bucket first
+    return rows.front().padded;  // tiles are of the largest bucket first
   }
 };
 
@@ -49,4 +50,4 @@ MatmulPlan plan_matmul(
     const Limits& limits,
     Layout layout = Layout::natural);
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

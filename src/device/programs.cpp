@@ -19,8 +19,8 @@ Argument ref(const std::string& name) {
   return {Reference{name}, {}};
 }
 
-Operation
-operation(const std::string& op, const std::string& output, Shape shape) {
+Operation operation(
+    const std::string& op, const std::string& output, Shape shape) {
   Operation out;
   out.op = op;
   out.outputs = {{output, {DType::fp16, std::move(shape)}}};
@@ -81,7 +81,7 @@ Shape input_shape(const MatmulShape& shape, int64_t rows) {
                                          : Shape{1, shape.k, 1, rows};
 }
 
-} // namespace
+}  // namespace
 
 size_t input_surface_bytes(const MatmulShape& shape) {
   return surface_bytes({"", input_shape(shape, std::max(shape.s, shape.n)), 2});
@@ -146,8 +146,7 @@ mil::Program attention_program(const AttentionShape& shape) {
       matmul("scores", "a0_q", "a1_k", "no", "yes", scores),
       masked,
       softmax,
-      matmul(
-          "o0_y", "weights", "a3_v", "no", "no", {1, heads, rows, values}),
+      matmul("o0_y", "weights", "a3_v", "no", "no", {1, heads, rows, values}),
   };
   mil::Program program;
   program.functions = {std::move(main)};
@@ -157,9 +156,7 @@ mil::Program attention_program(const AttentionShape& shape) {
 namespace {
 
 Source source_of(
-    const mil::Program& program,
-    mil::Dialect dialect,
-    Shape output_shape) {
+    const mil::Program& program, mil::Dialect dialect, Shape output_shape) {
   Source source;
   source.text = mil::write(program, dialect);
   for (auto& input : program.functions[0].inputs) {
@@ -169,7 +166,7 @@ Source source_of(
   return source;
 }
 
-} // namespace
+}  // namespace
 
 Source matmul_source(const MatmulShape& shape, mil::Dialect dialect) {
   return source_of(matmul_program(shape), dialect, {1, 1, shape.s, shape.n});
@@ -189,4 +186,4 @@ Source program_source(const ProgramShape& shape, mil::Dialect dialect) {
   return attention_source(std::get<AttentionShape>(shape), dialect);
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

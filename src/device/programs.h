@@ -18,8 +18,8 @@ struct MatmulShape {
   auto operator<=>(const MatmulShape&) const = default;
 };
 
-/// Bytes of the surfaces of both inputs. Orion requires equal sizes, others accept
-/// them, so a weight is given room for the x of the most rows it meets.
+/// Bytes of the surfaces of both inputs. Orion requires equal sizes, others
+/// accept them, so a weight is given room for the x of the most rows it meets.
 size_t input_surface_bytes(const MatmulShape& shape);
 
 mil::Program matmul_program(const MatmulShape& shape);
@@ -37,7 +37,7 @@ struct AttentionShape {
   int64_t keys;
   int64_t features;
   int64_t values;
-  bool mask_per_head; // mask (heads, rows, keys), else (1, rows, keys)
+  bool mask_per_head;  // mask (heads, rows, keys), else (1, rows, keys)
   auto operator<=>(const AttentionShape&) const = default;
 };
 
@@ -50,4 +50,4 @@ Source attention_source(const AttentionShape& shape, mil::Dialect dialect);
 using ProgramShape = std::variant<MatmulShape, AttentionShape>;
 Source program_source(const ProgramShape& shape, mil::Dialect dialect);
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

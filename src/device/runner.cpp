@@ -95,12 +95,10 @@ void failed(const Device& device, trace::Layer& layer, const DeviceError& e) {
 }
 
 std::string describe(
-    const Device& device,
-    const trace::Layer& layer,
-    const DeviceError& e) {
+    const Device& device, const trace::Layer& layer, const DeviceError& e) {
   auto who = layer.name.empty() ? std::string("a matmul") : layer.name;
   return who + " on device " + std::string(device.name()) + ": " +
-      to_string(e.cause) + " (" + e.what() + ")";
+         to_string(e.cause) + " (" + e.what() + ")";
 }
 
 void run_on_blas(const MatmulCall& call) {
@@ -108,13 +106,10 @@ void run_on_blas(const MatmulCall& call) {
   trace::Span span("gemm_forward", call.layer->name, 0, flops);
   trace::add(Counter::gemm_forward);
   blas::gemm(
-      call.x,
-      call.w.transposed(),
-      call.bias ? &*call.bias : nullptr,
-      call.y);
+      call.x, call.w.transposed(), call.bias ? &*call.bias : nullptr, call.y);
 }
 
-} // namespace
+}  // namespace
 
 void fill_nan(const MatrixOut& y) {
   std::vector<float> nan(y.cols, std::numeric_limits<float>::quiet_NaN());
@@ -162,8 +157,8 @@ void restore_devices() {
   state().warned.clear();
 }
 
-std::optional<Placement>
-placement(const Device& device, int64_t rows, const trace::Layer& layer) {
+std::optional<Placement> placement(
+    const Device& device, int64_t rows, const trace::Layer& layer) {
   if (rows < runner_settings().min_rows) {
     return Placement::few_rows;
   }
@@ -177,10 +172,7 @@ placement(const Device& device, int64_t rows, const trace::Layer& layer) {
 }
 
 void run_placed(
-    Device& device,
-    int64_t rows,
-    trace::Layer& layer,
-    const PlacedCall& call) {
+    Device& device, int64_t rows, trace::Layer& layer, const PlacedCall& call) {
   if (auto reason = placement(device, rows, layer)) {
     if (reason == Placement::back_off) {
       --layer.pause;
@@ -236,4 +228,4 @@ void run_matmul(Device& device, const MatmulCall& call) {
        [&] { fill_nan(call.y); }});
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

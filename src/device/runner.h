@@ -36,21 +36,18 @@ void set_runner_settings(const RunnerSettings& settings);
 
 /// A call in the three ways that it may end.
 struct PlacedCall {
-  /// False if values or shapes are out of the device's range, with nothing done.
-  /// Throws DeviceError.
+  /// False if values or shapes are out of the device's range, with nothing
+  /// done. Throws DeviceError.
   std::function<bool(const RunnerSettings&)> on_device;
   std::function<void()> on_blas;
   /// Fills the output with NaN, so that what depends on a failure shows it.
   std::function<void()> fill_nan;
 };
 
-/// Runs a call of so many rows on the device or, where it is placed or fails, on
-/// the BLAS. Throws DeviceFailure under Fallback::error.
+/// Runs a call of so many rows on the device or, where it is placed or fails,
+/// on the BLAS. Throws DeviceFailure under Fallback::error.
 void run_placed(
-    Device& device,
-    int64_t rows,
-    trace::Layer& layer,
-    const PlacedCall& call);
+    Device& device, int64_t rows, trace::Layer& layer, const PlacedCall& call);
 
 /// y (s, n) = x (s, k) @ w (n, k)ᵀ [+ bias (n)].
 struct MatmulCall {
@@ -63,8 +60,8 @@ struct MatmulCall {
   std::shared_ptr<trace::Layer> layer;
   /// Two-term split of both operands: three products, error near fp32's.
   bool high_precision = false;
-  /// Row n of w in fp32 (k), where w.data is null: a quantised weight whose tiles
-  /// are staged.
+  /// Row n of w in fp32 (k), where w.data is null: a quantised weight whose
+  /// tiles are staged.
   std::function<void(int64_t n, float* row)> w_row = {};
 };
 
@@ -75,15 +72,13 @@ class DeviceFailure : public std::runtime_error {
 };
 
 /// Why this call would be placed on the BLAS now, or nothing. Counts nothing.
-std::optional<trace::Placement>
-placement(const Device& device, int64_t rows, const trace::Layer& layer);
+std::optional<trace::Placement> placement(
+    const Device& device, int64_t rows, const trace::Layer& layer);
 
 /// Runs the whole call on the device; throws DeviceError at the first tile that
 /// fails, with y in an unspecified state.
 void run_on_device(
-    Device& device,
-    const MatmulCall& call,
-    const RunnerSettings& settings);
+    Device& device, const MatmulCall& call, const RunnerSettings& settings);
 
 void fill_nan(const MatrixOut& y);
 
@@ -96,4 +91,4 @@ void restore_devices();
 /// Why a device was taken out for this process, or nothing.
 std::optional<std::string> taken_out(const Device& device);
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -75,11 +75,9 @@ std::shared_ptr<Worker> take_worker() {
   return worker;
 }
 
-} // namespace
+}  // namespace
 
-bool run_bounded(
-    std::function<void()> call,
-    std::chrono::milliseconds bound) {
+bool run_bounded(std::function<void()> call, std::chrono::milliseconds bound) {
   if (bound.count() == 0) {
     call();
     return true;
@@ -112,4 +110,4 @@ int64_t abandoned_calls() {
   return abandoned;
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -30,12 +30,12 @@ size_t staged_bytes(const Device& device, const MatmulPlan& plan) {
   return total;
 }
 
-} // namespace
+}  // namespace
 
 // A quarter of physical memory.
 size_t WeightStore::default_limit() {
   return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) *
-      static_cast<size_t>(sysconf(_SC_PAGESIZE)) / 4;
+         static_cast<size_t>(sysconf(_SC_PAGESIZE)) / 4;
 }
 
 std::shared_ptr<StagedWeight> WeightStore::get(
@@ -67,7 +67,7 @@ std::shared_ptr<StagedWeight> WeightStore::get(
       return entry->second.weight;
     }
     if (entry != entries.end()) {
-      drop(buffer); // too small for this many rows: staged anew
+      drop(buffer);  // too small for this many rows: staged anew
     }
   }
   trace::add(trace::Counter::weight_store_misses);
@@ -169,4 +169,4 @@ WeightStore& weight_store() {
   return *instance;
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

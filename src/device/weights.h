@@ -93,9 +93,9 @@ class WeightStore {
   };
   struct Entry {
     std::shared_ptr<StagedWeight> weight;
-    int64_t rows; // most rows of x that its surfaces have room for
+    int64_t rows;  // most rows of x that its surfaces have room for
     size_t bytes;
-    uint64_t used; // value of clock_ at the last lookup
+    uint64_t used;  // value of clock_ at the last lookup
   };
   struct Buffer {
     Owner owner;
@@ -118,4 +118,4 @@ class WeightStore {
 
 WeightStore& weight_store();
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

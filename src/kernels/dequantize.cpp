@@ -40,11 +40,7 @@ std::array<float, 256> table(float (*value)(int)) {
 
 /// Codes of `n` elements from element `first` of a row on.
 void unpack_codes(
-    const uint8_t* row,
-    int bits,
-    int64_t first,
-    int64_t n,
-    uint8_t* codes) {
+    const uint8_t* row, int bits, int64_t first, int64_t n, uint8_t* codes) {
   if (bits == 8) {
     std::copy_n(row + first, n, codes);
     return;
@@ -79,17 +75,13 @@ float byte_scale(const QuantizedMatrix& w, int64_t group) {
                                            : std::ldexp(1.0f, code - 127);
 }
 
-} // namespace
+}  // namespace
 
 void dequantize_rows(
-    const QuantizedMatrix& w,
-    int64_t begin,
-    int64_t count,
-    float* out) {
+    const QuantizedMatrix& w, int64_t begin, int64_t count, float* out) {
   static const auto e4m3_values = table(e4m3);
   static const auto e2m1_values = table(e2m1);
-  auto& values =
-      w.mode == QuantizationMode::mxfp8 ? e4m3_values : e2m1_values;
+  auto& values = w.mode == QuantizationMode::mxfp8 ? e4m3_values : e2m1_values;
   auto groups = w.cols / w.group_size;
   auto row_bytes = w.cols * w.bits / 8;
   std::array<uint8_t, 256> codes;
@@ -116,4 +108,4 @@ void dequantize_rows(
   }
 }
 
-} // namespace mlx_ane::kernels
+}  // namespace mlx_ane::kernels

@@ -17,7 +17,8 @@ struct RowNorm {
 
 /// Constants of Adam in fp32, see AdamStep.
 struct AdamConstants {
-  float b1, b2, one_minus_b1, one_minus_b2, eps, keep, keep_rest, c1, c2, gradient_scale;
+  float b1, b2, one_minus_b1, one_minus_b2, eps, keep, keep_rest, c1, c2,
+      gradient_scale;
 };
 
 /// Any bit set in a row of halves.

@@ -18,8 +18,7 @@ void adam_loop(
     new_v = k.b2 * vv + k.one_minus_b2 * gv * gv;
     // No product with a rest of zero: an infinite p would make it NaN.
     V rest = k.keep_rest != 0.0f ? k.keep_rest * pv : V{};
-    return pv * k.keep +
-        (rest - k.c1 * new_m / (sqrt(new_v) * k.c2 + k.eps));
+    return pv * k.keep + (rest - k.c1 * new_m / (sqrt(new_v) * k.c2 + k.eps));
   };
   V new_m, new_v;
   int64_t i = 0;

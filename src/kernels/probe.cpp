@@ -13,7 +13,8 @@ double fma_peak(double seconds) {
   auto start = Clock::now();
   double flops = 0.0, elapsed = 0.0;
   volatile float keep = 0.0f;
-  // The mean, not the best moment: a busy neighbour slows GEMMs as it slows this.
+  // The mean, not the best moment: a busy neighbour slows GEMMs as it slows
+  // this.
   while (elapsed < seconds) {
     keep = keep + loops().fma_rounds(rounds);
     flops += 2.0 * 12 * loops().lanes * rounds;

@@ -49,7 +49,7 @@ class Cursor {
   /// The first character after the blanks that follow `name`, which comes next.
   char peek_after(std::string_view name) {
     const char* q = name.data() + name.size();
-    if (q<end_&& static_cast<unsigned char>(*q)> ' ' && *q != '/') {
+    if (q < end_ && static_cast<unsigned char>(*q) > ' ' && *q != '/') {
       return *q;
     }
     Cursor ahead = *this;

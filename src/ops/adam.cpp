@@ -17,8 +17,8 @@ namespace mlx_ane {
 
 namespace {
 
-// Tensors of one AdamUpdate: its siblings each keep a copy of all its inputs, so
-// groups keep the graph's cost linear.
+// Tensors of one AdamUpdate: its siblings each keep a copy of all its inputs,
+// so groups keep the graph's cost linear.
 constexpr size_t group_size = 8;
 
 /// Layout of the gate's output.
@@ -43,10 +43,10 @@ void check_tensor(
   if (g.shape() != p.shape() || m.shape() != p.shape() ||
       v.shape() != p.shape()) {
     throw std::invalid_argument(
-        "[mlx_ane.adam] got tensor " + std::to_string(i) +
-        " with parameter " + to_string(p.shape()) + ", gradient " +
-        to_string(g.shape()) + ", m " + to_string(m.shape()) + " and v " +
-        to_string(v.shape()) + ", need equal shapes.");
+        "[mlx_ane.adam] got tensor " + std::to_string(i) + " with parameter " +
+        to_string(p.shape()) + ", gradient " + to_string(g.shape()) + ", m " +
+        to_string(m.shape()) + " and v " + to_string(v.shape()) +
+        ", need equal shapes.");
   }
   if (m.dtype() != v.dtype()) {
     throw std::invalid_argument(
@@ -88,9 +88,9 @@ struct GateTask {
       trace::add(trace::Counter::adam_skipped);
     }
     // As mlx.optimizers.clip_grad_norm.
-    out[clip] = max_norm
-        ? static_cast<float>(std::min(*max_norm / (global_norm_once() + 1e-6), 1.0))
-        : 1.0f;
+    out[clip] = max_norm ? static_cast<float>(std::min(
+                               *max_norm / (global_norm_once() + 1e-6), 1.0))
+                         : 1.0f;
     out[skip] = skipped ? 1.0f : 0.0f;
     trace::add(trace::Counter::adam_steps);
   }
@@ -129,8 +129,7 @@ struct UpdateTask {
       auto v = t.v.view();
       auto size = static_cast<int64_t>(size_of(p.type));
       auto state_size = static_cast<int64_t>(size_of(m.type));
-      trace::Span span(
-          "adam", "", p.cols * (2 * size + 4 * state_size + 4), 0);
+      trace::Span span("adam", "", p.cols * (2 * size + 4 * state_size + 4), 0);
       if (gate[Gate::skip] != 0.0f) {
         pass_through(p, t.p_out);
         pass_through(m, t.m_out);
@@ -162,9 +161,9 @@ struct UpdateTask {
   }
 };
 
-/// Tasks that were encoded before and still read a parameter, as its dx product,
-/// keep it from being donated: they are waited for, once a step. Staged copies
-/// of it are about to be stale, and share its ownership.
+/// Tasks that were encoded before and still read a parameter, as its dx
+/// product, keep it from being donated: they are waited for, once a step.
+/// Staged copies of it are about to be stale, and share its ownership.
 void wait_for_readers(const std::vector<mx::array>& inputs, mx::Stream s) {
   bool held = false;
   for (size_t i = 1; i < inputs.size(); i += 4) {
@@ -187,7 +186,7 @@ void donate_or_allocate(const mx::array& in, mx::array& out) {
   }
 }
 
-} // namespace
+}  // namespace
 
 AdamResult adam(
     const std::vector<mx::array>& parameters,
@@ -229,8 +228,7 @@ AdamResult adam(
     std::vector<mx::Shape> shapes;
     std::vector<mx::Dtype> dtypes;
     for (size_t i = first; i < last; ++i) {
-      inputs.insert(
-          inputs.end(), {parameters[i], gradients[i], m[i], v[i]});
+      inputs.insert(inputs.end(), {parameters[i], gradients[i], m[i], v[i]});
       shapes.insert(shapes.end(), 3, parameters[i].shape());
       dtypes.insert(
           dtypes.end(), {parameters[i].dtype(), m[i].dtype(), v[i].dtype()});
@@ -250,8 +248,7 @@ AdamResult adam(
 }
 
 void AdamGate::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   GateTask task{
@@ -267,8 +264,7 @@ void AdamGate::eval_cpu(
 }
 
 void AdamGate::eval_gpu(
-    const std::vector<mx::array>&,
-    std::vector<mx::array>&) {
+    const std::vector<mx::array>&, std::vector<mx::array>&) {
   no_gpu();
 }
 
@@ -276,14 +272,12 @@ bool AdamGate::is_equivalent(const mx::Primitive& other) const {
   return max_norm_ == static_cast<const AdamGate&>(other).max_norm_;
 }
 
-std::vector<mx::Shape> AdamGate::output_shapes(
-    const std::vector<mx::array>&) {
+std::vector<mx::Shape> AdamGate::output_shapes(const std::vector<mx::array>&) {
   return {{gate_size}};
 }
 
 void AdamUpdate::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   // Without inputs, this is a sibling of an update whose task was encoded just
   // before an exception cut its graph short: the task has run.
   if (inputs.empty()) {
@@ -310,8 +304,7 @@ void AdamUpdate::eval_cpu(
 }
 
 void AdamUpdate::encode(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   wait_for_readers(inputs, stream());
   UpdateTask task{inputs[0].data<float>(), {}, options_, first_};
   for (size_t i = 0; 3 * i < outputs.size(); ++i) {
@@ -340,8 +333,7 @@ void AdamUpdate::encode(
 }
 
 void AdamUpdate::eval_gpu(
-    const std::vector<mx::array>&,
-    std::vector<mx::array>&) {
+    const std::vector<mx::array>&, std::vector<mx::array>&) {
   no_gpu();
 }
 
@@ -359,4 +351,4 @@ std::vector<mx::Shape> AdamUpdate::output_shapes(
   return shapes;
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

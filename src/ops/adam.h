@@ -1,4 +1,5 @@
-// Adam and AdamW over lists of parameters: one gate, then fused in-place updates.
+// Adam and AdamW over lists of parameters: one gate, then fused in-place
+// updates.
 #pragma once
 
 #include <memory>
@@ -31,8 +32,8 @@ struct AdamResult {
 
 ///// Operation
 
-/// One step over all tensors. `scalars` is float32 [learning_rate, c1, c2, step]
-/// (see kernels::AdamStep). The i-th gradient has the shape of the i-th
+/// One step over all tensors. `scalars` is float32 [learning_rate, c1, c2,
+/// step] (see kernels::AdamStep). The i-th gradient has the shape of the i-th
 /// parameter, and so have its moments. If a device task that a gradient depends
 /// on failed, everything passes through unchanged.
 AdamResult adam(
@@ -51,7 +52,8 @@ AdamResult adam(
 class AdamGate : public mx::Primitive {
  public:
   AdamGate(mx::Stream stream, std::optional<double> max_norm)
-      : mx::Primitive(stream), max_norm_(max_norm) {}
+      : mx::Primitive(stream), max_norm_(max_norm) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -75,7 +77,8 @@ class AdamGate : public mx::Primitive {
 class AdamUpdate : public mx::Primitive {
  public:
   AdamUpdate(mx::Stream stream, const AdamOptions& options, int first)
-      : mx::Primitive(stream), options_(options), first_(first) {}
+      : mx::Primitive(stream), options_(options), first_(first) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -92,12 +95,11 @@ class AdamUpdate : public mx::Primitive {
 
  private:
   void encode(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs);
+      const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs);
 
   AdamOptions options_;
   // Index of the first tensor in the step, for the seed of its rounding.
   int first_;
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -34,7 +34,7 @@ void check_shapes(
     }
   }
   auto shapes = "q " + to_string(q.shape()) + ", k " + to_string(k.shape()) +
-      " and v " + to_string(v.shape());
+                " and v " + to_string(v.shape());
   if (q.shape(0) != k.shape(0) || k.shape(0) != v.shape(0)) {
     bad(shapes, "equal batch sizes");
   }
@@ -64,8 +64,7 @@ kernels::Heads heads(const mx::array& x) {
 
 /// The kernel's view of (q, k, v, [mask], [sinks]).
 kernels::Attention kernel_call(
-    const std::vector<mx::array>& inputs,
-    const AttentionOptions& options) {
+    const std::vector<mx::array>& inputs, const AttentionOptions& options) {
   kernels::Attention call{
       heads(inputs[0]),
       heads(inputs[1]),
@@ -96,8 +95,7 @@ size_t operands(const AttentionOptions& options) {
 
 int64_t flops(const kernels::Attention& call) {
   auto& q = call.q.shape;
-  return 2 * q[0] * q[1] * q[2] * call.k.shape[2] *
-      (q[3] + call.v.shape[3]);
+  return 2 * q[0] * q[1] * q[2] * call.k.shape[2] * (q[3] + call.v.shape[3]);
 }
 
 void allocate(std::vector<mx::array>& outputs) {
@@ -170,14 +168,14 @@ Fused::Function composed(const AttentionOptions& options, mx::Stream s) {
       auto shape = scores.shape();
       shape.back() = 1;
       auto column = mx::reshape(*sinks, {1, shape[1], 1, 1}, s);
-      scores = mx::concatenate(
-          {mx::broadcast_to(column, shape, s), scores}, -1, s);
+      scores =
+          mx::concatenate({mx::broadcast_to(column, shape, s), scores}, -1, s);
     }
     return std::vector<mx::array>{out, mx::logsumexp(scores, -1, false, s)};
   };
 }
 
-} // namespace
+}  // namespace
 
 mx::array attention(
     const mx::array& q,
@@ -198,15 +196,14 @@ mx::array attention(
   }
   auto place = resolve_place(op, device);
   auto s = resolve_stream(op, stream, place);
-  auto dtype = mx::promote_types(
-      mx::promote_types(q.dtype(), k.dtype()), v.dtype());
+  auto dtype =
+      mx::promote_types(mx::promote_types(q.dtype(), k.dtype()), v.dtype());
   std::vector<mx::array> inputs{
-      mx::astype(q, dtype, s), mx::astype(k, dtype, s), mx::astype(v, dtype, s)};
+      mx::astype(q, dtype, s),
+      mx::astype(k, dtype, s),
+      mx::astype(v, dtype, s)};
   AttentionOptions options{
-      scale,
-      causal ? Kind::causal : Kind::none,
-      sinks.has_value(),
-      place};
+      scale, causal ? Kind::causal : Kind::none, sinks.has_value(), place};
   mx::Shape scores{q.shape(0), q.shape(1), q.shape(2), k.shape(2)};
   if (mask) {
     bool boolean = mask->dtype() == mx::bool_;
@@ -233,8 +230,7 @@ mx::array attention(
 }
 
 void Attention::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
   if (outputs[0].size() == 0) {
     return;
@@ -291,22 +287,23 @@ std::vector<mx::array> Attention::vjp(
   if (options_.sinks) {
     trained.push_back(static_cast<int>(n) - 1);
   }
-  // The gradient of the gradient, where it is asked for, goes through MLX's ops.
-  auto gradients_of = [forward = composition_, trained, n](
-                          const std::vector<mx::array>& in) {
-    std::vector<mx::array> asked;
-    for (int i : trained) {
-      asked.push_back(in[i]);
-    }
-    auto out_only = [&](const std::vector<mx::array>& some) {
-      std::vector<mx::array> all(in.begin(), in.begin() + n);
-      for (size_t j = 0; j < trained.size(); ++j) {
-        all[trained[j]] = some[j];
-      }
-      return std::vector<mx::array>{forward(all)[0]};
-    };
-    return mx::vjp(out_only, asked, {in.back()}).second;
-  };
+  // The gradient of the gradient, where it is asked for, goes through MLX's
+  // ops.
+  auto gradients_of =
+      [forward = composition_, trained, n](const std::vector<mx::array>& in) {
+        std::vector<mx::array> asked;
+        for (int i : trained) {
+          asked.push_back(in[i]);
+        }
+        auto out_only = [&](const std::vector<mx::array>& some) {
+          std::vector<mx::array> all(in.begin(), in.begin() + n);
+          for (size_t j = 0; j < trained.size(); ++j) {
+            all[trained[j]] = some[j];
+          }
+          return std::vector<mx::array>{forward(all)[0]};
+        };
+        return mx::vjp(out_only, asked, {in.back()}).second;
+      };
   auto primitive = std::make_shared<AttentionVJP>(s, options_, gradients_of);
   std::vector<mx::Dtype> dtypes;
   for (int i : trained) {
@@ -333,8 +330,7 @@ std::vector<mx::Shape> Attention::output_shapes(
 }
 
 void AttentionVJP::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
   auto n = operands(options_);
   if (inputs[n].size() == 0) {
@@ -377,4 +373,4 @@ std::vector<mx::Shape> AttentionVJP::output_shapes(
   return shapes;
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

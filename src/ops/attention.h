@@ -41,12 +41,11 @@ mx::array attention(
 class Attention : public Fused {
  public:
   Attention(
-      mx::Stream stream,
-      const AttentionOptions& options,
-      Function composition)
+      mx::Stream stream, const AttentionOptions& options, Function composition)
       : Fused(stream, std::move(composition)),
         options_(options),
-        layer_(trace::layer("scaled_dot_product_attention")) {}
+        layer_(trace::layer("scaled_dot_product_attention")) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -72,10 +71,9 @@ class Attention : public Fused {
 class AttentionVJP : public Fused {
  public:
   AttentionVJP(
-      mx::Stream stream,
-      const AttentionOptions& options,
-      Function composition)
-      : Fused(stream, std::move(composition)), options_(options) {}
+      mx::Stream stream, const AttentionOptions& options, Function composition)
+      : Fused(stream, std::move(composition)), options_(options) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -91,4 +89,4 @@ class AttentionVJP : public Fused {
   AttentionOptions options_;
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

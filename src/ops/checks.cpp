@@ -41,7 +41,7 @@ mx::Stream resolve_stream(
   auto* type = std::get_if<mx::Device::DeviceType>(&stream);
   auto* whole = std::get_if<mx::Device>(&stream);
   bool gpu = (type && *type == mx::Device::gpu) ||
-      (whole && *whole == mx::Device::gpu);
+             (whole && *whole == mx::Device::gpu);
   auto resolved = gpu ? mx::Stream(0, mx::Device::gpu)
                       : mx::to_stream(stream, mx::Device::cpu);
   if (resolved.device != mx::Device::cpu) {
@@ -73,4 +73,4 @@ std::string to_string(mx::Dtype dtype) {
   return out.str();
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -34,4 +34,4 @@ void check_float(const std::string& op, const char* name, const mx::array& x);
 std::string to_string(const mx::Shape& shape);
 std::string to_string(mx::Dtype dtype);
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -30,4 +30,4 @@ void FailureScope::fail(mx::Stream stream, std::uintptr_t output) {
   failed_ = true;
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -29,13 +29,14 @@ class FailureScope {
   /// failure had cut short.
   void encode(std::uintptr_t output);
 
-  /// Marks a failure of the task of `output` on `stream`; the result must be NaN.
+  /// Marks a failure of the task of `output` on `stream`; the result must be
+  /// NaN.
   void fail(mx::Stream stream, std::uintptr_t output);
 
   /// Whether an optimizer step must be skipped: the exception of a failure may
-  /// be undelivered, so that nothing that is running can be trusted, or the step
-  /// belongs to a graph that a failure cut short. `finite` tells whether all
-  /// gradients are; it is asked only if needed.
+  /// be undelivered, so that nothing that is running can be trusted, or the
+  /// step belongs to a graph that a failure cut short. `finite` tells whether
+  /// all gradients are; it is asked only if needed.
   template <typename Finite>
   bool must_skip(Finite finite) {
     bool skip = failed_ || resumed_ || (tainted_ && !finite());
@@ -47,11 +48,11 @@ class FailureScope {
   }
 
  private:
-  std::atomic<bool> failed_{false}; // its exception may be undelivered
-  std::atomic<bool> tainted_{false}; // its graph may be resumed later
-  std::atomic<bool> resumed_{false}; // its graph is being resumed
+  std::atomic<bool> failed_{false};   // its exception may be undelivered
+  std::atomic<bool> tainted_{false};  // its graph may be resumed later
+  std::atomic<bool> resumed_{false};  // its graph is being resumed
   std::atomic<int> stream_{0};
   std::atomic<std::uintptr_t> output_{0};
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -47,10 +47,9 @@ std::vector<mx::array> Fused::vjp(
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> Fused::vmap(
-    const std::vector<mx::array>& inputs,
-    const std::vector<int>& axes) {
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   auto outputs = mx::vmap(composition_, axes)(inputs);
   return {outputs, std::vector<int>(outputs.size(), 0)};
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -19,7 +19,8 @@ class Fused : public mx::Primitive {
       std::function<std::vector<mx::array>(const std::vector<mx::array>&)>;
 
   Fused(mx::Stream stream, Function composition)
-      : mx::Primitive(stream), composition_(std::move(composition)) {}
+      : mx::Primitive(stream), composition_(std::move(composition)) {
+  }
 
   void eval_gpu(
       const std::vector<mx::array>& inputs,
@@ -41,4 +42,4 @@ class Fused : public mx::Primitive {
   const Function composition_;
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

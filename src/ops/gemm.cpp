@@ -1,4 +1,5 @@
-// Gemm: the BLAS or a device per batch element, with its own gradients as Gemms.
+// Gemm: the BLAS or a device per batch element, with its own gradients as
+// Gemms.
 #include "ops/gemm.h"
 
 #include "mlx/backend/cpu/encoder.h"
@@ -43,9 +44,9 @@ trace::Counter counter(Role role) {
 
 /// Everything one task needs; copied into the task.
 struct GemmTask {
-  std::vector<HostMatrix> a; // one per batch element
+  std::vector<HostMatrix> a;  // one per batch element
   std::vector<HostMatrix> b;
-  MatrixOut c; // of the first batch element; the others follow it
+  MatrixOut c;  // of the first batch element; the others follow it
   GemmOptions options;
   std::shared_ptr<trace::Layer> layer;
   std::shared_ptr<FailureScope> scope;
@@ -62,7 +63,8 @@ struct GemmTask {
       } else {
         run_on_blas(left, right, out);
       }
-      out.data = static_cast<char*>(out.data) +
+      out.data =
+          static_cast<char*>(out.data) +
           out.rows * out.row_stride * static_cast<int64_t>(size_of(out.type));
     }
   }
@@ -95,7 +97,7 @@ struct GemmTask {
   }
 };
 
-} // namespace
+}  // namespace
 
 mx::array gemm(
     const mx::array& a,
@@ -167,8 +169,7 @@ mx::array matmul(
 }
 
 void Gemm::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& a = inputs[0];
   auto& b = inputs[1];
   auto& c = outputs[0];
@@ -266,11 +267,10 @@ std::vector<mx::array> Gemm::jvp(
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> Gemm::vmap(
-    const std::vector<mx::array>& inputs,
-    const std::vector<int>& axes) {
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   auto s = stream();
-  int64_t size = axes[0] >= 0 ? inputs[0].shape(axes[0])
-                              : inputs[1].shape(axes[1]);
+  int64_t size =
+      axes[0] >= 0 ? inputs[0].shape(axes[0]) : inputs[1].shape(axes[1]);
   auto batched = [&](int i) {
     if (axes[i] >= 0) {
       return mx::moveaxis(inputs[i], axes[i], 0, s);
@@ -285,8 +285,8 @@ std::pair<std::vector<mx::array>, std::vector<int>> Gemm::vmap(
 bool Gemm::is_equivalent(const mx::Primitive& other) const {
   auto& o = static_cast<const Gemm&>(other).options_;
   return options_.trans_a == o.trans_a && options_.trans_b == o.trans_b &&
-      options_.dtype == o.dtype && options_.role == o.role &&
-      options_.place == o.place && options_.layer == o.layer;
+         options_.dtype == o.dtype && options_.role == o.role &&
+         options_.place == o.place && options_.layer == o.layer;
 }
 
 std::vector<mx::Shape> Gemm::output_shapes(
@@ -297,4 +297,4 @@ std::vector<mx::Shape> Gemm::output_shapes(
   return {shape};
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -20,14 +20,14 @@ enum class Role { forward, dx, dw, other };
 struct GemmOptions {
   bool trans_a = false;
   bool trans_b = false;
-  mx::Dtype dtype = mx::float32; // of c
+  mx::Dtype dtype = mx::float32;  // of c
   Role role = Role::other;
   Place place = {};
   std::string layer = "";
 };
 mx::array gemm(
-    const mx::array& a, // (B..., m, k), or (B..., k, m) with trans_a
-    const mx::array& b, // (B..., k, n), or (B..., n, k) with trans_b
+    const mx::array& a,  // (B..., m, k), or (B..., k, m) with trans_a
+    const mx::array& b,  // (B..., k, n), or (B..., n, k) with trans_b
     const GemmOptions& options,
     mx::Stream stream);
 
@@ -49,7 +49,8 @@ class Gemm : public mx::Primitive {
   Gemm(mx::Stream stream, const GemmOptions& options)
       : mx::Primitive(stream),
         options_(options),
-        layer_(trace::layer(options.layer)) {}
+        layer_(trace::layer(options.layer)) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -81,4 +82,4 @@ class Gemm : public mx::Primitive {
   std::shared_ptr<trace::Layer> layer_;
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -1,4 +1,5 @@
-// Folds leading axes where their strides allow it, else gathers rows in the task.
+// Folds leading axes where their strides allow it, else gathers rows in the
+// task.
 #include "ops/host_matrix.h"
 
 #include <cstring>
@@ -14,7 +15,7 @@ void gather_row(const T* src, int64_t stride, int64_t n, T* dst) {
   }
 }
 
-} // namespace
+}  // namespace
 
 Float float_type(mx::Dtype dtype) {
   if (dtype == mx::float16) {
@@ -150,4 +151,4 @@ MatrixView HostMatrix::view() const {
       1};
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

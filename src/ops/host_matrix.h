@@ -1,4 +1,5 @@
-// Views of evaluated MLX arrays as host matrices, copied only where they must be.
+// Views of evaluated MLX arrays as host matrices, copied only where they must
+// be.
 #pragma once
 
 #include <memory>
@@ -16,15 +17,16 @@ namespace mx = mlx::core;
 Float float_type(mx::Dtype dtype);
 mx::Dtype mlx_dtype(Float type);
 
-/// An evaluated array seen as rows x columns by its last two axes, or as rows of
-/// its last axis. Build it while encoding; call view() inside the task, where the
-/// values exist. Strides that no matrix can express are copied there.
+/// An evaluated array seen as rows x columns by its last two axes, or as rows
+/// of its last axis. Build it while encoding; call view() inside the task,
+/// where the values exist. Strides that no matrix can express are copied there.
 class HostMatrix {
  public:
   /// (..., K) as (S, K), all leading axes folded.
   static HostMatrix rows(const mx::array& x);
 
-  /// Matrix `batch` of (B..., M, N), its leading axes counted in row-major order.
+  /// Matrix `batch` of (B..., M, N), its leading axes counted in row-major
+  /// order.
   static HostMatrix batch(const mx::array& x, int64_t batch);
 
   /// All elements as one row, in row-major order.
@@ -40,4 +42,4 @@ class HostMatrix {
   mutable std::shared_ptr<std::vector<char>> copy_;
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -18,10 +18,10 @@ namespace {
 /// What a task of device "cpu" needs; small, as dispatch is the cost of tiny
 /// layers.
 struct BlasTask {
-  HostMatrix x; // (S, K)
-  MatrixView w; // (N, K)
+  HostMatrix x;  // (S, K)
+  MatrixView w;  // (N, K)
   std::optional<MatrixView> bias;
-  MatrixOut y; // (S, N)
+  MatrixOut y;  // (S, N)
   std::shared_ptr<trace::Layer> layer;
 
   void operator()() const {
@@ -34,7 +34,7 @@ struct BlasTask {
 
 struct DeviceTask {
   HostMatrix x;
-  MatmulCall call; // all but x, which may have to be gathered in the task
+  MatmulCall call;  // all but x, which may have to be gathered in the task
   Device* device;
   std::shared_ptr<FailureScope> scope;
   mx::Stream stream;
@@ -71,7 +71,7 @@ mx::array folded(const mx::array& x, mx::Stream s) {
   return x.ndim() == 1 ? mx::expand_dims(x, 0, s) : mx::flatten(x, 0, -2, s);
 }
 
-} // namespace
+}  // namespace
 
 mx::array linear(
     const mx::array& x,
@@ -128,9 +128,7 @@ mx::array linear(
 }
 
 mx::array ANELinear::apply(
-    const mx::array& x,
-    const mx::array& w,
-    const std::optional<mx::array>& b) {
+    const mx::array& x, const mx::array& w, const std::optional<mx::array>& b) {
   auto shape = x.shape();
   shape.back() = w.shape(0);
   std::vector<mx::array> inputs{x, w};
@@ -145,8 +143,7 @@ mx::array ANELinear::apply(
 }
 
 void ANELinear::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& y = outputs[0];
   y.set_data(mx::allocator::malloc(y.nbytes()));
   if (y.size() == 0) {
@@ -184,13 +181,13 @@ void ANELinear::eval_cpu(
   }
   auto scope = FailureScope::enter();
   scope->encode(y.id());
-  encoder.dispatch(DeviceTask{
-      std::move(x), std::move(call), device, scope, stream(), y.id()});
+  encoder.dispatch(
+      DeviceTask{
+          std::move(x), std::move(call), device, scope, stream(), y.id()});
 }
 
 void ANELinear::eval_gpu(
-    const std::vector<mx::array>&,
-    std::vector<mx::array>&) {
+    const std::vector<mx::array>&, std::vector<mx::array>&) {
   throw std::runtime_error(
       "[mlx_ane.linear] got a GPU stream, need a CPU stream; pass "
       "stream=mx.cpu.");
@@ -204,7 +201,7 @@ std::vector<mx::array> ANELinear::vjp(
   auto s = stream();
   auto& x = primals[0];
   auto& w = primals[1];
-  auto dy = folded(cotangents[0], s); // (S, N)
+  auto dy = folded(cotangents[0], s);  // (S, N)
   std::vector<mx::array> gradients;
   for (int argument : argnums) {
     GemmOptions options;
@@ -214,8 +211,7 @@ std::vector<mx::array> ANELinear::vjp(
       // dx (S, K) = dy (S, N) W (N, K)
       options.role = Role::dx;
       auto dx = gemm(dy, w, options, s);
-      gradients.push_back(
-          x.ndim() == 2 ? dx : mx::reshape(dx, x.shape(), s));
+      gradients.push_back(x.ndim() == 2 ? dx : mx::reshape(dx, x.shape(), s));
     } else if (argument == 1) {
       // dW (N, K) = dyᵀ (N, S) x (S, K)
       options.role = Role::dw;
@@ -254,8 +250,7 @@ std::vector<mx::array> ANELinear::jvp(
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> ANELinear::vmap(
-    const std::vector<mx::array>& inputs,
-    const std::vector<int>& axes) {
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   auto s = stream();
   bool has_bias = inputs.size() == 3;
   bool maps_bias = has_bias && axes[2] >= 0;
@@ -274,11 +269,11 @@ std::pair<std::vector<mx::array>, std::vector<int>> ANELinear::vmap(
     auto shape = b.shape();
     int64_t inner = y.ndim() - (axes[0] >= 0 ? 2 : 1);
     shape.insert(shape.begin() + 1, inner, 1);
-    return {{mx::astype(mx::add(y, mx::reshape(b, shape, s), s), dtype_, s)},
-            {0}};
+    return {
+        {mx::astype(mx::add(y, mx::reshape(b, shape, s), s), dtype_, s)}, {0}};
   }
   // A weight for each element: one batched product, then the bias.
-  auto w = mx::moveaxis(inputs[1], axes[1], 0, s); // (V, N, K)
+  auto w = mx::moveaxis(inputs[1], axes[1], 0, s);  // (V, N, K)
   int64_t size = w.shape(0);
   if (axes[0] < 0) {
     auto shape = x.shape();
@@ -315,10 +310,10 @@ std::pair<std::vector<mx::array>, std::vector<int>> ANELinear::vmap(
 bool ANELinear::is_equivalent(const mx::Primitive& other) const {
   auto& o = static_cast<const ANELinear&>(other);
   return options_.place == o.options_.place &&
-      options_.layer == o.options_.layer &&
-      options_.frozen == o.options_.frozen &&
-      options_.high_precision == o.options_.high_precision &&
-      dtype_ == o.dtype_;
+         options_.layer == o.options_.layer &&
+         options_.frozen == o.options_.frozen &&
+         options_.high_precision == o.options_.high_precision &&
+         dtype_ == o.dtype_;
 }
 
 std::vector<mx::Shape> ANELinear::output_shapes(
@@ -328,4 +323,4 @@ std::vector<mx::Shape> ANELinear::output_shapes(
   return {shape};
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

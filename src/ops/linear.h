@@ -45,7 +45,8 @@ class ANELinear : public mx::Primitive {
       : mx::Primitive(stream),
         options_(std::move(options)),
         dtype_(dtype),
-        layer_(trace::layer(options_.layer)) {}
+        layer_(trace::layer(options_.layer)) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -83,4 +84,4 @@ class ANELinear : public mx::Primitive {
   std::shared_ptr<trace::Layer> layer_;
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -18,32 +18,27 @@ void allocate(std::vector<mx::array>& outputs) {
 }
 
 std::vector<mx::array> composed_cross_entropy(
-    const std::vector<mx::array>& in,
-    float smoothing,
-    mx::Stream s) {
+    const std::vector<mx::array>& in, float smoothing, mx::Stream s) {
   auto logits = mx::astype(in[0], mx::float32, s);
   auto targets = mx::expand_dims(in[1], -1, s);
   auto lse = mx::logsumexp(logits, -1, false, s);
-  auto score =
-      mx::squeeze(mx::take_along_axis(logits, targets, -1, s), -1, s);
-  auto loss = mx::subtract(
-      lse, mx::multiply(mx::array(1.0f - smoothing), score, s), s);
+  auto score = mx::squeeze(mx::take_along_axis(logits, targets, -1, s), -1, s);
+  auto loss =
+      mx::subtract(lse, mx::multiply(mx::array(1.0f - smoothing), score, s), s);
   if (smoothing != 0.0f) {
     auto mean = mx::mean(logits, -1, false, s);
-    loss = mx::subtract(
-        loss, mx::multiply(mx::array(smoothing), mean, s), s);
+    loss = mx::subtract(loss, mx::multiply(mx::array(smoothing), mean, s), s);
   }
   return {loss, lse};
 }
 
 std::vector<mx::array> composed_swiglu(
-    const std::vector<mx::array>& in,
-    mx::Stream s) {
+    const std::vector<mx::array>& in, mx::Stream s) {
   auto silu = mx::multiply(in[0], mx::sigmoid(in[0], s), s);
   return {mx::multiply(silu, in[1], s)};
 }
 
-} // namespace
+}  // namespace
 
 mx::array cross_entropy(
     const mx::array& logits,
@@ -82,8 +77,7 @@ mx::array cross_entropy(
 }
 
 void CrossEntropy::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
   if (outputs[0].size() == 0) {
     return;
@@ -120,8 +114,8 @@ std::vector<mx::array> CrossEntropy::vjp(
     };
     return mx::vjp(loss, {in[0]}, {in[3]}).second;
   };
-  auto d_loss = mx::contiguous(
-      mx::astype(cotangents[0], mx::float32, s), false, s);
+  auto d_loss =
+      mx::contiguous(mx::astype(cotangents[0], mx::float32, s), false, s);
   return {mx::array(
       primals[0].shape(),
       primals[0].dtype(),
@@ -139,8 +133,7 @@ std::vector<mx::Shape> CrossEntropy::output_shapes(
 }
 
 void CrossEntropyVJP::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
   auto& out = outputs[0];
   if (out.size() == 0) {
@@ -183,8 +176,8 @@ mx::array swiglu(
   if (gate.shape() != up.shape() || gate.dtype() != up.dtype()) {
     throw std::invalid_argument(
         "[mlx_ane.fast.swiglu] got gate " + to_string(gate.shape()) + " of " +
-        to_string(gate.dtype()) + " and up " + to_string(up.shape()) +
-        " of " + to_string(up.dtype()) + ", need equal shapes and dtypes.");
+        to_string(gate.dtype()) + " and up " + to_string(up.shape()) + " of " +
+        to_string(up.dtype()) + ", need equal shapes and dtypes.");
   }
   auto s = resolve_stream("fast.swiglu", stream);
   auto composition = [s](const std::vector<mx::array>& in) {
@@ -198,8 +191,7 @@ mx::array swiglu(
 }
 
 void SwiGLU::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
   mx::cpu::get_command_encoder(stream()).dispatch(
       [gate = HostMatrix::flat(inputs[0]),
@@ -208,8 +200,7 @@ void SwiGLU::eval_cpu(
        out = outputs[0].data<void>(),
        n = static_cast<int64_t>(outputs[0].size())] {
         trace::Span span("swiglu", "", 0, 0);
-        kernels::swiglu_forward(
-            gate.view().data, up.view().data, type, out, n);
+        kernels::swiglu_forward(gate.view().data, up.view().data, type, out, n);
       });
 }
 
@@ -239,8 +230,7 @@ std::vector<mx::array> SwiGLU::vjp(
 }
 
 void SwiGLUVJP::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
   mx::cpu::get_command_encoder(stream()).dispatch(
       [gate = HostMatrix::flat(inputs[0]),
@@ -262,4 +252,4 @@ void SwiGLUVJP::eval_cpu(
       });
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -30,7 +30,8 @@ mx::array swiglu(
 class CrossEntropy : public Fused {
  public:
   CrossEntropy(mx::Stream stream, float smoothing, Function composition)
-      : Fused(stream, std::move(composition)), smoothing_(smoothing) {}
+      : Fused(stream, std::move(composition)), smoothing_(smoothing) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -55,7 +56,8 @@ class CrossEntropy : public Fused {
 class CrossEntropyVJP : public Fused {
  public:
   CrossEntropyVJP(mx::Stream stream, float smoothing, Function composition)
-      : Fused(stream, std::move(composition)), smoothing_(smoothing) {}
+      : Fused(stream, std::move(composition)), smoothing_(smoothing) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -116,4 +118,4 @@ class SwiGLUVJP : public Fused {
   }
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

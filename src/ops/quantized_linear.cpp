@@ -49,8 +49,7 @@ const char* mode_name(QuantizationMode mode) {
 
 /// The kernel's view of (weight, scales, [biases]) at inputs[1 .. 3].
 QuantizedMatrix matrix(
-    const std::vector<mx::array>& inputs,
-    const QuantizedOptions& options) {
+    const std::vector<mx::array>& inputs, const QuantizedOptions& options) {
   auto& weight = inputs[1];
   QuantizedMatrix w;
   w.data = weight.data<uint8_t>();
@@ -86,7 +85,7 @@ void run_on_blas(
     auto out = y;
     out.cols = rows;
     out.data = static_cast<char*>(y.data) +
-        begin * static_cast<int64_t>(size_of(y.type));
+               begin * static_cast<int64_t>(size_of(y.type));
     blas::gemm(x, view.transposed(), part ? &*part : nullptr, out);
   }
 }
@@ -175,7 +174,8 @@ struct DeviceTask {
   }
 
   // In fp32 for the time of its staging, or of a call over the budget.
-  void run_staged(const MatrixView& rows, const RunnerSettings& settings) const {
+  void run_staged(
+      const MatrixView& rows, const RunnerSettings& settings) const {
     std::vector<float> dense;
     MatmulCall call{rows, {}, bias, y, staged, layer, false};
     call.w = {nullptr, Float::f32, w.rows, w.cols, w.cols, 1};
@@ -191,7 +191,7 @@ struct DeviceTask {
   }
 };
 
-} // namespace
+}  // namespace
 
 mx::array quantized_linear(
     const mx::array& x,
@@ -222,10 +222,10 @@ mx::array quantized_linear(
       scales.shape() != mx::Shape{n, k / group_size}) {
     throw std::invalid_argument(
         "[mlx_ane.quantized_linear] got x " + to_string(x.shape()) +
-        ", scales " + to_string(scales.shape()) + " and a weight that stands for (" +
-        std::to_string(n) + ", " + std::to_string(k) +
-        "), need x.shape[-1] equal to " + std::to_string(k) +
-        " and a scale for each group.");
+        ", scales " + to_string(scales.shape()) +
+        " and a weight that stands for (" + std::to_string(n) + ", " +
+        std::to_string(k) + "), need x.shape[-1] equal to " +
+        std::to_string(k) + " and a scale for each group.");
   }
   bool affine = kind == QuantizationMode::affine;
   if (affine != biases.has_value() ||
@@ -235,7 +235,8 @@ mx::array quantized_linear(
         (biases ? to_string(biases->shape()) : "None") +
         ", need them of scales' shape in mode \"affine\" only.");
   }
-  auto dtype = affine ? mx::promote_types(x.dtype(), scales.dtype()) : x.dtype();
+  auto dtype =
+      affine ? mx::promote_types(x.dtype(), scales.dtype()) : x.dtype();
   if (bias) {
     check_float(op, "bias", *bias);
     dtype = mx::promote_types(dtype, bias->dtype());
@@ -285,8 +286,7 @@ mx::array quantized_linear(
 }
 
 void QuantizedLinear::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& y = outputs[0];
   y.set_data(mx::allocator::malloc(y.nbytes()));
   if (y.size() == 0) {
@@ -332,8 +332,9 @@ void QuantizedLinear::eval_cpu(
   }
   auto scope = FailureScope::enter();
   scope->encode(y.id());
-  encoder.dispatch(DeviceTask{
-      x, w, bias, out, staged, layer_, device, scope, stream(), y.id()});
+  encoder.dispatch(
+      DeviceTask{
+          x, w, bias, out, staged, layer_, device, scope, stream(), y.id()});
 }
 
 std::vector<mx::array> QuantizedLinear::vjp(
@@ -366,11 +367,12 @@ std::vector<mx::array> QuantizedLinear::vjp(
             s);
         return std::vector<mx::array>{mx::astype(dx, options.dtype, s)};
       };
-      gradients.push_back(mx::array(
-          primals[0].shape(),
-          options.dtype,
-          std::make_shared<QuantizedLinearVJP>(s, options, composition),
-          std::move(inputs)));
+      gradients.push_back(
+          mx::array(
+              primals[0].shape(),
+              options.dtype,
+              std::make_shared<QuantizedLinearVJP>(s, options, composition),
+              std::move(inputs)));
     } else if (options_.has_bias && i == last) {
       gradients.push_back(row_sum(dy, primals[i].dtype(), s));
     } else {
@@ -395,8 +397,7 @@ std::vector<mx::Shape> QuantizedLinear::output_shapes(
 }
 
 void QuantizedLinearVJP::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& dx = outputs[0];
   dx.set_data(mx::allocator::malloc(dx.nbytes()));
   if (dx.size() == 0) {
@@ -426,4 +427,4 @@ std::vector<mx::Shape> QuantizedLinearVJP::output_shapes(
   return {shape};
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

@@ -16,11 +16,11 @@ struct QuantizedOptions {
   kernels::QuantizationMode mode;
   int bits;
   int group_size;
-  bool has_biases; // of the quantisation
-  bool has_bias; // of the layer
+  bool has_biases;  // of the quantisation
+  bool has_bias;    // of the layer
   Place place;
   std::string layer;
-  mx::Dtype dtype; // of the result
+  mx::Dtype dtype;  // of the result
   bool operator==(const QuantizedOptions&) const = default;
 };
 
@@ -47,12 +47,11 @@ mx::array quantized_linear(
 class QuantizedLinear : public Fused {
  public:
   QuantizedLinear(
-      mx::Stream stream,
-      const QuantizedOptions& options,
-      Function composition)
+      mx::Stream stream, const QuantizedOptions& options, Function composition)
       : Fused(stream, std::move(composition)),
         options_(options),
-        layer_(trace::layer(options.layer)) {}
+        layer_(trace::layer(options.layer)) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -78,10 +77,9 @@ class QuantizedLinear : public Fused {
 class QuantizedLinearVJP : public Fused {
  public:
   QuantizedLinearVJP(
-      mx::Stream stream,
-      const QuantizedOptions& options,
-      Function composition)
-      : Fused(stream, std::move(composition)), options_(options) {}
+      mx::Stream stream, const QuantizedOptions& options, Function composition)
+      : Fused(stream, std::move(composition)), options_(options) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -97,4 +95,4 @@ class QuantizedLinearVJP : public Fused {
   QuantizedOptions options_;
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

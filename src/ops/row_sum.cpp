@@ -19,14 +19,15 @@ mx::array row_sum(const mx::array& x, mx::Dtype dtype, mx::Stream stream) {
 }
 
 void RowSum::eval_cpu(
-    const std::vector<mx::array>& inputs,
-    std::vector<mx::array>& outputs) {
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   mx::cpu::get_command_encoder(stream()).dispatch(
       [x = HostMatrix::rows(inputs[0]),
        type = float_type(dtype_),
-       data = out.data<void>()] { kernels::column_sums(x.view(), type, data); });
+       data = out.data<void>()] {
+        kernels::column_sums(x.view(), type, data);
+      });
 }
 
 void RowSum::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
@@ -52,14 +53,13 @@ std::vector<mx::array> RowSum::vjp(
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> RowSum::vmap(
-    const std::vector<mx::array>& inputs,
-    const std::vector<int>& axes) {
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   // (V, ..., N): every axis between the first and the last is summed.
   auto x = mx::moveaxis(inputs[0], axes[0], 0, stream());
   std::vector<int> inner(x.ndim() - 2);
   std::iota(inner.begin(), inner.end(), 1);
-  auto sums = mx::sum(
-      mx::astype(x, mx::float32, stream()), inner, false, stream());
+  auto sums =
+      mx::sum(mx::astype(x, mx::float32, stream()), inner, false, stream());
   return {{mx::astype(sums, dtype_, stream())}, {0}};
 }
 
@@ -72,4 +72,4 @@ std::vector<mx::Shape> RowSum::output_shapes(
   return {{inputs[0].shape(-1)}};
 }
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

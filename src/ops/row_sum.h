@@ -14,7 +14,8 @@ mx::array row_sum(const mx::array& x, mx::Dtype dtype, mx::Stream stream);
 class RowSum : public mx::Primitive {
  public:
   RowSum(mx::Stream stream, mx::Dtype dtype)
-      : mx::Primitive(stream), dtype_(dtype) {}
+      : mx::Primitive(stream), dtype_(dtype) {
+  }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -45,4 +46,4 @@ class RowSum : public mx::Primitive {
   mx::Dtype dtype_;
 };
 
-} // namespace mlx_ane
+}  // namespace mlx_ane

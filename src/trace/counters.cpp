@@ -48,7 +48,7 @@ Registry& registry() {
   return *instance;
 }
 
-} // namespace
+}  // namespace
 
 const char* to_string(Placement placement) {
   static constexpr std::array<const char*, n_placements> names = {
@@ -169,4 +169,4 @@ void end_pauses() {
   }
 }
 
-} // namespace mlx_ane::trace
+}  // namespace mlx_ane::trace

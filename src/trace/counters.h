@@ -52,11 +52,12 @@ void add(Counter counter, int64_t n = 1);
 /// One fallback, by the name of its cause.
 void add_fallback(const std::string& cause);
 
-/// What one layer did. Shared by every primitive of that name. Calls that ran on
-/// a device, were placed and fell back add up to `calls`.
+/// What one layer did. Shared by every primitive of that name. Calls that ran
+/// on a device, were placed and fell back add up to `calls`.
 class Layer {
  public:
-  explicit Layer(std::string name) : name(std::move(name)) {}
+  explicit Layer(std::string name) : name(std::move(name)) {
+  }
 
   const std::string name;
   std::atomic<int64_t> calls{0};
@@ -91,4 +92,4 @@ void reset_counters();
 /// Lets every layer that pauses after failures use its device again.
 void end_pauses();
 
-} // namespace mlx_ane::trace
+}  // namespace mlx_ane::trace

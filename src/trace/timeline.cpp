@@ -56,7 +56,7 @@ double microseconds(Clock::duration d) {
   return std::chrono::duration<double, std::micro>(d).count();
 }
 
-} // namespace
+}  // namespace
 
 bool timeline_open() {
   return open.load(std::memory_order_relaxed);
@@ -112,4 +112,4 @@ void Span::end() {
   }
 }
 
-} // namespace mlx_ane::trace
+}  // namespace mlx_ane::trace

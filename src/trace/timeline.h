@@ -45,4 +45,4 @@ class Span {
   std::chrono::steady_clock::time_point start_;
 };
 
-} // namespace mlx_ane::trace
+}  // namespace mlx_ane::trace

@@ -55,10 +55,10 @@ inline int main(int argc, char** argv) {
   return failures() != 0 || ran == 0;
 }
 
-} // namespace check
+}  // namespace check
 
-#define TEST(name)                                     \
-  static void name();                                  \
+#define TEST(name)                                           \
+  static void name();                                        \
   static const check::Register register_##name(#name, name); \
   static void name()
 
@@ -66,20 +66,20 @@ inline int main(int argc, char** argv) {
   check::that(static_cast<bool>(expression), #expression, __FILE__, __LINE__)
 
 /// The body throws Exception and its message contains `part`.
-#define CHECK_THROWS(Exception, part, body)                              \
-  do {                                                                   \
-    bool thrown = false;                                                 \
-    try {                                                                \
-      body;                                                              \
-    } catch (const Exception& e) {                                       \
-      thrown = std::string(e.what()).find(part) != std::string::npos;    \
-      if (!thrown)                                                       \
-        std::printf("  message was: %s\n", e.what());                    \
-    }                                                                    \
+#define CHECK_THROWS(Exception, part, body)                               \
+  do {                                                                    \
+    bool thrown = false;                                                  \
+    try {                                                                 \
+      body;                                                               \
+    } catch (const Exception& e) {                                        \
+      thrown = std::string(e.what()).find(part) != std::string::npos;     \
+      if (!thrown)                                                        \
+        std::printf("  message was: %s\n", e.what());                     \
+    }                                                                     \
     check::that(thrown, #body " throws " #Exception, __FILE__, __LINE__); \
   } while (false)
 
-#define CHECK_MAIN()               \
+#define CHECK_MAIN()                \
   int main(int argc, char** argv) { \
     return check::main(argc, argv); \
   }

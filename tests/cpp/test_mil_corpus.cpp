@@ -23,7 +23,7 @@ int replay(const char* harness, const Run& run) {
   return count;
 }
 
-} // namespace
+}  // namespace
 
 TEST(parser_corpus) {
   auto count = replay("fuzz_mil_parser", [](auto& bytes) {

@@ -1,4 +1,5 @@
-// Planning of matmuls: tiles cover the operands, fit the limits and share programs.
+// Planning of matmuls: tiles cover the operands, fit the limits and share
+// programs.
 #include "check.h"
 
 #include <random>
@@ -20,7 +21,7 @@ void check_cover(const std::vector<Tile>& tiles, int64_t n) {
   CHECK(next == n);
 }
 
-} // namespace
+}  // namespace
 
 TEST(tiles_cover_every_shape_within_the_limits) {
   std::mt19937 random(7);
@@ -84,7 +85,8 @@ TEST(programs_are_read_back_as_they_were_built) {
       CHECK(main.inputs[0].type.shape == source.inputs[0].shape);
     }
   }
-  auto source = attention_source({2, 64, 64, 32, 32, true}, mil::Dialect::ios18);
+  auto source =
+      attention_source({2, 64, 64, 32, 32, true}, mil::Dialect::ios18);
   CHECK(mil::parse(source.text).functions.at(0).inputs.size() == 4);
 }
 

@@ -1,4 +1,5 @@
-// The runner over the emulated device: values, fallback, health, store, watchdog.
+// The runner over the emulated device: values, fallback, health, store,
+// watchdog.
 #include "check.h"
 
 #include <atomic>
@@ -84,7 +85,7 @@ struct Fresh {
   }
 };
 
-} // namespace
+}  // namespace
 
 TEST(values_of_every_tiling) {
   Fresh fresh(Fallback::error);
@@ -190,7 +191,7 @@ TEST(a_failing_layer_pauses_longer_each_time) {
 TEST(a_device_that_keeps_failing_is_taken_out) {
   Fresh fresh(Fallback::allow, "evaluate_false");
   for (int i = 0; i < 8; ++i) {
-    Problem p(64, 64, 64); // a layer of its own: none pauses
+    Problem p(64, 64, 64);  // a layer of its own: none pauses
     run_matmul(device(), p.call());
   }
   CHECK(taken_out(device()).has_value());
@@ -272,9 +273,9 @@ TEST(the_store_keeps_to_its_budget_and_forgets_the_dead) {
   auto bytes = store.bytes();
   store.set_limit(bytes);
   auto two = std::make_shared<int>(2);
-  CHECK(store.get(device(), two, w, plan) == nullptr); // one is in use
+  CHECK(store.get(device(), two, w, plan) == nullptr);  // one is in use
   one.reset();
-  CHECK(store.bytes() == 0); // swept: nobody else owns it
+  CHECK(store.bytes() == 0);  // swept: nobody else owns it
   CHECK(store.get(device(), two, w, plan) != nullptr);
   // Quantised weights are told apart by their scales.
   store.set_limit(1 << 30);
@@ -329,9 +330,10 @@ TEST(many_threads_share_programs_and_store) {
   std::atomic<int> wrong{0};
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
-      Problem mine(64, 64, 64); // the same numbers, a y of its own
+      Problem mine(64, 64, 64);  // the same numbers, a y of its own
       for (int i = 0; i < 20; ++i) {
-        auto call = mine.call(store.get(device(), owner, shared.call().w, plan));
+        auto call =
+            mine.call(store.get(device(), owner, shared.call().w, plan));
         call.w = shared.call().w;
         run_matmul(device(), call);
         wrong += mine.error() > 5e-4;

@@ -51,7 +51,7 @@ void new_cblas_sgemm(
       float sum = 0;
       for (int l = 0; l < k; ++l) {
         sum += (trans_a == 112 ? a[l * (long)lda + i] : a[i * (long)lda + l]) *
-            (trans_b == 112 ? b[j * (long)ldb + l] : b[l * (long)ldb + j]);
+               (trans_b == 112 ? b[j * (long)ldb + l] : b[l * (long)ldb + j]);
       }
       float* out = &c[i * (long)ldc + j];
       *out = alpha * sum + (beta == 0 ? 0 : beta * *out);

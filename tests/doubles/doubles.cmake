@@ -19,8 +19,10 @@ target_compile_options(mlx_ane_doubles
 target_include_directories(mlx_ane_doubles PUBLIC ${DOUBLES})
 target_link_libraries(mlx_ane_doubles PUBLIC gnustep-base objc m)
 set_target_properties(
-  mlx_ane_doubles PROPERTIES C_VISIBILITY_PRESET default OBJC_VISIBILITY_PRESET
-                             default LIBRARY_OUTPUT_DIRECTORY ${DOUBLES_DIR})
+  mlx_ane_doubles
+  PROPERTIES C_VISIBILITY_PRESET default
+             OBJC_VISIBILITY_PRESET default
+             LIBRARY_OUTPUT_DIRECTORY ${DOUBLES_DIR})
 
 # A framework that is opened at run time; `folder` tells its variants apart.
 function(add_framework target folder name source)
@@ -57,7 +59,8 @@ target_link_libraries(
   PUBLIC mlx_ane_doubles
   INTERFACE $<TARGET_OBJECTS:mlx_ane_double_engine>)
 target_compile_definitions(
-  mlx_ane_core PRIVATE MLX_ANE_DOUBLES_DIR="${DOUBLES_DIR}/frameworks"
+  mlx_ane_core
+  PRIVATE MLX_ANE_DOUBLES_DIR="${DOUBLES_DIR}/frameworks"
   PUBLIC MLX_ANE_DOUBLES
   INTERFACE DOUBLES_ROOT="${DOUBLES_DIR}")
 # An extension built so stays usable after it is copied or installed.

@@ -78,8 +78,8 @@ static Handle share(enum kind kind, struct program* program) {
 }
 
 static void drop_program(struct program* program) {
-  if (program && __atomic_sub_fetch(&program->references, 1, __ATOMIC_ACQ_REL)
-          == 0) {
+  if (program &&
+      __atomic_sub_fetch(&program->references, 1, __ATOMIC_ACQ_REL) == 0) {
     if (program->loaded) {
       double_get_engine()->unload(program->handle);
     }
@@ -113,9 +113,9 @@ static Code release(Handle* handle, enum kind kind) {
     }                                                         \
   } while (0)
 
-#define RELEASE(name, wanted)          \
+#define RELEASE(name, wanted)             \
   Code e5rt_##name##_release(Handle* h) { \
-    return release(h, wanted);         \
+    return release(h, wanted);            \
   }
 
 RELEASE(e5_compiler_config_options, CONFIG)
@@ -135,8 +135,7 @@ Code e5rt_e5_compiler_config_options_create(Handle* out) {
 }
 
 Code e5rt_e5_compiler_config_options_set_cache_bundle_location(
-    Handle config,
-    const char* path) {
+    Handle config, const char* path) {
   STEP("config", config, CONFIG);
   return path && *path == '/' ? OK : fail(BAD_ARGUMENT, "path");
 }
@@ -153,8 +152,7 @@ Code e5rt_e5_compiler_options_create(Handle* out) {
 }
 
 Code e5rt_e5_compiler_options_set_compute_device_types_mask(
-    Handle options,
-    uint64_t mask) {
+    Handle options, uint64_t mask) {
   STEP("options", options, OPTIONS);
   options->devices = mask;
   return OK;
@@ -175,10 +173,7 @@ static char* read_file(const char* path, size_t* size) {
 }
 
 Code e5rt_e5_compiler_compile(
-    Handle compiler,
-    const char* mil,
-    Handle options,
-    Handle* library) {
+    Handle compiler, const char* mil, Handle options, Handle* library) {
   struct double_status status = {0};
   size_t size = 0;
   STEP("compile", compiler, COMPILER);
@@ -189,8 +184,7 @@ Code e5rt_e5_compiler_compile(
   if (text == NULL) {
     return fail(FAILED, "model.mil not found");
   }
-  void* handle =
-      double_get_engine()->create(text, size, NULL, 0, &status);
+  void* handle = double_get_engine()->create(text, size, NULL, 0, &status);
   free(text);
   if (status.failed) {
     return fail(FAILED, status.text);
@@ -202,9 +196,7 @@ Code e5rt_e5_compiler_compile(
 }
 
 Code e5rt_program_library_retain_program_function(
-    Handle library,
-    const char* name,
-    Handle* out) {
+    Handle library, const char* name, Handle* out) {
   STEP("function", library, LIBRARY);
   if (strcmp(name, "main") != 0) {
     return fail(BAD_ARGUMENT, "no such function");
@@ -214,32 +206,26 @@ Code e5rt_program_library_retain_program_function(
 }
 
 Code e5rt_precompiled_compute_op_create_options_create_with_program_function(
-    Handle* out,
-    Handle function) {
+    Handle* out, Handle function) {
   STEP("op_options", function, FUNCTION);
   *out = share(OP_OPTIONS, function->program);
   return OK;
 }
 
 Code e5rt_precompiled_compute_op_create_options_set_operation_name(
-    Handle options,
-    const char* name) {
+    Handle options, const char* name) {
   STEP("op_name", options, OP_OPTIONS);
   return name ? OK : fail(BAD_ARGUMENT, "name");
 }
 
-Code
-e5rt_precompiled_compute_op_create_options_set_allocate_intermediate_buffers(
-    Handle options,
-    int allocate) {
+Code e5rt_precompiled_compute_op_create_options_set_allocate_intermediate_buffers(
+    Handle options, int allocate) {
   STEP("op_allocate", options, OP_OPTIONS);
   return allocate == 1 ? OK : fail(BAD_ARGUMENT, "allocate");
 }
 
-Code
-e5rt_execution_stream_operation_create_precompiled_compute_operation_with_options(
-    Handle* out,
-    Handle options) {
+Code e5rt_execution_stream_operation_create_precompiled_compute_operation_with_options(
+    Handle* out, Handle options) {
   struct double_status status = {0};
   STEP("operation", options, OP_OPTIONS);
   double_get_engine()->load(options->program->handle, &status);
@@ -252,8 +238,8 @@ e5rt_execution_stream_operation_create_precompiled_compute_operation_with_option
   return OK;
 }
 
-static Code
-retain_port(Handle operation, const char* name, int output, Handle* out) {
+static Code retain_port(
+    Handle operation, const char* name, int output, Handle* out) {
   const struct double_engine* engine = double_get_engine();
   STEP("port", operation, OPERATION);
   void* handle = operation->program->handle;
@@ -270,16 +256,12 @@ retain_port(Handle operation, const char* name, int output, Handle* out) {
 }
 
 Code e5rt_execution_stream_operation_retain_input_port(
-    Handle operation,
-    const char* name,
-    Handle* out) {
+    Handle operation, const char* name, Handle* out) {
   return retain_port(operation, name, 0, out);
 }
 
 Code e5rt_execution_stream_operation_retain_output_port(
-    Handle operation,
-    const char* name,
-    Handle* out) {
+    Handle operation, const char* name, Handle* out) {
   return retain_port(operation, name, 1, out);
 }
 
@@ -316,8 +298,8 @@ Code e5rt_io_port_bind_buffer_object(Handle port, Handle buffer) {
     return fail(BAD_ARGUMENT, "buffer");
   }
   struct double_memory* bound = port->output
-      ? &port->operation->outputs[port->index]
-      : &port->operation->inputs[port->index];
+                                    ? &port->operation->outputs[port->index]
+                                    : &port->operation->inputs[port->index];
   bound->bytes = buffer->memory;
   bound->size = buffer->size;
   return OK;

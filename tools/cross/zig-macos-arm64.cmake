@@ -1,5 +1,5 @@
-# Toolchain: macOS 14 arm64 from Linux with zig, against the stubs of symbols.py.
-# Needs -DZIG=<zig> and -DSTUBS=<folder of stubs>.
+# Toolchain: macOS 14 arm64 from Linux with zig, against the stubs of
+# symbols.py. Needs -DZIG=<zig> and -DSTUBS=<folder of stubs>.
 set(CMAKE_SYSTEM_NAME Darwin)
 set(CMAKE_SYSTEM_VERSION 23.0.0)
 set(CMAKE_SYSTEM_PROCESSOR arm64)
@@ -9,13 +9,7 @@ function(write_driver name)
   set(path ${CMAKE_BINARY_DIR}/${name})
   configure_file(${CMAKE_CURRENT_FUNCTION_LIST_DIR}/zig-driver.sh.in ${path}
                  @ONLY)
-  file(
-    CHMOD
-    ${path}
-    PERMISSIONS
-    OWNER_READ
-    OWNER_WRITE
-    OWNER_EXECUTE)
+  file(CHMOD ${path} PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE)
 endfunction()
 
 foreach(MODE cc c++ ar ranlib)
@@ -40,6 +34,7 @@ foreach(variable SYSROOT DEPLOYMENT_TARGET ARCHITECTURES)
       CACHE STRING "")
 endforeach()
 foreach(kind SHARED MODULE EXE)
-  set(CMAKE_${kind}_LINKER_FLAGS_INIT "-F${STUBS}/Frameworks -L${STUBS}/usr/lib")
+  set(CMAKE_${kind}_LINKER_FLAGS_INIT
+      "-F${STUBS}/Frameworks -L${STUBS}/usr/lib")
 endforeach()
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)

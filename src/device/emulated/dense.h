@@ -25,8 +25,8 @@ class DenseProgram {
   size_t procedure(const std::string& name) const;
 
   /// Row-major arrays in the order of engine().inputs(procedure); returns those
-  /// of outputs(procedure), then the new values of states among the inputs. An array of another size is a
-  /// std::invalid_argument.
+  /// of outputs(procedure), then the new values of states among the inputs. An
+  /// array of another size is a std::invalid_argument.
   std::vector<std::vector<std::byte>> run(
       size_t procedure,
       const std::vector<std::span<const std::byte>>& inputs,

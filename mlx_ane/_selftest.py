@@ -86,7 +86,7 @@ def run_in_subprocess(timeout: float = 20.0) -> Verdict:
         Verdict: The verdict, stored for later processes.
     """
     if _apple is None:
-        return Verdict(False, _ext.unavailable("ane"))
+        return Verdict(False, _ext.unavailable("ane") or "not built in")
     chosen = os.environ.get("MLX_ANE_ROUTE")
     routes = (chosen,) if chosen else ROUTES
     findings: list[dict[str, Any]] = []

@@ -5,6 +5,10 @@
 
 namespace mlx_ane {
 
+// With the types of their elements, which stubs show.
+using Record = nanobind::typed<nanobind::dict, nanobind::str, nanobind::any>;
+using Records = nanobind::typed<nanobind::list, Record>;
+
 void bind_mil(nanobind::module_& m);
 void bind_emulated(nanobind::module_& m);
 void bind_kernels(nanobind::module_& m);

@@ -170,7 +170,7 @@ void bind_options(nb::module_& m) {
       "options",
       [] {
         auto o = emulated::options();
-        nb::dict out;
+        Record out;
         out["chip"] = o.chip;
         out["numerics"] = o.exact ? "exact" : "fast";
         out["limits"] = levels[static_cast<int>(o.level)];
@@ -198,7 +198,7 @@ void bind_options(nb::module_& m) {
   m.def("reset", &emulated::reset);
   m.def("usage", [] {
     auto u = emulated::usage();
-    nb::dict out;
+    Record out;
     out["compiles"] = u.compiles;
     out["resident"] = u.resident;
     out["weight_bytes"] = u.weight_bytes;
@@ -206,9 +206,9 @@ void bind_options(nb::module_& m) {
     return out;
   });
   m.def("rules", [] {
-    nb::list out;
+    Records out;
     for (auto& rule : emulated::rules()) {
-      nb::dict entry;
+      Record entry;
       entry["name"] = rule.name;
       entry["stage"] = to_string(rule.stage);
       entry["disputed"] = rule.disputed;

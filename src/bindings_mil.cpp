@@ -18,6 +18,9 @@ namespace mlx_ane {
 
 namespace {
 
+using Shape = nb::typed<nb::tuple, int64_t, nb::ellipsis>;
+using Finding = nb::typed<nb::tuple, mil::Rule, nb::str, nb::str, int>;
+
 nb::bytes to_bytes(std::span<const uint8_t> data) {
   return nb::bytes(data.data(), data.size());
 }
@@ -61,8 +64,8 @@ nb::object argument(const mil::Argument& value) {
 }
 
 template <typename Pairs, typename Convert>
-nb::dict dictionary(const Pairs& pairs, const Convert& convert) {
-  nb::dict result;
+Record dictionary(const Pairs& pairs, const Convert& convert) {
+  Record result;
   for (auto& [name, value] : pairs) {
     result[name.c_str()] = convert(value);
   }
@@ -78,7 +81,7 @@ void bind_values(nb::module_& m) {
           "Name of the element type, for example ``fp16``.")
       .def_prop_ro(
           "shape",
-          [](const mil::Value& v) { return nb::tuple(nb::cast(v.type.shape)); },
+          [](const mil::Value& v) { return Shape(nb::cast(v.type.shape)); },
           "Sizes of the axes; -1 where the text has ``?``.")
       .def_prop_ro("state", [](const mil::Value& v) { return v.type.state; });
   nb::class_<mil::Constant>(m, "Constant", "A literal or a BLOBFILE.")
@@ -87,9 +90,7 @@ void bind_values(nb::module_& m) {
           [](const mil::Constant& c) { return mil::to_string(c.type.dtype); })
       .def_prop_ro(
           "shape",
-          [](const mil::Constant& c) {
-            return nb::tuple(nb::cast(c.type.shape));
-          })
+          [](const mil::Constant& c) { return Shape(nb::cast(c.type.shape)); })
       .def_prop_ro("elements", &elements)
       .def_prop_ro("blob", &blob, "Path and offset of a BLOBFILE, or None.");
 }
@@ -158,7 +159,7 @@ void bind_check(nb::module_& m) {
       .def_prop_ro("why", [](const mil::Rule& r) { return r.why; })
       .def_prop_ro("source", [](const mil::Rule& r) { return r.source; });
   m.def("rules", [] {
-    nb::list all;
+    nb::typed<nb::list, mil::Rule> all;
     for (auto& rule : mil::rules()) {
       all.append(nb::cast(rule));
     }
@@ -170,7 +171,7 @@ void bind_check(nb::module_& m) {
          const std::string& chip,
          const std::string& macos,
          const std::vector<std::string>& allow) {
-        nb::list found;
+        nb::typed<nb::list, Finding> found;
         for (auto& f : check_for_chip(program, chip, macos, allow)) {
           found.append(
               nb::make_tuple(

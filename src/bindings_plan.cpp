@@ -40,10 +40,10 @@ size_t staged_bytes(const MatmulPlan& plan, const Limits& limits) {
          std::max(input_surface_bytes(shape), limits.min_surface_bytes);
 }
 
-nb::dict plan_dict(int64_t s, int64_t k, int64_t n, const std::string& chip) {
+Record plan_dict(int64_t s, int64_t k, int64_t n, const std::string& chip) {
   auto limits = limits_of(chip);
   auto plan = plan_matmul(s, k, n, limits, runner_settings().layout);
-  nb::dict out;
+  Record out;
   out["layout"] = plan.layout == Layout::natural ? "natural" : "channels_first";
   out["rows"] = tuples(plan.rows);
   out["depth"] = tuples(plan.depth);
@@ -52,9 +52,9 @@ nb::dict plan_dict(int64_t s, int64_t k, int64_t n, const std::string& chip) {
   return out;
 }
 
-nb::dict limits_dict(const std::string& chip) {
+Record limits_dict(const std::string& chip) {
   auto limits = limits_of(chip);
-  nb::dict out;
+  Record out;
   out["resident_programs"] = limits.resident_programs;
   out["max_axis"] = limits.max_axis;
   out["max_contraction"] = limits.max_contraction;

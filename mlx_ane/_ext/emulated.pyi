@@ -1,7 +1,7 @@
 """The emulated engine."""
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 from numpy.typing import NDArray
@@ -30,16 +30,16 @@ class Program:
         Bytes of dense arrays in the order of inputs(); gives those of outputs(), then of states().
         """
 
-def options() -> dict:
+def options() -> dict[str, Any]:
     """Options of the emulated device."""
 
 def configure(*, chip: str, exact: bool, limits: str, allow: Set[str], memory_budget: int) -> None: ...
 
 def reset() -> None: ...
 
-def usage() -> dict: ...
+def usage() -> dict[str, Any]: ...
 
-def rules() -> list: ...
+def rules() -> list[dict[str, Any]]: ...
 
 def operations() -> dict[str, str]:
     """Operations and their pages in the MIL specification."""

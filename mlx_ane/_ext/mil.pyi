@@ -1,6 +1,7 @@
 """MIL programs and weight files; see mlx_ane.mil."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class Value:
@@ -14,7 +15,7 @@ class Value:
         """Name of the element type, for example ``fp16``."""
 
     @property
-    def shape(self) -> tuple:
+    def shape(self) -> tuple[int, ...]:
         """Sizes of the axes; -1 where the text has ``?``."""
 
     @property
@@ -27,7 +28,7 @@ class Constant:
     def dtype(self) -> str: ...
 
     @property
-    def shape(self) -> tuple: ...
+    def shape(self) -> tuple[int, ...]: ...
 
     @property
     def elements(self) -> object: ...
@@ -44,10 +45,10 @@ class Operation:
     def name(self) -> str: ...
 
     @property
-    def inputs(self) -> dict: ...
+    def inputs(self) -> dict[str, Any]: ...
 
     @property
-    def attributes(self) -> dict: ...
+    def attributes(self) -> dict[str, Any]: ...
 
     @property
     def outputs(self) -> list[Value]: ...
@@ -110,9 +111,9 @@ class Rule:
     @property
     def source(self) -> str: ...
 
-def rules() -> list: ...
+def rules() -> list[Rule]: ...
 
-def check(program: Program, chip: str, macos: str, allow: Sequence[str]) -> list:
+def check(program: Program, chip: str, macos: str, allow: Sequence[str]) -> list[tuple[Rule, str, str, int]]:
     """(rule, where, what, line) of each finding."""
 
 class Chunk:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlx_ane.bench import inputs
 
@@ -40,7 +41,7 @@ class Case:
     #: where `expected` knows it.
     compared_with: tuple[str, dict[str, Any]] | None = None
 
-    def expected(self, variant: Variant) -> np.ndarray:
+    def expected(self, variant: Variant) -> NDArray[Any]:
         """What the variant must compute, in float64."""
         spec = self.spec | variant.spec
         if self.part == "adam":
@@ -73,7 +74,7 @@ def cases(part: str, peers: tuple[str, ...], small: bool) -> Iterator[Case]:
 
 def _adam(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
     list_110m = [(32000, 768)] + 12 * (4 * [(768, 768)] + 3 * [(2048, 768)])
-    lists: dict[str, list[tuple[int, ...]]] = {
+    lists: Mapping[str, Sequence[tuple[int, ...]]] = {
         "2.4 M, one tensor": [(2_400_000,)],
         "2.4 M, 110 tensors": 110 * [(21_818,)],
         "110 M, 85 tensors": list_110m,

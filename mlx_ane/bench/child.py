@@ -11,10 +11,19 @@ import importlib
 import json
 import os
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+def package() -> str:
+    """This folder as a package of its own: mlx_ane would load MLX for every side."""
+    sides = types.ModuleType("sides")
+    sides.__path__ = [str(Path(__file__).parent)]
+    sys.modules["sides"] = sides
+    return "sides"
 
 
 def main(name: str, folder: str) -> None:
@@ -22,7 +31,7 @@ def main(name: str, folder: str) -> None:
     # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    side = importlib.import_module(f"side_{name}")
+    side = importlib.import_module(f"{package()}.side_{name}")
     tasks: dict[str, Any] = {}
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 Spec = dict[str, Any]
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, NDArray[Any]]
 
 BETAS = (0.9, 0.999)
 LEARNING_RATE = 1e-3
@@ -18,7 +19,7 @@ WEIGHT_DECAY = 0.01
 EPS = 1e-8
 
 
-def uniform(seed: int, *shape: int) -> np.ndarray:
+def uniform(seed: int, *shape: int) -> NDArray[Any]:
     """float32 in [-0.5, 0.5)."""
     return np.random.default_rng(seed).random(shape, np.float32) - np.float32(0.5)
 
@@ -36,13 +37,13 @@ def adam_inputs(spec: Spec) -> list[Arrays]:
     ]
 
 
-def sample(x: np.ndarray) -> np.ndarray:
+def sample(x: NDArray[Any]) -> NDArray[Any]:
     """Some elements of a result: enough to see that it is right."""
     flat = x.reshape(-1)
     return flat[:: max(1, flat.size // 997)].copy()
 
 
-def adam_expected(spec: Spec) -> np.ndarray:
+def adam_expected(spec: Spec) -> NDArray[Any]:
     """Sampled parameters after one AdamW step, in float64."""
     out = []
     for tensor in adam_inputs(spec):
@@ -60,12 +61,12 @@ def gemm_inputs(spec: Spec) -> Arrays:
     return {"x": uniform(1, S, K), "w": uniform(2, N, K), "dy": uniform(3, S, N)}
 
 
-def gemm_sample(y: np.ndarray) -> np.ndarray:
+def gemm_sample(y: NDArray[Any]) -> NDArray[Any]:
     """Rows of a product: the first and the last."""
     return np.concatenate([y[:4], y[-4:]]).astype(np.float64)
 
 
-def gemm_expected(spec: Spec, rounding: str) -> np.ndarray:
+def gemm_expected(spec: Spec, rounding: str) -> NDArray[Any]:
     """gemm_sample of dx = dy w or dW = dy' x, in float64, of rounded inputs."""
     x = {k: round_to(v, rounding) for k, v in gemm_inputs(spec).items()}
     left = x["dy"] if spec["role"] == "dx" else x["dy"].T
@@ -73,7 +74,7 @@ def gemm_expected(spec: Spec, rounding: str) -> np.ndarray:
     return gemm_sample(left) @ right.astype(np.float64)
 
 
-def round_to(x: np.ndarray, dtype: str) -> np.ndarray:
+def round_to(x: NDArray[Any], dtype: str) -> NDArray[Any]:
     """x rounded to float32, float16 or bfloat16, as float32."""
     if dtype == "float16":
         return x.astype(np.float16).astype(np.float32)
@@ -82,7 +83,7 @@ def round_to(x: np.ndarray, dtype: str) -> np.ndarray:
     return x
 
 
-def to_bfloat16(x: np.ndarray) -> np.ndarray:
+def to_bfloat16(x: NDArray[Any]) -> NDArray[Any]:
     """Bits of x as bfloat16, rounded to nearest even; uint16."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlx_ane.bench.cases import Case, Variant
 
@@ -87,14 +88,15 @@ class Side:
             env=environment,
             text=True,
         )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("its process has no pipes")
+        self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """One answer; RuntimeError with the child's words if it failed."""
-        assert self._process.stdin and self._process.stdout
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            print(json.dumps(request), file=self._requests, flush=True)
+            line = self._answers.readline()
         except BrokenPipeError:
             line = ""
         if not line:
@@ -106,9 +108,7 @@ class Side:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 class Sides:
@@ -157,31 +157,27 @@ def measure(cases: Iterable[Case], sides: Sides, rounds: int) -> Iterator[Row]:
         Row: One a variant, the baseline first. Wrong answers have no ratios.
     """
     for case in cases:
-        compared = case.compared_with and _answer(case, sides)
+        compared = _answer(case, sides)
         rows = [_prepare(case, v, sides, compared) for v in case.variants]
         timed = [
-            (variant, row)
+            (side, variant, row)
             for variant, row in zip(case.variants, rows, strict=True)
-            if not row.problem
+            if not row.problem and (side := sides.get(variant.side))
         ]
         spans: dict[str, list[dict[str, float]]] = {}
         for number in range(rounds):
-            for variant, row in timed if number % 2 == 0 else reversed(timed):
-                side = sides.get(variant.side)
-                assert side is not None
+            for side, variant, row in timed if number % 2 == 0 else reversed(timed):
                 answer = side.ask(do="run", task=variant.label)
                 row.seconds.append(answer.pop("seconds"))
                 spans.setdefault(variant.label, []).append(answer)
-        for variant, row in timed:
-            side = sides.get(variant.side)
-            assert side is not None
+        for side, variant, row in timed:
             side.ask(do="forget", task=variant.label)
             _conclude(case, row, rows, spans.get(variant.label, []))
         yield from rows
 
 
 def _prepare(
-    case: Case, variant: Variant, sides: Sides, compared: np.ndarray | None
+    case: Case, variant: Variant, sides: Sides, compared: NDArray[Any] | None
 ) -> Row:
     row = Row(case.part, case.name, variant.label, None, not variant.checked)
     row.unit, row.target = case.unit, case.targets.get(variant.label, "")
@@ -203,9 +199,10 @@ def _prepare(
     return row
 
 
-def _answer(case: Case, sides: Sides) -> np.ndarray:
+def _answer(case: Case, sides: Sides) -> NDArray[Any] | None:
     """What another side computes, where no closed form says what is right."""
-    assert case.compared_with is not None
+    if case.compared_with is None:
+        return None
     name, extra = case.compared_with
     side = sides.get(name)
     if side is None:
@@ -219,7 +216,7 @@ def _answer(case: Case, sides: Sides) -> np.ndarray:
     return np.asarray(np.load(answer["result"]))
 
 
-def _error(got: np.ndarray, want: np.ndarray) -> float:
+def _error(got: NDArray[Any], want: NDArray[Any]) -> float:
     """Largest difference, relative to the largest value; infinite if not finite."""
     if got.shape != want.shape or not np.isfinite(got).all():
         return float("inf")

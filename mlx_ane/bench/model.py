@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
+from numpy.typing import NDArray
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -18,7 +18,9 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 class Layer(nn.Module):
     """Attention and MLP, each behind a norm."""
 
-    def __init__(self, spec: dict[str, Any], i: int, w: dict[str, np.ndarray]) -> None:
+    def __init__(
+        self, spec: dict[str, Any], i: int, w: dict[str, NDArray[Any]]
+    ) -> None:
         super().__init__()
 
         def linear(name: str) -> nn.Linear:
@@ -46,7 +48,7 @@ class Model(nn.Module):
     def __init__(
         self,
         spec: dict[str, Any],
-        arrays: dict[str, np.ndarray],
+        arrays: dict[str, NDArray[Any]],
         attention: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention,
         swiglu: Callable[..., mx.array] = swiglu,
         losses: Callable[..., mx.array] = nn.losses.cross_entropy,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from inputs import (
+from mlx import optimizers
+from numpy.typing import NDArray
+
+from .inputs import (
     BETAS,
     EPS,
     LEARNING_RATE,
@@ -18,27 +23,32 @@ from inputs import (
     sample,
     step_inputs,
 )
-from mlx import optimizers
-from model import Model, train_step
-from timing import Timed
+from .model import Model, train_step
+from .timing import Timed
 
 
 def info() -> dict[str, str]:
     """Version and device."""
-    return {"mlx": f"{mx.__version__} on {mx.default_device()}"}
+    version = importlib.metadata.version("mlx")
+    return {"mlx": f"{version} on {mx.default_device()}"}
 
 
 def task(part: str, spec: dict[str, Any]) -> Timed:
     """The task of a part."""
     mx.set_default_device(mx.cpu)
-    parts = {"adam": adam, "gemm": _gemm, "dispatch": _dispatch, "step": _step}
-    return parts[part](spec, optimizers.AdamW) if part == "adam" else parts[part](spec)
+    parts: dict[str, Callable[[dict[str, Any]], Timed]] = {
+        "adam": lambda spec: adam(spec, optimizers.AdamW),
+        "gemm": _gemm,
+        "dispatch": _dispatch,
+        "step": _step,
+    }
+    return parts[part](spec)
 
 
 class Tensors(nn.Module):
     """Parameters alone, for optimizer.update."""
 
-    def __init__(self, tensors: list[dict[str, np.ndarray]]) -> None:
+    def __init__(self, tensors: list[dict[str, NDArray[Any]]]) -> None:
         super().__init__()
         self.w = [mx.array(t["p"]) for t in tensors]
 
@@ -66,7 +76,7 @@ def adam(spec: dict[str, Any], optimizer_class: Any) -> Timed:
         update()
         mx.eval(model.parameters(), optimizer.state)
 
-    def first() -> np.ndarray:
+    def first() -> NDArray[Any]:
         step()
         return np.concatenate([sample(np.array(p)) for p in model.w])
 
@@ -79,7 +89,7 @@ def _gemm(spec: dict[str, Any]) -> Timed:
     left = arrays["dy"] if spec["role"] == "dx" else arrays["dy"].T
     right = arrays["w"] if spec["role"] == "dx" else arrays["x"]
 
-    def product() -> np.ndarray:
+    def product() -> NDArray[Any]:
         return gemm_sample(np.array((left @ right).astype(mx.float32)))
 
     return Timed(lambda: mx.eval(left @ right), product)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from inputs import gemm_inputs, gemm_sample
-from timing import Timed
+
+from .inputs import gemm_inputs, gemm_sample
+from .timing import Timed
 
 
 def info() -> dict[str, str]:

@@ -8,8 +8,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import side_mlx
-from inputs import (
+from numpy.typing import NDArray
+
+import mlx_ane as ane
+from mlx_ane import _ext
+
+from . import side_mlx
+from .inputs import (
     BETAS,
     EPS,
     LEARNING_RATE,
@@ -22,11 +27,8 @@ from inputs import (
     to_bfloat16,
     uniform,
 )
-from model import Model, train_step
-from timing import Fixed, Timed
-
-import mlx_ane as ane
-from mlx_ane import _ext
+from .model import Model, train_step
+from .timing import Fixed, Timed
 
 kernels = _ext.kernels
 
@@ -73,7 +75,7 @@ def _adam(spec: dict[str, Any]) -> Timed:
                     reference=spec["how"] == "reference",
                 )
 
-    def first() -> np.ndarray:
+    def first() -> NDArray[Any]:
         if spec["how"] == "twin":
             return np.zeros(0)
         run()
@@ -120,7 +122,7 @@ def _gemm(spec: dict[str, Any]) -> Timed | Fixed:
     if spec["how"] == "reference":
         run = _with_reference(run)
 
-    def first() -> np.ndarray:
+    def first() -> NDArray[Any]:
         run()
         return gemm_sample(out)
 
@@ -172,7 +174,7 @@ def _pack(spec: dict[str, Any]) -> Timed:
         else:
             kernels.pack(wide, narrow, transposed=how == "pack")
 
-    def result() -> np.ndarray:
+    def result() -> NDArray[Any]:
         if how == "memcpy":
             return np.zeros(0)
         run()

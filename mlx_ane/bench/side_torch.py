@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from inputs import (
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from .inputs import (
     BETAS,
     EPS,
     LEARNING_RATE,
@@ -17,8 +20,7 @@ from inputs import (
     sample,
     step_inputs,
 )
-from timing import Timed
-from torch.nn import functional as F
+from .timing import Timed
 
 
 def info() -> dict[str, str]:
@@ -56,7 +58,7 @@ def _adam(spec: dict[str, Any]) -> Timed:
             "exp_avg_sq": torch.from_numpy(t["v"]),
         }
 
-    def first() -> np.ndarray:
+    def first() -> NDArray[Any]:
         optimizer.step()
         return np.concatenate([sample(p.detach().numpy()) for p in parameters])
 
@@ -78,7 +80,7 @@ def _gemm(spec: dict[str, Any]) -> Timed:
 class _Model(torch.nn.Module):
     """The model of inputs.step_shapes."""
 
-    def __init__(self, spec: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, spec: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
         super().__init__()
         self.spec = spec
         self.w = torch.nn.ParameterDict(

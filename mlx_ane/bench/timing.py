@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Timed:
@@ -21,7 +22,7 @@ class Timed:
     def __init__(
         self,
         run: Callable[[], Any],
-        result: Callable[[], np.ndarray],
+        result: Callable[[], NDArray[Any]],
         least: float = 0.02,
     ) -> None:
         self._run = run
@@ -49,7 +50,7 @@ class Fixed:
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._seconds = seconds
 
-    def result(self) -> np.ndarray:
+    def result(self) -> NDArray[Any]:
         """Nothing to check."""
         return np.zeros(0)
 

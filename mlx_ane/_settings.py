@@ -18,7 +18,7 @@ VARIABLES = {
     "MLX_ANE_ROUTE": "route to the engine: " + " | ".join(ROUTES),
     "MLX_ANE_FALLBACK": "a failed device call: " + " | ".join(FALLBACKS),
     "MLX_ANE_TIMELINE": "file that gets the timeline of the whole process",
-    "MLX_ANE_CACHE_DIR": "folder of self-test verdicts and tuned placements",
+    "MLX_ANE_CACHE_DIR": "folder of self-test verdicts and measured placements",
     "MLX_ANE_BLAS_THREADS": "threads of one GEMM",
     "MLX_ANE_SPOT_CHECK": "check one output element every so many device calls",
     "MLX_ANE_FAULTS": "faults to inject into the emulated device",

@@ -15,6 +15,60 @@ T = TypeVar("T")
 Note = Callable[[T, mx.array, mx.array], None]
 
 
+def rows_of_products(
+    model: nn.Module,
+    layers: Sequence[tuple[T, nn.Module]],
+    shape: tuple[int, ...],
+    where: str,
+) -> list[tuple[T, int]]:
+    """Each product of a forward pass with its rows, in order; nothing is computed.
+
+    Args:
+        model (nn.Module): The model, called with zeros: tokens, else numbers.
+        layers (sequence): Pairs of an item and its layer.
+        shape (tuple): Shape of the input.
+        where (str): The caller, for the error message.
+
+    Raises:
+        ValueError: If the model takes no input of this shape.
+    """
+    errors = []
+    seen: list[tuple[T, int]] = []
+
+    def note(item: T, x: mx.array, y: mx.array) -> None:
+        seen.append((item, x.size // x.shape[-1]))
+
+    for dtype in (mx.int32, mx.float32):
+        seen.clear()
+        try:
+            with watching(layers, note):
+                model(mx.zeros(shape, dtype))
+        except (ValueError, TypeError, IndexError) as error:
+            errors.append(str(error))
+        else:
+            return seen
+    raise ValueError(
+        f"[mlx_ane.{where}] the model takes neither tokens nor numbers of shape "
+        f"{shape}: {errors[-1]}"
+    )
+
+
+def checked_shapes(batch_shape: Any, where: str) -> list[tuple[int, ...]]:
+    """One shape or several as a list of shapes; ValueError if malformed."""
+    try:
+        shapes = [batch_shape] if isinstance(batch_shape[0], int) else batch_shape
+        shapes = [tuple(shape) for shape in shapes]
+        good = all(shapes) and all(type(n) is int and n > 0 for s in shapes for n in s)
+    except (TypeError, IndexError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"[mlx_ane.{where}] batch_shape is {batch_shape!r}, need positive "
+            f"integers such as (batch, tokens), or a list of such shapes."
+        )
+    return shapes
+
+
 @contextmanager
 def watching(layers: Sequence[tuple[T, nn.Module]], note: Note[T]) -> Iterator[None]:
     """Call `note` after each product of these layers while this is open.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
 from mlx_ane._device import resolve
+from mlx_ane.autotune import OBJECTIVES, Decision, Tuner
 from mlx_ane.nn import (
     PRECISIONS,
     ANEEmbedding,
@@ -55,6 +57,8 @@ def convert(
     device: str | None = None,
     policy: str | Policy = "all",
     precision: str | None = None,
+    objective: str = "time",
+    batch_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
 ) -> ConversionReport:
     """Move the matrix products of a model's layers to a device, in place.
 
@@ -74,10 +78,18 @@ def convert(
             :func:`mlx_ane.default_device`, also when it changes later.
         policy (str or callable): "all" places every converted layer on the device;
             "frozen" those whose weight is frozen at the time of the call, the
-            others on the CPU; a callable gets (path, module) and returns a device
-            name, or None for ``device``.
+            others on the CPU; "auto" those whose product is measured to be better
+            there than on the CPU's BLAS; a callable gets (path, module) and returns
+            a device name, or None for ``device``.
         precision (str, optional): "default", or "high" for a two-term split of
             both operands.
+        objective (str): What policy "auto" minimises: "time" of the forward
+            products, "energy" (time times published watts: an estimate), or
+            "free_gpu", time without MLX's GPU as a choice. With the others a layer
+            stays on MLX where its GPU is best.
+        batch_shape (Sequence[int] or Sequence of them, optional): Shape of the
+            model's input, or several, from which policy "auto" learns the rows of
+            each layer; without it every layer is measured with 512 rows.
 
     Returns:
         ConversionReport: What was converted, what was not and why; printing it
@@ -86,7 +98,6 @@ def convert(
     Raises:
         ValueError: If an argument, a predicate's answer or a layer is malformed.
         RuntimeError: If this machine lacks the device.
-        NotImplementedError: For policy "auto".
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -97,11 +108,12 @@ def convert(
     _check_model(model, "convert")
     defaults = _Options(device, policy, precision)
     sites = _find(model)
+    tune = _tuning(model, sites, objective, batch_shape)
     report = ConversionReport()
     new_layers = [
         (site, layer)
         for site in sites
-        if (layer := _decide(site, class_predicate, defaults, report)) is not None
+        if (layer := _decide(site, class_predicate, defaults, tune, report)) is not None
     ]
     for site, layer in new_layers:
         site.replace(layer)
@@ -149,11 +161,6 @@ class _Options:
             raise ValueError(
                 f"[mlx_ane.convert] policy is {self.policy!r}, need one of "
                 f"{', '.join(map(repr, POLICIES))} or a callable."
-            )
-        if self.policy == "auto":
-            raise NotImplementedError(
-                "[mlx_ane.convert] policy 'auto' needs measured placements, which "
-                "this version does not make; use 'all', 'frozen' or a callable."
             )
         if self.precision not in (None, *PRECISIONS):
             raise ValueError(
@@ -233,10 +240,40 @@ def _entries(container: Any) -> Iterator[tuple[Any, Any]]:
     )
 
 
+#: Measures where a plain layer should run, by its path, for these options.
+_Tune = Callable[[str, nn.Module, _Options], Decision]
+
+
+def _tuning(
+    model: nn.Module, sites: list[_Site], objective: str, batch_shape: Any
+) -> _Tune:
+    """The model is traced only if some layer's policy is "auto"."""
+    if objective not in OBJECTIVES:
+        raise ValueError(
+            f"[mlx_ane.convert] objective is {objective!r}, need one of "
+            f"{', '.join(map(repr, OBJECTIVES))}."
+        )
+
+    @cache
+    def tuner() -> Tuner:
+        layers = [(s.path, s.module) for s in sites if _is_convertible(s)]
+        return Tuner(model, layers, objective, batch_shape)
+
+    return lambda path, module, options: tuner().decide(
+        path, module, options.device, options.precision or "default"
+    )
+
+
+def _is_convertible(site: _Site) -> bool:
+    module = to_plain(site.module)
+    return _holds_matrix(module) and _why_not(module, site.parent) is None
+
+
 def _decide(
     site: _Site,
     predicate: Predicate | None,
     defaults: _Options,
+    tune: _Tune,
     report: ConversionReport,
 ) -> nn.Module | None:
     """The new layer of a site, or None; the report learns what was decided."""
@@ -252,24 +289,34 @@ def _decide(
             options = defaults.updated(site.path, answer)
     if reason is None and options.precision == "high" and "scales" in module:
         reason = "precision 'high' is for weights that are not quantised"
+    decision = None
+    if reason is None:
+        _check_arrays(site.path, module)
+        if options.policy == "auto":
+            decision = tune(site.path, module, options)
+            reason = f"{decision}" if decision.device == "gpu" else None
     if reason is not None:
         report.skipped.append(
             SkippedLayer(site.path, type(module).__name__, _shape(module), reason)
         )
         # A layer of ours that is no longer wanted goes back to plain MLX.
         return module if isinstance(site.module, _Placed) else None
-    _check_arrays(site.path, module)
     layer = _as(
         CLASSES[type(module)],
         module,
-        _device=options.device_for(site.path, module),
+        _device=decision.device if decision else options.device_for(site.path, module),
         _name=site.path,
         _precision=options.precision or "default",
         _only_frozen=options.policy == "frozen",
     )
     report.converted.append(
         ConvertedLayer(
-            site.path, type(layer).__name__, _shape(module), layer, site.aliases
+            site.path,
+            type(layer).__name__,
+            _shape(module),
+            layer,
+            site.aliases,
+            decision,
         )
     )
     return layer

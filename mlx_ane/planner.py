@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ane import _ext
-from mlx_ane._watch import watching
+from mlx_ane._watch import checked_shapes, rows_of_products
 from mlx_ane.chips import HOST_BANDWIDTH, UNCERTAINTY, Chip, Figure, find
 from mlx_ane.convert import CLASSES, _find, _holds_matrix, _shape, _Site, _why_not
 from mlx_ane.nn import to_plain
@@ -189,7 +189,7 @@ def plan(
         2
     """
     key, figures = find(chip or _this_chip())
-    shapes = _shapes(batch_shape)
+    shapes = checked_shapes(batch_shape, "plan")
     sites = [site for site in _find(model) if _holds_matrix(site.module)]
     skipped = {
         site.path: reason
@@ -197,11 +197,12 @@ def plan(
         if (reason := _why_not(to_plain(site.module), site.parent)) is not None
     }
     layers = [site for site in sites if site.path not in skipped]
+    watched = [(site, site.module) for site in layers]
     limits = _ext.planning.limits(key)
     calls = [
         _planned(site, rows, key, figures, limits)
         for shape in shapes
-        for site, rows in _trace(model, layers, shape)
+        for site, rows in rows_of_products(model, watched, shape, "plan")
     ]
     _keep_within_budget(calls, limits["resident_programs"])
     return Plan(
@@ -223,42 +224,6 @@ def _this_chip() -> str:
     """The engine of this machine, or the chip that the emulated device plays."""
     name = "emulated" if _ext.unavailable("ane") is not None else "ane"
     return str(_ext.device_info(name).get("chip", "h16g"))
-
-
-def _shapes(batch_shape: Any) -> list[tuple[int, ...]]:
-    shapes = [batch_shape] if isinstance(batch_shape[0], int) else list(batch_shape)
-    for shape in shapes:
-        if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
-            raise ValueError(
-                f"[mlx_ane.plan] batch_shape is {batch_shape!r}, need positive "
-                f"integers such as (batch, tokens), or a list of such shapes."
-            )
-    return [tuple(shape) for shape in shapes]
-
-
-def _trace(
-    model: nn.Module, sites: list[_Site], shape: tuple[int, ...]
-) -> list[tuple[_Site, int]]:
-    """Each product of a forward pass with its rows, in order; nothing is computed."""
-    errors = []
-    seen: list[tuple[_Site, int]] = []
-
-    def note(site: _Site, x: mx.array, y: mx.array) -> None:
-        seen.append((site, x.size // x.shape[-1]))
-
-    for dtype in (mx.int32, mx.float32):  # tokens, else numbers
-        seen.clear()
-        try:
-            with watching([(site, site.module) for site in sites], note):
-                model(mx.zeros(shape, dtype))
-        except (ValueError, TypeError, IndexError) as error:
-            errors.append(str(error))
-        else:
-            return seen
-    raise ValueError(
-        f"[mlx_ane.plan] the model takes neither tokens nor numbers of shape "
-        f"{shape}: {errors[-1]}"
-    )
 
 
 def _planned(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_ane import _ext
 
 if TYPE_CHECKING:
+    from mlx_ane.autotune import Decision
     from mlx_ane.nn import _Placed
 
 
@@ -24,6 +25,8 @@ class ConvertedLayer:
     layer: _Placed = field(repr=False)
     #: Other paths that lead to the same layer.
     aliases: list[str] = field(default_factory=list)
+    #: What policy "auto" measured, or None.
+    decision: Decision | None = None
 
     @property
     def device(self) -> str:
@@ -86,6 +89,7 @@ class ConversionReport:
                     "device": c.device,
                     "frozen": c.frozen,
                     "aliases": list(c.aliases),
+                    "decision": c.decision and c.decision.to_dict(),
                     **live[c.path],
                 }
                 for c in self.converted
@@ -122,6 +126,11 @@ class ConversionReport:
         if rows:
             head = ("layer", "class", "N x K", "device", "calls", "on it", "notes")
             lines += table([head, *rows])
+        sources = {
+            w: None for c in self.converted if c.decision for w in c.decision.watts
+        }
+        if sources:
+            lines += ["", "energy is estimated: seconds measured here times", *sources]
         if self.skipped:
             head_skipped = ("not converted", "class", "shape", "why")
             lines += ["", *table([head_skipped, *map(_skipped_row, self.skipped)])]
@@ -165,6 +174,8 @@ def _notes(layer: ConvertedLayer, live: dict[str, Any]) -> str:
         notes.append("as_linear only")
     if layer.aliases:
         notes.append("shared with " + ", ".join(layer.aliases))
+    if layer.decision:
+        notes.append(str(layer.decision))
     notes += [f"placed {why}: {n}" for why, n in live["placed"].items()]
     notes += [f"FALLBACK {why}: {n}" for why, n in live["fallback"].items()]
     return "; ".join(notes)

@@ -292,7 +292,6 @@ def explode(path: str, module: nn.Module) -> bool:
         ({"device": "tpu"}, ValueError, "device is 'tpu'"),
         ({"device": 3}, ValueError, "device is 3"),
         ({"policy": "some"}, ValueError, "policy is 'some'"),
-        ({"policy": "auto"}, NotImplementedError, "policy 'auto'"),
         ({"policy": lambda p, m: "npu"}, ValueError, "device is 'npu'"),
         ({"precision": "exact"}, ValueError, "precision is 'exact'"),
     ],

@@ -274,6 +274,7 @@ def test_flags_before_file_before_defaults(config) -> None:
     assert found.ane == {
         "device": "cpu",
         "policy": "all",
+        "objective": "time",
         "precision": None,
         "predicate": None,
         "fused": False,

@@ -22,6 +22,7 @@ import numpy as np
 from mlx import nn
 
 from mlx_ane import _ext, fast, optimizers
+from mlx_ane.autotune import OBJECTIVES
 from mlx_ane.convert import POLICIES, Predicate, convert
 from mlx_ane.nn import PRECISIONS
 from mlx_ane.report import ConversionReport
@@ -33,6 +34,7 @@ HELP = "fine-tune with mlx-lm's trainer: LoRA, DoRA, QLoRA or all weights"
 DEFAULTS: dict[str, Any] = {
     "device": None,
     "policy": "all",
+    "objective": "time",
     "precision": None,
     "predicate": None,
     "fused": True,
@@ -71,7 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ours.add_argument(
         "--policy",
         choices=POLICIES,
-        help="all: every layer on the device; frozen: those with a frozen weight",
+        help="all: every layer on the device; frozen: those with a frozen weight; "
+        "auto: those that measure better there",
+    )
+    ours.add_argument(
+        "--objective", choices=OBJECTIVES, help="what --policy auto minimises"
     )
     ours.add_argument("--precision", choices=PRECISIONS)
     ours.add_argument(
@@ -258,6 +264,7 @@ def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
         class_predicate=_predicate(ours["predicate"]),
         device=ours["device"],
         policy=ours["policy"],
+        objective=ours["objective"],
         precision=ours["precision"],
     )
 

@@ -26,8 +26,8 @@ def run() -> None:
             f"{_versions.INSTALLED_MLX}, as it was built with another nanobind; run: "
             f"pip install --force-reinstall --no-cache-dir mlx-ane"
         ) from error
-    # OpenBLAS hangs when it is unloaded while a stream is in one of its calls.
-    atexit.register(lambda: mx.synchronize(mx.default_stream(mx.cpu)))
+    # Devices and BLAS are gone when the process ends: no task may be at them then.
+    atexit.register(_ext.synchronize)
     _ext.set_fallback(settings.fallback)
     if settings.spot_check is not None:
         _ext.set_spot_check(settings.spot_check)

@@ -18,6 +18,7 @@
 #include "mlx/version.h"
 #include "ops/adam.h"
 #include "ops/attention.h"
+#include "ops/checks.h"
 #include "ops/gemm.h"
 #include "ops/linear.h"
 #include "ops/losses.h"
@@ -230,6 +231,11 @@ void bind_caches(nb::module_& m) {
       [] { return executable_cache().size(); },
       "Programs loaded now.");
   m.def("abandoned_calls", &abandoned_calls, "Hung calls not yet returned.");
+  m.def(
+      "synchronize",
+      &mlx_ane::synchronize,
+      nb::call_guard<nb::gil_scoped_release>(),
+      "Waits for this thread's CPU streams, the engine's own included.");
 }
 
 void bind_trace(nb::module_& m) {

@@ -222,6 +222,9 @@ def needs(page: str) -> None:
     for word, module in {"plot": "matplotlib", "mlx_lm": "mlx_lm"}.items():
         if re.search(rf"\b{word}\b", source):
             pytest.importorskip(module)
+    extension = importlib.import_module("mlx_ane._ext")
+    if "mlx-ane doctor" in source and hasattr(extension, "apple"):
+        pytest.skip("shows what doctor prints without the Apple route")
 
 
 @pytest.mark.parametrize("page", PAGES)

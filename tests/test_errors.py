@@ -9,7 +9,7 @@ import pytest
 from processes import run_python
 
 import mlx_ane as ane
-from mlx_ane import _settings, _versions
+from mlx_ane import _ext, _settings, _versions
 
 X, W, B = mx.ones((4, 8)), mx.ones((6, 8)), mx.ones((6,))
 
@@ -77,7 +77,9 @@ def test_unknown_device(name: object) -> None:
     assert ane.default_device() == "cpu"
 
 
-@pytest.mark.skipif(ane.is_available(), reason="the engine is there")
+@pytest.mark.skipif(
+    _ext.unavailable("ane") is None, reason="the engine is there, or its doubles"
+)
 def test_missing_engine_is_a_runtime_error_with_the_reason() -> None:
     with pytest.raises(RuntimeError, match=r"'ane' is not available here: .*; use"):
         ane.linear(X, W, device="ane")

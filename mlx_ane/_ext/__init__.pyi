@@ -73,6 +73,9 @@ def resident_programs() -> int:
 def abandoned_calls() -> int:
     """Hung calls not yet returned."""
 
+def synchronize() -> None:
+    """Waits for this thread's CPU streams, the engine's own included."""
+
 def counters() -> dict[str, int]:
     """Process-wide counts by name."""
 

@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <thread>
 
 #include "blas/backend.h"
 #include "kernels/pool.h"
@@ -15,6 +18,36 @@ namespace {
 /// neighbour can stall them all: its calls run on one thread each, on tiles of
 /// C that our workers take one by one.
 std::atomic<int> thread_count{1};
+
+/// OpenBLAS frees its buffers when the process ends: exit waits for the calls
+/// that run, and later ones (from streams that nobody waited for) stay out.
+class Call {
+ public:
+  Call() {
+    [[maybe_unused]] static const int registered = std::atexit(&close);
+    open_ = (running_.fetch_add(1) & closed) == 0;
+  }
+  ~Call() {
+    running_.fetch_sub(1);
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+  bool open() const {
+    return open_;
+  }
+
+ private:
+  static constexpr int64_t closed = int64_t{1} << 62;
+  static void close() {
+    running_.fetch_or(closed);
+    // Bounded: a forked child counts calls of threads that it does not have.
+    for (int i = 0; i < 50'000 && (running_ & ~closed) != 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+  }
+  inline static std::atomic<int64_t> running_{0};
+  bool open_;
+};
 
 /// A call below this many multiplications is over before a worker wakes up.
 constexpr double parallel_size = 4e6;
@@ -104,6 +137,12 @@ void sgemm(
     float beta,
     float* c,
     int64_t ldc) {
+  Call call;
+  if (!call.open()) {
+    reference::sgemm(
+        trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    return;
+  }
   if (as_vector(
           trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)) {
     return;

@@ -7,6 +7,16 @@
 
 namespace mlx_ane {
 
+namespace {
+
+/// This thread's stream for calls of device "ane".
+mx::Stream engine_stream() {
+  static auto stream = mx::new_thread_local_stream(mx::Device::cpu);
+  return mx::to_stream(stream);
+}
+
+}  // namespace
+
 Place resolve_place(const std::string& op, const std::string& device) {
   if (device == "cpu") {
     return {};
@@ -34,8 +44,7 @@ mx::Stream resolve_stream(
   if (place.device && place.device->name() == "ane" &&
       std::holds_alternative<std::monostate>(stream) &&
       runner_settings().fallback != Fallback::error) {
-    static auto engine_stream = mx::new_thread_local_stream(mx::Device::cpu);
-    return mx::to_stream(engine_stream);
+    return engine_stream();
   }
   // Where MLX has no GPU, asking it for a GPU stream fails in its own words.
   auto* type = std::get_if<mx::Device::DeviceType>(&stream);
@@ -50,6 +59,11 @@ mx::Stream resolve_stream(
         "] got a GPU stream, need a CPU stream; pass stream=mx.cpu or none.");
   }
   return resolved;
+}
+
+void synchronize() {
+  mx::synchronize(mx::default_stream(mx::Device::cpu));
+  mx::synchronize(engine_stream());
 }
 
 void check_float(const std::string& op, const char* name, const mx::array& x) {

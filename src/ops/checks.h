@@ -28,6 +28,9 @@ mx::Stream resolve_stream(
     const mx::StreamOrDevice& stream,
     const Place& place = {});
 
+/// Waits for this thread's CPU streams: its default one and the engine's.
+void synchronize();
+
 /// float32, float16 or bfloat16, else std::invalid_argument.
 void check_float(const std::string& op, const char* name, const mx::array& x);
 

@@ -209,15 +209,19 @@ std::optional<std::string> InMemoryExecutable::try_load() {
   return loaded_ ? std::nullopt : std::optional(reason(error));
 }
 
-// A first load may fail for no lasting reason; a cached compile may be stale.
+// A first load may fail for no lasting reason; a cached compile may be stale. A
+// full engine stays full.
 void InMemoryExecutable::load(const Source& source) {
+  auto may_pass = [](const std::optional<std::string>& failure) {
+    return failure && load_cause(*failure) == Cause::load_failed;
+  };
   auto failure = try_load();
-  if (failure && files_->compiled()) {
+  if (may_pass(failure) && files_->compiled()) {
     files_->restage(source);
     compile();
     failure = try_load();
   }
-  if (failure && load_cause(*failure) == Cause::load_failed) {
+  if (may_pass(failure)) {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
     failure = try_load();
   }

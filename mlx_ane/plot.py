@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,11 @@ def _figure(width: float = 8.0, height: float = 4.5) -> tuple[Figure, Any]:
     # Figure without pyplot: no window, no global state, any thread.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _on(what: str, devices: Iterable[str]) -> str:
+    """A title that names the devices: emulated results must not pass for real."""
+    return f"{what}, device {' and '.join(sorted(set(devices))) or 'none'}"
 
 
 def _save(figure: Figure, path: str | Path | None) -> Figure:
@@ -62,12 +67,15 @@ def losses(
 def timeline(
     events: str | Path | Sequence[Mapping[str, Any]],
     path: str | Path | None = None,
+    *,
+    title: str = "Timeline",
 ) -> Figure:
     """Spans over time, one row a thread, one colour a kind of span.
 
     Args:
         events: A file that :class:`mlx_ane.timeline` wrote, or its ``events``.
         path (str or Path, optional): File to write.
+        title (str): The heading.
 
     Returns:
         Figure: A matplotlib figure.
@@ -88,19 +96,25 @@ def timeline(
             ]
             label = kind if row == 0 else None
             axes.broken_barh(spans, (row - 0.4, 0.8), color=f"C{i}", label=label)
-    axes.set(title="Timeline", xlabel="ms", yticks=range(len(threads)))
+    axes.set(title=title, xlabel="ms", yticks=range(len(threads)))
     axes.set_yticklabels([f"thread {thread}" for thread in threads])
     if threads:
         axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return _save(figure, path)
 
 
-def placement(report: ConversionReport, path: str | Path | None = None) -> Figure:
+def placement(
+    report: ConversionReport,
+    path: str | Path | None = None,
+    *,
+    title: str | None = None,
+) -> Figure:
     """Calls of each layer: on the device, placed on the CPU, and fallbacks.
 
     Args:
         report (ConversionReport): What :func:`mlx_ane.convert` returned.
         path (str or Path, optional): File to write.
+        title (str, optional): The heading; by default it names the devices.
 
     Returns:
         Figure: A matplotlib figure.
@@ -117,17 +131,24 @@ def placement(report: ConversionReport, path: str | Path | None = None) -> Figur
         axes.barh(list(live), counts, left=left, label=label, color=colour)
         left = [a + b for a, b in zip(left, counts, strict=True)]
     axes.invert_yaxis()
-    axes.set(title="Placement", xlabel="calls")
+    title = title or _on("Placement", (c.device for c in report.converted))
+    axes.set(title=title, xlabel="calls")
     axes.legend()
     return _save(figure, path)
 
 
-def errors(report: VerificationReport, path: str | Path | None = None) -> Figure:
+def errors(
+    report: VerificationReport,
+    path: str | Path | None = None,
+    *,
+    title: str | None = None,
+) -> Figure:
     """Forward and gradient error of each layer, on a logarithmic axis.
 
     Args:
         report (VerificationReport): What :func:`mlx_ane.verify` returned.
         path (str or Path, optional): File to write.
+        title (str, optional): The heading; by default it names the devices.
 
     Returns:
         Figure: A matplotlib figure.
@@ -139,7 +160,8 @@ def errors(report: VerificationReport, path: str | Path | None = None) -> Figure
     if gradients:
         axes.plot(*zip(*gradients, strict=True), "x", label="gradient of the weight")
     axes.invert_yaxis()
-    axes.set(title="Relative error against plain MLX", xscale="log")
+    title = title or _on("Relative error", (x.device for x in report.layers))
+    axes.set(title=title, xlabel="‖y - exact‖ / ‖exact‖", xscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
     return _save(figure, path)

@@ -113,6 +113,8 @@ def test_plots(device: str, tmp_path) -> None:
         ane.plot.bench({"256x768": {"mlx": 98.0, "ane": 1.3}, "512x768": {"ane": 2.6}}),
     ]
     assert all(isinstance(figure, Figure) for figure in figures)
+    titles = [figure.axes[0].get_title() for figure in figures[3:5]]
+    assert all(title.endswith(f", device {device}") for title in titles)
     labels = [t.get_text() for t in figures[3].axes[0].get_yticklabels()]
     assert labels == ["layers.0", "layers.2"]
     bars = figures[3].axes[0].patches

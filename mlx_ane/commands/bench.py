@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="emulated", help="device of the experiment's forward"
     )
-    parser.add_argument("--json", metavar="F", help="write the findings; - prints them")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", metavar="F", help="write a plot (PNG, PDF, SVG)")
-    parser.add_argument("--markdown", metavar="F", help="write benchmarks/RESULTS.md")
+    parser.add_argument("--markdown", metavar="F", help="write the tables")
     parser.add_argument(
         "--torch-python", metavar="F", help="a Python that has torch, if not this one"
     )
@@ -78,11 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(report: bench.Report, args: argparse.Namespace) -> int:
-    if args.json:
-        text = json.dumps(report.json(), indent=2) + "\n"
-        sys.stdout.write(text) if args.json == "-" else Path(args.json).write_text(text)
-    if args.json != "-":
-        print(report.text())
+    print(json.dumps(report.json(), indent=2) if args.json else report.text())
     if args.markdown:
         Path(args.markdown).write_text(report.markdown())
     if args.plot:

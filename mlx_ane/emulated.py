@@ -262,7 +262,7 @@ def usage() -> dict[str, Any]:
 
 
 def rules() -> list[dict[str, Any]]:
-    """Every limit of the engine: name, stage, disputed, limit, source."""
+    """Every limit of the engine: id, stage, disputed, limit, source."""
     return list(_emulated.rules())
 
 

@@ -209,7 +209,7 @@ void bind_options(nb::module_& m) {
     Records out;
     for (auto& rule : emulated::rules()) {
       Record entry;
-      entry["name"] = rule.name;
+      entry["id"] = rule.name;
       entry["stage"] = to_string(rule.stage);
       entry["disputed"] = rule.disputed;
       entry["limit"] = rule.limit;

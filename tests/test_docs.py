@@ -98,8 +98,7 @@ def blocks_of(page: str) -> list[Block]:
 
 def run_page(page: str, slow: bool) -> int:
     """Run a page's blocks here; print what differs; the number of failures."""
-    # The README's first block is six lines: it takes model, loss and data for granted.
-    names: dict[str, Any] = examples() if page == "README.md" else {}
+    names: dict[str, Any] = {}
     failures = 0
     for block in blocks_of(page):
         if block.skip and not (slow and block.skip == "takes minutes"):

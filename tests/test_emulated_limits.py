@@ -273,7 +273,7 @@ def test_programs(
     with pytest.raises(emulated.ProgramError) as error:
         compiled(outside)
     assert error.value.rule == rule
-    entry = next(r for r in emulated.rules() if r["name"] == rule)
+    entry = next(r for r in emulated.rules() if r["id"] == rule)
     assert error.value.stage == entry["stage"] == "compile"
     assert entry["source"] in str(error.value)
     if error.value.code == 1:

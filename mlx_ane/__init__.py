@@ -27,7 +27,7 @@ from mlx_ane._ext import (  # noqa: E402
 )
 from mlx_ane._versions import __version__  # noqa: E402
 from mlx_ane.convert import convert, revert  # noqa: E402
-from mlx_ane.ops import linear, matmul  # noqa: E402
+from mlx_ane.ops import einsum, linear, matmul  # noqa: E402
 from mlx_ane.planner import Plan, plan  # noqa: E402
 from mlx_ane.report import ConversionReport  # noqa: E402
 from mlx_ane.timeline import timeline  # noqa: E402
@@ -43,6 +43,7 @@ __all__ = [
     "counters",
     "default_device",
     "device_info",
+    "einsum",
     "emulated",
     "fast",
     "is_available",

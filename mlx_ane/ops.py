@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -78,6 +80,109 @@ def matmul(
         return _ext.matmul(a, b, device=resolve(device, "matmul"), stream=stream)
     except TypeError as error:
         raise bad_argument("matmul", stream, a=a, b=b) from error
+
+
+def einsum(
+    subscripts: str,
+    a: mx.array,
+    b: mx.array,
+    *,
+    device: str | None = None,
+    stream: Any = None,
+) -> mx.array:
+    """Two operands of :func:`mlx.core.einsum`, as one batched :func:`matmul`.
+
+    Labels of both operands and the result are batched, those of both operands
+    alone are contracted, and those of one operand alone are summed before.
+
+    Args:
+        subscripts (str): For example "bqhd,bkhd->bhqk". Without "->", the result
+            has the labels that occur once, in alphabetical order.
+        a (array): One axis a label; float32, float16 or bfloat16.
+        b (array): The same; axes of one label have one size.
+        device (str, optional): "auto", "ane", "emulated" or "cpu"; None is
+            :func:`mlx_ane.default_device`.
+        stream (Stream or Device, optional): An MLX CPU stream.
+
+    Returns:
+        array: One axis a label of the result.
+
+    Raises:
+        ValueError: If subscripts, shapes, dtypes, device or stream do not fit.
+        NotImplementedError: For "..." and for a label twice in one operand.
+        RuntimeError: If this machine lacks the device.
+
+    Example:
+        >>> x, y = mx.ones((2, 8, 4, 16)), mx.ones((2, 9, 4, 16))
+        >>> ane.einsum("bqhd,bkhd->bhqk", x, y, device="emulated").shape
+        (2, 4, 8, 9)
+    """
+    if not (isinstance(a, mx.array) and isinstance(b, mx.array)):
+        raise bad_argument("einsum", stream, a=a, b=b)
+    left, right, out = _labels(subscripts)
+    sizes = _sizes({"a": left, "b": right}, {"a": a, "b": b})
+    on = mx.cpu if stream is None else stream  # where matmul runs too
+    batch = [i for i in out if i in left and i in right]
+    rows = [i for i in out if i not in right]
+    columns = [i for i in out if i not in left]
+    inner = [i for i in left if i in right and i not in out]
+
+    def grouped(x: mx.array, labels: str, *groups: list[str]) -> mx.array:
+        kept = [i for group in (batch, *groups) for i in group]
+        x = x.sum([labels.index(i) for i in labels if i not in kept], stream=on)
+        labels = "".join(i for i in labels if i in kept)
+        x = x.transpose([labels.index(i) for i in kept], stream=on)
+        shape = [math.prod(sizes[i] for i in group) for group in groups]
+        return mx.reshape(x, [sizes[i] for i in batch] + shape, stream=on)
+
+    # (batch..., M, K) @ (batch..., K, N)
+    y = matmul(
+        grouped(a, left, rows, inner),
+        grouped(b, right, inner, columns),
+        device=device,
+        stream=stream,
+    )
+    order = batch + rows + columns
+    y = mx.reshape(y, [sizes[i] for i in order], stream=on)
+    return y.transpose([order.index(i) for i in out], stream=on)
+
+
+def _labels(subscripts: str) -> tuple[str, str, str]:
+    """Labels of both operands and of the result of einsum."""
+    form = r"([a-zA-Z]*),([a-zA-Z]*)(?:->([a-zA-Z]*))?"
+    match = re.fullmatch(form, subscripts.replace(" ", ""))
+    left, right, out = match.groups() if match else ("", "", "")
+    if "..." in subscripts or any(len(set(x)) < len(x) for x in (left, right)):
+        raise NotImplementedError(
+            f"[mlx_ane.einsum] subscripts are {subscripts!r}, need single labels, "
+            f"each once an operand; write out the axes and take diagonals before."
+        )
+    if out is None:
+        out = "".join(sorted(set(left) ^ set(right)))
+    if not match or not set(out) <= set(left + right) or len(set(out)) < len(out):
+        raise ValueError(
+            f"[mlx_ane.einsum] subscripts are {subscripts!r}, need two operands of "
+            f"letters and a result that repeats none, such as 'bij,bjk->bik'."
+        )
+    return left, right, out
+
+
+def _sizes(labels: dict[str, str], arrays: dict[str, mx.array]) -> dict[str, int]:
+    """The size of each label; axes of one label must agree."""
+    sizes: dict[str, int] = {}
+    for name, x in arrays.items():
+        if x.ndim != len(labels[name]):
+            raise ValueError(
+                f"[mlx_ane.einsum] {name} has shape {x.shape}, need one axis for each "
+                f"of the labels {labels[name]!r}."
+            )
+        for label, size in zip(labels[name], x.shape, strict=True):
+            if sizes.setdefault(label, size) != size:
+                raise ValueError(
+                    f"[mlx_ane.einsum] label {label!r} has size {sizes[label]} in a "
+                    f"and {size} in b; axes of one label must have one size."
+                )
+    return sizes
 
 
 def bad_argument(where: str, stream: object, **arrays: object) -> ValueError:

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx import nn
 
+# By name: a test suite may put our layers in the place of these in mlx.nn.
+from mlx.nn import Embedding, Linear, QuantizedEmbedding, QuantizedLinear
+
 from mlx_ane import _ext
 from mlx_ane._device import default_setting, resolve
 from mlx_ane.ops import bad_argument
@@ -113,7 +116,7 @@ def _check_type(layer: object, cls: type, where: str) -> None:
         )
 
 
-class ANELinear(_Placed, nn.Linear):
+class ANELinear(_Placed, Linear):
     """:class:`mlx.nn.Linear` with its forward product on a device of ours.
 
     Args:
@@ -147,7 +150,7 @@ class ANELinear(_Placed, nn.Linear):
         return self._product(x, self["weight"], self.get("bias"))
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, device: str | None = None) -> ANELinear:
+    def from_linear(cls, linear: Linear, device: str | None = None) -> ANELinear:
         """The layer of the same arrays; freezing is kept.
 
         Args:
@@ -157,14 +160,14 @@ class ANELinear(_Placed, nn.Linear):
         Raises:
             ValueError: If ``linear`` is no nn.Linear or the device is unknown.
         """
-        _check_type(linear, nn.Linear, "ANELinear.from_linear")
+        _check_type(linear, Linear, "ANELinear.from_linear")
         if device is not None:
             resolve(device, "nn.ANELinear.from_linear")
         return _as(cls, linear, _device=device)
 
-    def to_linear(self) -> nn.Linear:
+    def to_linear(self) -> Linear:
         """The plain layer of the same arrays; freezing is kept."""
-        return _as(nn.Linear, self)
+        return _as(Linear, self)
 
     def to_quantized(
         self,
@@ -188,7 +191,7 @@ class ANELinear(_Placed, nn.Linear):
         return f"{super()._extra_repr()}, {self._placement()}"
 
 
-class ANEQuantizedLinear(_Placed, nn.QuantizedLinear):
+class ANEQuantizedLinear(_Placed, QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` with its product on a device of ours.
 
     The quantised weight is frozen and stays the only copy that MLX holds. The
@@ -227,23 +230,23 @@ class ANEQuantizedLinear(_Placed, nn.QuantizedLinear):
 
     @classmethod
     def from_quantized_linear(
-        cls, layer: nn.QuantizedLinear, device: str | None = None
+        cls, layer: QuantizedLinear, device: str | None = None
     ) -> ANEQuantizedLinear:
         """The layer of the same quantised arrays; freezing is kept."""
-        _check_type(layer, nn.QuantizedLinear, "ANEQuantizedLinear")
+        _check_type(layer, QuantizedLinear, "ANEQuantizedLinear")
         if device is not None:
             resolve(device, "nn.ANEQuantizedLinear")
         return _as(cls, layer, _device=device)
 
-    def to_quantized_linear(self) -> nn.QuantizedLinear:
+    def to_quantized_linear(self) -> QuantizedLinear:
         """The plain quantised layer of the same arrays; freezing is kept."""
-        return _as(nn.QuantizedLinear, self)
+        return _as(QuantizedLinear, self)
 
     def _extra_repr(self) -> str:
         return f"{super()._extra_repr()}, {self._placement()}"
 
 
-class ANEEmbedding(_Placed, nn.Embedding):
+class ANEEmbedding(_Placed, Embedding):
     """:class:`mlx.nn.Embedding` whose ``as_linear`` runs on a device of ours.
 
     Looking tokens up is MLX's. ``as_linear`` is the output head of a model that
@@ -270,17 +273,17 @@ class ANEEmbedding(_Placed, nn.Embedding):
 
     @classmethod
     def from_embedding(
-        cls, embedding: nn.Embedding, device: str | None = None
+        cls, embedding: Embedding, device: str | None = None
     ) -> ANEEmbedding:
         """The layer of the same table; freezing is kept."""
-        _check_type(embedding, nn.Embedding, "ANEEmbedding.from_embedding")
+        _check_type(embedding, Embedding, "ANEEmbedding.from_embedding")
         if device is not None:
             resolve(device, "nn.ANEEmbedding.from_embedding")
         return _as(cls, embedding, _device=device)
 
-    def to_embedding(self) -> nn.Embedding:
+    def to_embedding(self) -> Embedding:
         """The plain layer of the same table; freezing is kept."""
-        return _as(nn.Embedding, self)
+        return _as(Embedding, self)
 
     def to_quantized(
         self,
@@ -297,7 +300,7 @@ class ANEEmbedding(_Placed, nn.Embedding):
         return f"{super()._extra_repr()}, {self._placement()}"
 
 
-class ANEQuantizedEmbedding(_Placed, nn.QuantizedEmbedding):
+class ANEQuantizedEmbedding(_Placed, QuantizedEmbedding):
     """:class:`mlx.nn.QuantizedEmbedding` whose ``as_linear`` runs on a device of ours.
 
     Made from a quantised table, for the tied head of a quantised model.
@@ -309,7 +312,7 @@ class ANEQuantizedEmbedding(_Placed, nn.QuantizedEmbedding):
 
     @classmethod
     def from_quantized_embedding(
-        cls, embedding: nn.QuantizedEmbedding, device: str | None = None
+        cls, embedding: QuantizedEmbedding, device: str | None = None
     ) -> ANEQuantizedEmbedding:
         """The layer of the same quantised arrays; freezing is kept.
 
@@ -319,14 +322,14 @@ class ANEQuantizedEmbedding(_Placed, nn.QuantizedEmbedding):
                 :func:`mlx_ane.default_device`.
         """
         where = "ANEQuantizedEmbedding.from_quantized_embedding"
-        _check_type(embedding, nn.QuantizedEmbedding, where)
+        _check_type(embedding, QuantizedEmbedding, where)
         if device is not None:
             resolve(device, f"nn.{where}")
         return _as(cls, embedding, _device=device)
 
-    def to_quantized_embedding(self) -> nn.QuantizedEmbedding:
+    def to_quantized_embedding(self) -> QuantizedEmbedding:
         """The plain quantised layer of the same arrays; freezing is kept."""
-        return _as(nn.QuantizedEmbedding, self)
+        return _as(QuantizedEmbedding, self)
 
     def _extra_repr(self) -> str:
         return f"{super()._extra_repr()}, {self._placement()}"

@@ -66,8 +66,9 @@ class _Placed:
         except TypeError as error:
             raise bad_argument("nn", None, x=x, weight=weight, bias=bias) from error
 
-    def _placement(self) -> str:
-        return f"device={self._device or default_setting()}"
+    def _extra_repr(self) -> str:
+        layer: Any = super()
+        return f"{layer._extra_repr()}, device={self._device or default_setting()}"
 
 
 def _quantized_product(layer: Any, x: mx.array) -> Any:
@@ -109,6 +110,12 @@ def _private(layer: _Placed) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in _PRIVATE}
 
 
+def _check_device(device: str | None, where: str) -> None:
+    # None is resolved by the first call: a constructor runs no self-test.
+    if device is not None:
+        resolve(device, where)
+
+
 def _check_type(layer: object, cls: type, where: str) -> None:
     if not isinstance(layer, cls):
         raise ValueError(
@@ -140,8 +147,7 @@ class ANELinear(_Placed, Linear):
         *,
         device: str | None = None,
     ) -> None:
-        if device is not None:
-            resolve(device, "nn.ANELinear")
+        _check_device(device, "nn.ANELinear")
         super().__init__(input_dims, output_dims, bias)
         self._device = device
 
@@ -161,8 +167,7 @@ class ANELinear(_Placed, Linear):
             ValueError: If ``linear`` is no nn.Linear or the device is unknown.
         """
         _check_type(linear, Linear, "ANELinear.from_linear")
-        if device is not None:
-            resolve(device, "nn.ANELinear.from_linear")
+        _check_device(device, "nn.ANELinear.from_linear")
         return _as(cls, linear, _device=device)
 
     def to_linear(self) -> Linear:
@@ -186,9 +191,6 @@ class ANELinear(_Placed, Linear):
         if quantize_input:
             return plain
         return _as(ANEQuantizedLinear, plain, **_private(self))
-
-    def _extra_repr(self) -> str:
-        return f"{super()._extra_repr()}, {self._placement()}"
 
 
 class ANEQuantizedLinear(_Placed, QuantizedLinear):
@@ -219,8 +221,7 @@ class ANEQuantizedLinear(_Placed, QuantizedLinear):
         *,
         device: str | None = None,
     ) -> None:
-        if device is not None:
-            resolve(device, "nn.ANEQuantizedLinear")
+        _check_device(device, "nn.ANEQuantizedLinear")
         super().__init__(input_dims, output_dims, bias, group_size, bits, mode)
         self._device = device
 
@@ -234,16 +235,12 @@ class ANEQuantizedLinear(_Placed, QuantizedLinear):
     ) -> ANEQuantizedLinear:
         """The layer of the same quantised arrays; freezing is kept."""
         _check_type(layer, QuantizedLinear, "ANEQuantizedLinear")
-        if device is not None:
-            resolve(device, "nn.ANEQuantizedLinear")
+        _check_device(device, "nn.ANEQuantizedLinear")
         return _as(cls, layer, _device=device)
 
     def to_quantized_linear(self) -> QuantizedLinear:
         """The plain quantised layer of the same arrays; freezing is kept."""
         return _as(QuantizedLinear, self)
-
-    def _extra_repr(self) -> str:
-        return f"{super()._extra_repr()}, {self._placement()}"
 
 
 class ANEEmbedding(_Placed, Embedding):
@@ -262,8 +259,7 @@ class ANEEmbedding(_Placed, Embedding):
     def __init__(
         self, num_embeddings: int, dims: int, *, device: str | None = None
     ) -> None:
-        if device is not None:
-            resolve(device, "nn.ANEEmbedding")
+        _check_device(device, "nn.ANEEmbedding")
         super().__init__(num_embeddings, dims)
         self._device = device
 
@@ -277,8 +273,7 @@ class ANEEmbedding(_Placed, Embedding):
     ) -> ANEEmbedding:
         """The layer of the same table; freezing is kept."""
         _check_type(embedding, Embedding, "ANEEmbedding.from_embedding")
-        if device is not None:
-            resolve(device, "nn.ANEEmbedding.from_embedding")
+        _check_device(device, "nn.ANEEmbedding.from_embedding")
         return _as(cls, embedding, _device=device)
 
     def to_embedding(self) -> Embedding:
@@ -295,9 +290,6 @@ class ANEEmbedding(_Placed, Embedding):
         """The quantised layer on the same device, as :func:`mlx.nn.quantize` asks."""
         plain = self.to_embedding().to_quantized(group_size, bits, mode, quantize_input)
         return _as(ANEQuantizedEmbedding, plain, **_private(self))
-
-    def _extra_repr(self) -> str:
-        return f"{super()._extra_repr()}, {self._placement()}"
 
 
 class ANEQuantizedEmbedding(_Placed, QuantizedEmbedding):
@@ -323,16 +315,12 @@ class ANEQuantizedEmbedding(_Placed, QuantizedEmbedding):
         """
         where = "ANEQuantizedEmbedding.from_quantized_embedding"
         _check_type(embedding, QuantizedEmbedding, where)
-        if device is not None:
-            resolve(device, f"nn.{where}")
+        _check_device(device, f"nn.{where}")
         return _as(cls, embedding, _device=device)
 
     def to_quantized_embedding(self) -> QuantizedEmbedding:
         """The plain quantised layer of the same arrays; freezing is kept."""
         return _as(QuantizedEmbedding, self)
-
-    def _extra_repr(self) -> str:
-        return f"{super()._extra_repr()}, {self._placement()}"
 
 
 def to_plain(layer: nn.Module) -> nn.Module:

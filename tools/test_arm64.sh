@@ -5,6 +5,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=${BUILD_DIR:-$root/build/arm64}
+PATH=$root/.venv/bin:$PATH
 cmake -S "$root/tools/arm64" -B "$build" -G Ninja \
   -DCMAKE_TOOLCHAIN_FILE="$root/tools/arm64/aarch64-linux-gnu.cmake" > /dev/null
 cmake --build "$build" --parallel 2 > "$build/build.log" || {

@@ -11,7 +11,6 @@ build=${BUILD_DIR:-$root/build/doubles}
 python=${PYTHON:-$root/.venv/bin/python}
 PATH=$(dirname "$python"):$PATH
 cmake -S "$root" -B "$build" -G Ninja -DMLX_ANE_DOUBLES=ON -DMLX_ANE_TESTS=ON \
-  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -DNDEBUG" \
   -DPython_EXECUTABLE="$python" > /dev/null
 cmake --build "$build" --parallel 2 > "$build/build.log" || {
   tail -40 "$build/build.log"

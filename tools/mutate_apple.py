@@ -185,6 +185,8 @@ def main() -> int:
             path.write_text(text.replace(mutation.old, mutation.new))
             caught = build_and_test(source, build)
             path.write_text(text)
+            if caught == "build":
+                raise ValueError(f"{mutation.name}: does not compile")
             survivors += caught is None
             print(f"{mutation.name}: {f'caught by {caught}' if caught else 'SURVIVES'}")
     return 1 if survivors else 0

@@ -27,7 +27,6 @@ ENGINE = ENGINES[-1] if ENGINES else ""
 CAUSES = {
     "compile_error": "compile_failed",
     "load_fails": "load_failed",
-    "cap_reached": "cap_reached",
     "out_of_memory": "out_of_memory",
     "evaluate_false": "evaluate_failed",
     "writes_nothing": "wrote_nothing",

@@ -1,6 +1,8 @@
 // The registry of devices and the arithmetic of surfaces.
 #include "device/device.h"
 
+#include <unistd.h>
+
 #include "device/emulated/emulated.h"
 #ifdef MLX_ANE_APPLE
 #include "device/apple/apple.h"
@@ -86,6 +88,11 @@ size_t surface_bytes(const Port& port) {
     bytes *= static_cast<size_t>(port.shape[i]);
   }
   return bytes;
+}
+
+size_t quarter_of_memory() {
+  return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) *
+         static_cast<size_t>(sysconf(_SC_PAGESIZE)) / 4;
 }
 
 // Leaked: stream threads may still run programs while the process exits.

@@ -62,6 +62,9 @@ struct Source {
 size_t row_bytes(const Port& port);
 size_t surface_bytes(const Port& port);
 
+/// A quarter of physical memory: the budget of a cache that no one set.
+size_t quarter_of_memory();
+
 /// Memory that host and device share (an IOSurface on Apple's route).
 class Surface {
  public:

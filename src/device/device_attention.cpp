@@ -18,6 +18,8 @@ namespace mlx_ane {
 
 namespace {
 
+using trace::Placement;
+
 using kernels::Attention;
 using kernels::Heads;
 using Kind = kernels::Mask::Kind;
@@ -97,7 +99,9 @@ float mask_value(
 }
 
 /// Thrown where values or shapes are outside the device's range: no failure.
-struct OutOfRange {};
+struct NotTaken {
+  trace::Placement reason;
+};
 
 class DeviceAttention {
  public:
@@ -123,18 +127,18 @@ class DeviceAttention {
         mask_per_head_};
   }
 
-  /// Throws OutOfRange, before anything is written.
+  /// Throws NotTaken, before anything is written.
   void check_range() {
     auto& limits = device_.limits();
     for (auto axis : {shape_.heads, shape_.rows, shape_.keys}) {
       if (axis > limits.max_axis) {
-        throw OutOfRange();
+        throw NotTaken{Placement::out_of_range};
       }
     }
     auto bound = extent(a_.q).norm * extent(a_.k).norm * std::abs(a_.scale);
     auto values = extent(a_.v).value;
     if (!(bound <= max_score) || !std::isfinite(values)) {
-      throw OutOfRange();
+      throw NotTaken{Placement::out_of_range};
     }
     // Values near 2^13 lose least to fp16's floor; a zero v needs no scale.
     exponent_ = values > 0 ? log2_max_value - 1 - std::ilogb(values) : 0;
@@ -145,6 +149,9 @@ class DeviceAttention {
       throw DeviceError(Cause::unavailable, *reason);
     }
     auto program = executable_cache().get(device_, shape_);
+    if (!program) {
+      throw NotTaken{Placement::over_budget};
+    }
     std::lock_guard lock(program->mutex);
     for (int64_t b = 0; b < a_.q.shape[0]; ++b) {
       pack_heads(a_.k, b, 1.0f, shape_.keys, *program, 1);
@@ -246,7 +253,7 @@ class DeviceAttention {
               mask_value(a_, b, g * group_ + r / rows, begin + r % rows, key);
           seen |= value > -max_score;
           if (!(value <= max_score)) {
-            throw OutOfRange();
+            throw NotTaken{Placement::out_of_range};
           }
           row_[key] = std::max(value, hidden);
         }
@@ -255,7 +262,8 @@ class DeviceAttention {
           seen |= std::abs(row_[keys]) <= max_score;
         }
         if (!seen) {
-          throw OutOfRange();  // averages all keys, and not the padding
+          throw NotTaken{Placement::out_of_range};  // averages all keys, and
+                                                    // not the padding
         }
         kernels::from_float(
             row_.data(),
@@ -372,14 +380,14 @@ void run_attention(
       device,
       attention.q.shape[2],
       layer,
-      {[&](const RunnerSettings&) {
+      {[&](const RunnerSettings&) -> std::optional<Placement> {
          DeviceAttention call(device, attention, out, layer);
          try {
            call.check_range();
            call.run();
-           return true;
-         } catch (const OutOfRange&) {
-           return false;
+           return std::nullopt;
+         } catch (const NotTaken& e) {
+           return e.reason;
          }
        },
        on_blas,

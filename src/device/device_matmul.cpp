@@ -199,6 +199,29 @@ class DeviceMatmul {
             call.x.rows, call.x.cols, call.w.rows, device.limits(), layout)) {
   }
 
+  /// Gets the call's programs, at most two: its depth tiles are of one size,
+  /// and so are its column tiles. False where the budget has no room.
+  bool load_programs() {
+    program_ = get(plan_.rows.front());
+    if (!program_) {
+      return false;
+    }
+    bool one = plan_.rows.back().padded == plan_.rows.front().padded;
+    tail_ = one ? program_ : get(plan_.rows.back());
+    if (!tail_) {
+      tail_ = program_;
+    }
+    return true;
+  }
+
+  /// Whether tiles are there, and of a size with x: inputs share one, and the
+  /// program may be of a larger bucket than the weight was staged for.
+  bool serves(const StagedWeight& staged) const {
+    auto& shape = std::get<MatmulShape>(program_->shape);
+    return staged.ready() &&
+           staged.tiles()[0].surface->bytes() >= input_surface_bytes(shape);
+  }
+
   /// y (+)= x wᵀ in fp32. `staged` keeps w's tiles between calls, or is null.
   void run(
       const MatrixView& x,
@@ -207,7 +230,7 @@ class DeviceMatmul {
       float* y,
       int64_t y_ld,
       bool accumulate) {
-    bool ready = staged && staged->ready();
+    bool ready = staged && serves(*staged);
     bool fill = staged && !ready && staged->claim();
     std::vector<WeightTile> filled;
     try {
@@ -216,15 +239,10 @@ class DeviceMatmul {
         auto x_depth = x.block(0, depth.begin, x.rows, depth.size);
         for (auto& columns : plan_.columns) {
           // The largest bucket's program: its w surface serves every row tile.
-          auto program = load(plan_.rows[0], depth, columns);
-          std::unique_lock lock(program->mutex);
+          // Locks are taken from large buckets to small ones everywhere.
+          std::unique_lock lock(program_->mutex);
           auto weight = ready ? staged->tiles()[index++]
-                              : pack_weight(
-                                    w.block(columns, depth),
-                                    *program,
-                                    depth,
-                                    columns,
-                                    fill);
+                              : pack_weight(w, depth, columns, fill);
           if (fill) {
             filled.push_back(weight);
           }
@@ -236,14 +254,13 @@ class DeviceMatmul {
                 weight};
             auto* out = y + rows.begin * y_ld + columns.begin;
             bool add = accumulate || depth.begin > 0;
-            if (rows.padded == plan_.rows[0].padded) {
-              run_tile(operands, program, rows, depth, out, y_ld, add);
-            } else {
-              // Locks are taken from large buckets to small ones everywhere.
-              auto tail = load(rows, depth, columns);
-              std::unique_lock tail_lock(tail->mutex);
-              run_tile(operands, tail, rows, depth, out, y_ld, add);
+            bool first = rows.padded == plan_.rows[0].padded;
+            auto& program = first ? program_ : tail_;
+            std::unique_lock<std::mutex> tail_lock;
+            if (program != program_) {
+              tail_lock = std::unique_lock(program->mutex);
             }
+            run_tile(operands, program, depth, out, y_ld, add);
           }
         }
       }
@@ -266,30 +283,30 @@ class DeviceMatmul {
     const WeightTile& weight;
   };
 
-  std::shared_ptr<LoadedProgram> load(
-      const Tile& rows, const Tile& depth, const Tile& columns) {
+  std::shared_ptr<LoadedProgram> get(const Tile& rows) {
     return executable_cache().get(
         device_,
-        MatmulShape{rows.padded, depth.padded, columns.padded, plan_.layout});
+        MatmulShape{
+            rows.padded,
+            plan_.depth[0].padded,
+            plan_.columns[0].padded,
+            plan_.layout});
   }
 
   WeightTile pack_weight(
-      const MatrixView& w,
-      const LoadedProgram& program,
-      const Tile& depth,
-      const Tile& columns,
-      bool keep) {
+      const Weight& weight, const Tile& depth, const Tile& columns, bool keep) {
+    auto w = weight.block(columns, depth);
     auto bytes = w.rows * w.cols * static_cast<int64_t>(sizeof(uint16_t));
     trace::Span span(keep ? "stage" : "pack_w", layer_.name, bytes, 0);
     trace::add(
         keep ? Counter::weights_staged_bytes : Counter::weights_packed_bytes,
         bytes);
-    auto surface = keep ? device_.make_surface(program.inputs[1]->bytes())
-                        : program.inputs[1];
+    auto& own = program_->inputs[1];
+    auto surface = keep ? device_.make_surface(own->bytes()) : own;
     auto scales = pack_operand(
         w,
         *surface,
-        program.input_row_bytes[1],
+        program_->input_row_bytes[1],
         columns.padded,
         depth.padded,
         plan_.layout,
@@ -300,12 +317,13 @@ class DeviceMatmul {
   void run_tile(
       const Operands& operands,
       const std::shared_ptr<LoadedProgram>& program,
-      const Tile& rows,
       const Tile& depth,
       float* y,
       int64_t y_ld,
       bool accumulate) {
-    auto n = operands.columns;
+    auto rows = operands.x.rows, n = operands.columns;
+    auto padded = std::get<MatmulShape>(program->shape).s;
+    trace::add(Counter::padded_rows, padded - rows);
     // Both inputs in surfaces of one size: staged weights may have grown.
     auto& x_surface = program->inputs[0];
     if (x_surface->bytes() != operands.weight.surface->bytes()) {
@@ -313,27 +331,26 @@ class DeviceMatmul {
     }
     RowScales x_scales;
     {
-      auto bytes =
-          rows.size * depth.size * static_cast<int64_t>(sizeof(uint16_t));
+      auto bytes = rows * depth.size * static_cast<int64_t>(sizeof(uint16_t));
       trace::Span span("pack_x", layer_.name, bytes, 0);
       layer_.bytes += bytes;
       x_scales = pack_operand(
           operands.x,
           *x_surface,
           program->input_row_bytes[0],
-          rows.padded,
+          padded,
           depth.padded,
           plan_.layout,
           device_.limits());
-      fill_canaries(*program->output, program->output_row_bytes, rows.size, n);
+      fill_canaries(*program->output, program->output_row_bytes, rows, n);
     }
     LoadedProgram::evaluate(
         device_,
         program,
         {x_surface, operands.weight.surface},
         layer_,
-        2 * rows.size * depth.size * n);
-    trace::Span span("unpack", layer_.name, rows.size * n * 2, 0);
+        2 * rows * depth.size * n);
+    trace::Span span("unpack", layer_.name, rows * n * 2, 0);
     SurfaceLock lock(*program->output, Surface::Access::read);
     unpack_checked(
         {operands.x,
@@ -351,6 +368,8 @@ class DeviceMatmul {
   Device& device_;
   trace::Layer& layer_;
   MatmulPlan plan_;
+  std::shared_ptr<LoadedProgram> program_;  // of the largest bucket
+  std::shared_ptr<LoadedProgram> tail_;     // of the last row tile
 };
 
 /// x minus its fp16 rounding at the scale of its row, (rows, cols) in fp32.
@@ -430,7 +449,7 @@ void store(const std::vector<float>& sums, const MatmulCall& call) {
 
 }  // namespace
 
-void run_on_device(
+std::optional<trace::Placement> run_on_device(
     Device& device, const MatmulCall& call, const RunnerSettings& settings) {
   if (auto reason = device.unavailable()) {
     throw DeviceError(Cause::unavailable, *reason);
@@ -439,6 +458,10 @@ void run_on_device(
   auto& x = call.x;
   Weight w{call.w, &call.w_row};
   DeviceMatmul matmul(device, call, settings.layout);
+  if (!matmul.load_programs() ||
+      (!call.w.data && !matmul.serves(*call.staged))) {
+    return trace::Placement::over_budget;
+  }
   // Without a bias, fp32 outputs take the sums directly.
   bool direct = y.type == Float::f32 && !call.bias;
   static thread_local std::vector<float> sums;
@@ -464,6 +487,7 @@ void run_on_device(
   if (!direct) {
     store(sums, call);
   }
+  return std::nullopt;
 }
 
 }  // namespace mlx_ane

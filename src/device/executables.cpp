@@ -1,7 +1,9 @@
-// Compiles on a miss and unloads the least recently used program at the budget.
+// Compiles on a miss; at the budget, merges, unloads or says that there is no
+// room.
 #include "device/executables.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "device/watchdog.h"
 #include "trace/timeline.h"
@@ -10,23 +12,39 @@ namespace mlx_ane {
 
 namespace {
 
-std::shared_ptr<LoadedProgram> load(Device& device, const ProgramShape& shape) {
-  auto dialect = device.limits().verbose_dialect ? mil::Dialect::ios16
-                                                 : mil::Dialect::ios18;
-  auto source = program_source(shape, dialect);
-  trace::Span span("compile", "", source.text.size(), 0);
-  trace::add(trace::Counter::compiles);
-  auto program = std::make_shared<LoadedProgram>();
-  program->executable = device.compile(source);
+// A call may compute this many times its rows in a larger program.
+constexpr int64_t most_padding = 4;
+// Longest pause, in misses, before a device that refused is asked again.
+constexpr uint64_t longest_wait = 1024;
+
+/// Bytes of each of a program's input surfaces: all of one size.
+size_t input_bytes(const ProgramShape& shape, const Source& source) {
+  if (auto* matmul = std::get_if<MatmulShape>(&shape)) {
+    return input_surface_bytes(*matmul);
+  }
   size_t bytes = 0;
   for (auto& input : source.inputs) {
     bytes = std::max(bytes, surface_bytes(input));
   }
-  if (auto* matmul = std::get_if<MatmulShape>(&shape)) {
-    bytes = input_surface_bytes(*matmul);
-  }
+  return bytes;
+}
+
+size_t all_bytes(
+    const Device& device, const ProgramShape& shape, const Source& source) {
+  auto least = device.limits().min_surface_bytes;
+  return source.inputs.size() * std::max(input_bytes(shape, source), least) +
+         std::max(surface_bytes(source.outputs[0]), least);
+}
+
+std::shared_ptr<LoadedProgram> load(
+    Device& device, const ProgramShape& shape, const Source& source) {
+  trace::Span span("compile", "", source.text.size(), 0);
+  trace::add(trace::Counter::compiles);
+  auto program = std::make_shared<LoadedProgram>();
+  program->shape = shape;
+  program->executable = device.compile(source);
   for (auto& input : source.inputs) {
-    program->inputs.push_back(device.make_surface(bytes));
+    program->inputs.push_back(device.make_surface(input_bytes(shape, source)));
     program->input_row_bytes.push_back(row_bytes(input));
   }
   program->output = device.make_surface(surface_bytes(source.outputs[0]));
@@ -65,73 +83,134 @@ void LoadedProgram::evaluate(
 std::shared_ptr<LoadedProgram> ExecutableCache::get(
     Device& device, const ProgramShape& shape) {
   std::lock_guard lock(mutex_);
+  ++clock_;
   Key key{&device, shape};
   if (auto found = entries_.find(key); found != entries_.end()) {
-    recency_.splice(recency_.begin(), recency_, found->second.recency);
+    found->second.used = clock_;
     return found->second.program;
   }
-  auto resident = [&] {
-    return std::count_if(entries_.begin(), entries_.end(), [&](auto& entry) {
-      return entry.first.first == &device;
-    });
-  };
-  while (resident() >= device.limits().resident_programs) {
-    if (!evict_idle(device)) {
-      throw DeviceError(
-          Cause::cap_reached,
-          "all " + std::to_string(resident()) +
-              " programs that may be resident are in use");
+  auto asked = std::exchange(asked_[key], clock_);
+  auto& refusals = refusals_[&device];
+  auto source = program_source(
+      shape,
+      device.limits().verbose_dialect ? mil::Dialect::ios16
+                                      : mil::Dialect::ios18);
+  auto bytes = all_bytes(device, shape, source);
+  bool room = has_room(device, bytes);
+  if (!room || clock_ < refusals.until) {
+    if (auto program = larger(key)) {
+      return program;
+    }
+    if (clock_ < refusals.until || !make_room(device, bytes, asked)) {
+      return nullptr;
     }
   }
-  while (true) {
-    try {
-      auto program = load(device, shape);
-      recency_.push_front(key);
-      entries_[key] = {program, recency_.begin()};
-      return program;
-    } catch (const DeviceError& error) {
-      // Other users of the engine share its cap: give one of ours back.
-      if (error.cause != Cause::cap_reached || !evict_idle(device)) {
-        throw;
-      }
+  try {
+    auto program = load(device, shape, source);
+    entries_[key] = {program, bytes, clock_};
+    bytes_ += bytes;
+    asked_.erase(key);
+    refusals.wait = 0;
+    return program;
+  } catch (const DeviceError& error) {
+    if (error.cause != Cause::cap_reached) {
+      throw;
     }
+    // Other users of the engine share its cap, and some caps count compiles.
+    refusals.wait = std::min(2 * refusals.wait + 1, longest_wait);
+    refusals.until = clock_ + refusals.wait;
+    return larger(key);
   }
 }
 
-bool ExecutableCache::evict_idle(Device& device) {
-  for (auto key = recency_.rbegin(); key != recency_.rend(); ++key) {
-    auto entry = entries_.find(*key);
-    if (key->first == &device && entry->second.program.use_count() == 1) {
-      recency_.erase(entry->second.recency);
-      entries_.erase(entry);
-      trace::add(trace::Counter::executables_evicted);
-      return true;
+bool ExecutableCache::has_room(Device& device, size_t bytes) {
+  auto resident =
+      std::count_if(entries_.begin(), entries_.end(), [&](const auto& entry) {
+        return entry.first.first == &device;
+      });
+  return resident < device.limits().resident_programs &&
+         bytes_ + bytes <= limit_;
+}
+
+bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
+  if (bytes > limit_) {
+    return false;
+  }
+  while (!has_room(device, bytes)) {
+    auto oldest = entries_.end();
+    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+      bool idle = entry->second.program.use_count() == 1;
+      if (entry->first.first == &device && idle &&
+          (oldest == entries_.end() ||
+           entry->second.used < oldest->second.used)) {
+        oldest = entry;
+      }
+    }
+    if (oldest == entries_.end() || oldest->second.used > asked) {
+      return false;
+    }
+    erase(oldest);
+    trace::add(trace::Counter::executables_evicted);
+  }
+  return true;
+}
+
+/// The loaded program of the next row bucket that is not too large.
+std::shared_ptr<LoadedProgram> ExecutableCache::larger(const Key& key) {
+  auto* wanted = std::get_if<MatmulShape>(&key.second);
+  for (auto rows : row_buckets) {
+    if (!wanted || rows > most_padding * wanted->s) {
+      break;
+    }
+    auto shape = *wanted;
+    shape.s = rows;
+    auto found = entries_.find({key.first, shape});
+    if (rows > wanted->s && found != entries_.end()) {
+      found->second.used = clock_;
+      trace::add(trace::Counter::executables_merged);
+      return found->second.program;
     }
   }
-  return false;
+  return nullptr;
+}
+
+void ExecutableCache::erase(Entries::iterator entry) {
+  bytes_ -= entry->second.bytes;
+  entries_.erase(entry);
 }
 
 void ExecutableCache::drop(const std::shared_ptr<LoadedProgram>& program) {
   std::lock_guard lock(mutex_);
-  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-    if (entry->second.program == program) {
-      recency_.erase(entry->second.recency);
-      entries_.erase(entry);
-      return;
-    }
+  auto entry = std::find_if(
+      entries_.begin(), entries_.end(), [&](const auto& candidate) {
+        return candidate.second.program == program;
+      });
+  if (entry != entries_.end()) {
+    erase(entry);
   }
 }
 
 void ExecutableCache::clear() {
   std::lock_guard lock(mutex_);
   for (auto entry = entries_.begin(); entry != entries_.end();) {
+    auto next = std::next(entry);
     if (entry->second.program.use_count() == 1) {
-      recency_.erase(entry->second.recency);
-      entry = entries_.erase(entry);
-    } else {
-      ++entry;
+      erase(entry);
     }
+    entry = next;
   }
+  asked_.clear();
+  refusals_.clear();
+}
+
+void ExecutableCache::set_limit(size_t bytes) {
+  std::lock_guard lock(mutex_);
+  limit_ = bytes;
+}
+
+size_t ExecutableCache::bytes() {
+  std::lock_guard lock(mutex_);
+  return bytes_;
 }
 
 size_t ExecutableCache::size() {

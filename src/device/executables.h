@@ -1,7 +1,6 @@
-// The cache of loaded programs, under the engine's budget of residents.
+// The cache of loaded programs, under budgets of their number and their bytes.
 #pragma once
 
-#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,6 +15,7 @@ namespace mlx_ane {
 /// A loaded program with the surfaces of its calls. Hold `mutex` from the first
 /// write into a surface until the output has been read.
 struct LoadedProgram {
+  ProgramShape shape;
   std::shared_ptr<Executable> executable;
   std::vector<std::shared_ptr<Surface>> inputs;  // of one size
   std::shared_ptr<Surface> output;
@@ -34,32 +34,54 @@ struct LoadedProgram {
       int64_t flops);
 };
 
+/// A program stays while a step uses it: at the budget, one is unloaded only
+/// for a shape that was asked for before the program's last use, hence twice
+/// since.
 class ExecutableCache {
  public:
-  /// The program of this shape, compiled at its first use. At the budget, the
-  /// least recently used idle program is unloaded. Throws DeviceError.
+  /// The program of this shape, compiled at its first use. Past the budget, or
+  /// where the device takes no more programs, the one of a larger row bucket if
+  /// it is loaded, or null: the call is to be placed. Throws DeviceError.
   std::shared_ptr<LoadedProgram> get(Device& device, const ProgramShape& shape);
 
   /// Forgets a program that must not be called again (a hang).
   void drop(const std::shared_ptr<LoadedProgram>& program);
 
-  /// Unloads every program that no call is using.
+  /// Unloads every program that no call is using, and forgets refusals.
   void clear();
 
   size_t size();
+
+  /// Budget of surface bytes, over all devices; a quarter of memory at first.
+  void set_limit(size_t bytes);
+  size_t bytes();
 
  private:
   using Key = std::pair<Device*, ProgramShape>;
   struct Entry {
     std::shared_ptr<LoadedProgram> program;
-    std::list<Key>::iterator recency;
+    size_t bytes;
+    uint64_t used;  // value of clock_ at the last lookup
+  };
+  using Entries = std::map<Key, Entry>;
+  /// A device that refused is asked again when clock_ is at `until`.
+  struct Refusals {
+    uint64_t wait = 0;
+    uint64_t until = 0;
   };
 
-  bool evict_idle(Device& device);
+  bool has_room(Device& device, size_t bytes);
+  bool make_room(Device& device, size_t bytes, uint64_t asked);
+  std::shared_ptr<LoadedProgram> larger(const Key& key);
+  void erase(Entries::iterator entry);
 
   std::mutex mutex_;
-  std::map<Key, Entry> entries_;
-  std::list<Key> recency_;  // front: most recently used
+  Entries entries_;
+  std::map<Key, uint64_t> asked_;  // clock_ when a missing shape was asked for
+  std::map<Device*, Refusals> refusals_;
+  size_t bytes_ = 0;
+  size_t limit_ = quarter_of_memory();
+  uint64_t clock_ = 0;
 };
 
 ExecutableCache& executable_cache();

@@ -184,8 +184,8 @@ void run_placed(
   auto settings = runner_settings();
   auto started = std::chrono::steady_clock::now();
   try {
-    if (!call.on_device(settings)) {
-      layer.place(Placement::out_of_range);
+    if (auto reason = call.on_device(settings)) {
+      layer.place(*reason);
       call.on_blas();
       return;
     }
@@ -221,8 +221,7 @@ void run_matmul(Device& device, const MatmulCall& call) {
       call.x.rows,
       *call.layer,
       {[&](const RunnerSettings& settings) {
-         run_on_device(device, call, settings);
-         return true;
+         return run_on_device(device, call, settings);
        },
        [&] { run_on_blas(call); },
        [&] { fill_nan(call.y); }});

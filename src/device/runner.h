@@ -36,9 +36,10 @@ void set_runner_settings(const RunnerSettings& settings);
 
 /// A call in the three ways that it may end.
 struct PlacedCall {
-  /// False if values or shapes are out of the device's range, with nothing
-  /// done. Throws DeviceError.
-  std::function<bool(const RunnerSettings&)> on_device;
+  /// Why the device cannot take this call, with nothing done, or nothing once
+  /// it is done. Throws DeviceError.
+  std::function<std::optional<trace::Placement>(const RunnerSettings&)>
+      on_device;
   std::function<void()> on_blas;
   /// Fills the output with NaN, so that what depends on a failure shows it.
   std::function<void()> fill_nan;
@@ -75,9 +76,10 @@ class DeviceFailure : public std::runtime_error {
 std::optional<trace::Placement> placement(
     const Device& device, int64_t rows, const trace::Layer& layer);
 
-/// Runs the whole call on the device; throws DeviceError at the first tile that
-/// fails, with y in an unspecified state.
-void run_on_device(
+/// Runs the whole call on the device, or says over_budget where there is no
+/// room for its programs; throws DeviceError at the first tile that fails, with
+/// y in an unspecified state.
+std::optional<trace::Placement> run_on_device(
     Device& device, const MatmulCall& call, const RunnerSettings& settings);
 
 void fill_nan(const MatrixOut& y);

@@ -1,8 +1,6 @@
 // Entries are found by buffer and view, and live while their buffer has users.
 #include "device/weights.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -31,12 +29,6 @@ size_t staged_bytes(const Device& device, const MatmulPlan& plan) {
 }
 
 }  // namespace
-
-// A quarter of physical memory.
-size_t WeightStore::default_limit() {
-  return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) *
-         static_cast<size_t>(sysconf(_SC_PAGESIZE)) / 4;
-}
 
 std::shared_ptr<StagedWeight> WeightStore::get(
     Device& device,

@@ -109,11 +109,9 @@ class WeightStore {
   std::mutex mutex_;
   std::map<const void*, Buffer> buffers_;
   size_t bytes_ = 0;
-  size_t limit_ = default_limit();
+  size_t limit_ = quarter_of_memory();
   size_t entries_ = 0;
   uint64_t clock_ = 0;
-
-  static size_t default_limit();
 };
 
 WeightStore& weight_store();

@@ -162,8 +162,7 @@ struct DeviceTask {
           y.rows,
           *layer,
           {[&](const RunnerSettings& settings) {
-             run_staged(rows, settings);
-             return true;
+             return run_staged(rows, settings);
            },
            [&] { run_on_blas(rows, w, bias, y, layer->name); },
            [&] { fill_nan(y); }});
@@ -174,7 +173,7 @@ struct DeviceTask {
   }
 
   // In fp32 for the time of its staging, or of a call over the budget.
-  void run_staged(
+  std::optional<trace::Placement> run_staged(
       const MatrixView& rows, const RunnerSettings& settings) const {
     std::vector<float> dense;
     MatmulCall call{rows, {}, bias, y, staged, layer, false};
@@ -187,7 +186,7 @@ struct DeviceTask {
       kernels::dequantize_rows(w, 0, w.rows, dense.data());
       call.w.data = dense.data();
     }
-    run_on_device(*device, call, settings);
+    return run_on_device(*device, call, settings);
   }
 };
 

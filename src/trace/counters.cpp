@@ -26,6 +26,8 @@ constexpr std::array<const char*, n_counters> counter_names = {
     "adam_skipped",
     "compiles",
     "executables_evicted",
+    "executables_merged",
+    "padded_rows",
     "weights_packed_bytes",
     "weights_staged_bytes",
     "weight_store_hits",
@@ -57,6 +59,7 @@ const char* to_string(Placement placement) {
       "out_of_range",
       "back_off",
       "device_out",
+      "over_budget",
   };
   return names[static_cast<size_t>(placement)];
 }

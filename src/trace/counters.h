@@ -27,6 +27,8 @@ enum class Counter {
   adam_skipped,
   compiles,
   executables_evicted,
+  executables_merged,
+  padded_rows,
   weights_packed_bytes,
   weights_staged_bytes,
   weight_store_hits,
@@ -43,6 +45,7 @@ enum class Placement {
   out_of_range,
   back_off,
   device_out,
+  over_budget,
   count_,
 };
 const char* to_string(Placement placement);

@@ -153,7 +153,6 @@ TEST(every_failure_is_recomputed_and_counted) {
         {"writes_nothing", "wrote_nothing"},
         {"nan", "nonfinite"},
         {"zeros", "wrong_values"},
-        {"cap_reached", "cap_reached"},
         {"out_of_memory", "out_of_memory"}}) {
     Fresh fresh(Fallback::allow, fault);
     Problem p(64, 96, 64);
@@ -285,16 +284,62 @@ TEST(the_store_keeps_to_its_budget_and_forgets_the_dead) {
   CHECK(with == store.get(device(), two, w, plan, {scales}));
 }
 
-TEST(programs_are_unloaded_at_the_budget) {
+MatmulShape shape_of(int i, int64_t rows = 64) {
+  return {rows, 32, 32 * (i + 1), Layout::natural};
+}
+
+TEST(programs_are_unloaded_for_what_is_asked_for_twice) {
   Fresh fresh(Fallback::error);
+  auto& cache = executable_cache();
   auto budget = device().limits().resident_programs;
-  for (int i = 0; i <= budget; ++i) {
-    executable_cache().get(
-        device(), MatmulShape{64, 32, 32 * (i + 1), Layout::natural});
+  for (int i = 0; i < budget; ++i) {
+    CHECK(cache.get(device(), shape_of(i)) != nullptr);
   }
-  CHECK(static_cast<int>(executable_cache().size()) == budget);
+  CHECK(cache.get(device(), shape_of(budget)) == nullptr);
+  auto held = cache.get(device(), shape_of(1));  // pinned by its user
+  CHECK(cache.get(device(), shape_of(budget)) != nullptr);
+  CHECK(static_cast<int>(cache.size()) == budget);
   CHECK(trace::counters()["executables_evicted"] == 1);
-  executable_cache().clear();
+  CHECK(cache.get(device(), shape_of(1)) == held);
+  // The oldest left, and now waits for its second time in turn.
+  CHECK(cache.get(device(), shape_of(0)) == nullptr);
+  // Where there is no room the next larger bucket serves.
+  CHECK(cache.get(device(), shape_of(1, 32)) == held);
+  CHECK(trace::counters()["executables_merged"] == 1);
+  CHECK(cache.get(device(), shape_of(1, 8)) == nullptr);  // too much padding
+  cache.clear();
+}
+
+TEST(surfaces_of_programs_keep_to_a_budget_of_bytes) {
+  Fresh fresh(Fallback::error);
+  ExecutableCache cache;
+  CHECK(cache.get(device(), shape_of(0)) != nullptr);
+  auto one = cache.bytes();
+  CHECK(one == 3 * device().limits().min_surface_bytes);
+  cache.set_limit(2 * one);
+  CHECK(cache.get(device(), shape_of(1)) != nullptr);
+  CHECK(cache.get(device(), shape_of(2)) == nullptr);
+  CHECK(cache.get(device(), shape_of(2)) != nullptr);  // asked for twice
+  CHECK(cache.size() == 2 && cache.bytes() == 2 * one);
+  cache.set_limit(one / 2);
+  cache.get(device(), shape_of(3));
+  CHECK(cache.get(device(), shape_of(3)) == nullptr);  // never fits
+  CHECK(cache.size() == 2);  // and costs no other program its place
+  cache.clear();
+  CHECK(cache.bytes() == 0);
+}
+
+TEST(a_refusal_is_a_placement_and_not_asked_again_at_once) {
+  Fresh fresh(Fallback::error, "cap_reached");
+  for (int i = 0; i < 8; ++i) {
+    Problem p(64, 64, 64);
+    run_matmul(device(), p.call());
+    CHECK(p.error() < 1e-6);
+    CHECK(p.layer->stats()["placed_over_budget"] == 1);
+  }
+  // Asked at the 1st, 2nd and 5th call: pauses of 1, 3 and 7.
+  CHECK(trace::counters()["compiles"] == 3);
+  CHECK(!taken_out(device()));
 }
 
 TEST(a_call_past_its_bound_is_left_behind) {

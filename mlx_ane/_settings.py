@@ -30,16 +30,13 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Values of the environment variables; None where a variable is not set."""
+    """What Python needs of the variables; None where one is not set."""
 
-    device: str = "auto"
-    route: str | None = None
-    fallback: str = "warn"
-    timeline: str | None = None
-    cache_dir: Path = Path()
-    blas_threads: int | None = None
-    spot_check: int | None = None
-    faults: str | None = None
+    device: str
+    fallback: str
+    timeline: str | None
+    cache_dir: Path
+    spot_check: int | None
 
 
 def default_cache_dir() -> Path:
@@ -67,16 +64,16 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
             f"[mlx_ane] unknown environment variable {unknown[0]}; "
             f"use one of {', '.join(VARIABLES)}."
         )
+    # Read by C++; checked here, so that a wrong value shows at import.
+    _choice(ours, "MLX_ANE_ROUTE", ROUTES)
+    _count(ours, "MLX_ANE_BLAS_THREADS", 1)
     cache = ours.get("MLX_ANE_CACHE_DIR")
     return Settings(
         device=_choice(ours, "MLX_ANE_DEVICE", DEVICES) or "auto",
-        route=_choice(ours, "MLX_ANE_ROUTE", ROUTES),
         fallback=_choice(ours, "MLX_ANE_FALLBACK", FALLBACKS) or "warn",
         timeline=ours.get("MLX_ANE_TIMELINE"),
         cache_dir=Path(cache) if cache else default_cache_dir(),
-        blas_threads=_count(ours, "MLX_ANE_BLAS_THREADS", 1),
         spot_check=_count(ours, "MLX_ANE_SPOT_CHECK", 0),
-        faults=ours.get("MLX_ANE_FAULTS"),
     )
 
 

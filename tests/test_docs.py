@@ -370,6 +370,15 @@ def test_devices_page_has_every_span() -> None:
     assert not missing
 
 
+def test_finetune_page_has_every_flag_of_ours() -> None:
+    source = (ROOT / "mlx_ane/commands/lora.py").read_text(encoding="utf-8")
+    flags = set(re.findall(r'^ +"(--[\w-]+)"|add_argument\("(--[\w-]+)"', source, re.M))
+    named = {first or second for first, second in flags}
+    assert {"--device", "--json"} <= named
+    listed = re.findall(r"`(--[\w-]+)", page_text("finetune.md"))
+    assert named <= set(listed)
+
+
 def test_limits_page_has_every_field() -> None:
     header = (ROOT / "src/device/limits.h").read_text(encoding="utf-8")
     fields = set(re.findall(r"^  [\w:]+ (\w+) = ", header, flags=re.MULTILINE))

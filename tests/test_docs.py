@@ -40,6 +40,7 @@ PAGES = [
     for path in [
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
+        ROOT / "examples/README.md",
         *sorted((ROOT / "docs").glob("*.md")),
         *sorted((ROOT / "docs").glob("*.ipynb")),
     ]
@@ -49,6 +50,7 @@ PAGES = [
 #: Why a block may be left out; blocks that take minutes run under `-m slow`.
 NOT_RUN = {
     "needs a Mac": "uses the Neural Engine",
+    "needs more machines": "runs over several hosts",
     "takes minutes": "run by `pytest -m slow`",
     "installs": "changes the environment or builds from source",
     "downloads": "fetches a model",
@@ -245,6 +247,16 @@ def test_blocks_that_take_minutes(page: str) -> None:
 def test_blocks_are_left_out_for_a_listed_reason(page: str) -> None:
     for block in blocks_of(page):
         assert block.skip in ("", *NOT_RUN), f"{page}:{block.line}: {block.skip}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.endswith(".md")])
+def test_commands_are_fenced(page: str) -> None:
+    """An indented block, or one of another kind, would never be run."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    kinds = {match["kind"] for match in FENCE.finditer(text)}
+    assert kinds <= {"python", "sh", "text"}
+    for block in re.findall(r"\n\n    (\S.*)", FENCE.sub("", text)):
+        assert not re.search(r"\b(python|pip|mlx\S*|make|import) ", block), block
 
 
 def test_the_runner_sees_a_wrong_block(tmp_path: Path, monkeypatch: Any) -> None:

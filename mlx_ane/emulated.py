@@ -107,12 +107,20 @@ class Program:
         )
 
     def inputs(self, function: str | None = None) -> dict[str, tuple[str, list[int]]]:
-        """MIL dtype and shape of each input, in the engine's binding order."""
+        """MIL dtype and shape of each input, in the engine's binding order.
+
+        Args:
+            function (str, optional): one by name; the first if None.
+        """
         ports = self._program.inputs(self._procedure(function))
         return {name: (dtype, shape) for name, dtype, shape in ports}
 
     def outputs(self, function: str | None = None) -> dict[str, tuple[str, list[int]]]:
-        """MIL dtype and shape of each output, in the engine's binding order."""
+        """MIL dtype and shape of each output, in the engine's binding order.
+
+        Args:
+            function (str, optional): one by name; the first if None.
+        """
         ports = self._program.outputs(self._procedure(function))
         return {name: (dtype, shape) for name, dtype, shape in ports}
 
@@ -124,10 +132,7 @@ class Program:
         function: str | None = None,
     ) -> dict[str, Array]:
         """Run a function; see :func:`run`."""
-        if numerics not in ("fast", "exact"):
-            raise ValueError(
-                f'[mlx_ane.emulated] got numerics "{numerics}", need "fast" or "exact".'
-            )
+        exact = _is_exact(numerics)
         procedure = self._procedure(function)
         given = dict(inputs or {})
         dense = [
@@ -139,7 +144,7 @@ class Program:
                 f"[mlx_ane.emulated] got inputs {sorted(given)}, which the function "
                 f"does not take; it takes {list(self.inputs(function))}."
             )
-        results = self._program.run(procedure, dense, numerics == "exact")
+        results = self._program.run(procedure, dense, exact)
         ports = self._program.outputs(procedure) + self._program.states(procedure)
         return {
             name: np.frombuffer(data, _DTYPES[dtype]).reshape(shape).copy()
@@ -226,6 +231,13 @@ def configure(
     ``numerics`` holds from the next call on; the others hold for programs compiled
     later (``mlx_ane.clear_cache()`` drops the compiled ones).
 
+    Args:
+        chip (str, optional): architecture, as :class:`Program`'s.
+        numerics (str, optional): ``"fast"`` or ``"exact"``, as :func:`run`'s.
+        limits (str, optional): ``"strict"``, ``"program"`` or ``"off"``.
+        allow (iterable of str, optional): rules that are not enforced.
+        memory_budget (int, optional): bytes; a program that needs more is refused.
+
     Raises:
         ValueError: for an unknown chip, level or rule.
     """
@@ -237,18 +249,21 @@ def configure(
         "memory_budget": memory_budget,
     }
     new = options() | {key: value for key, value in given.items() if value is not None}
-    if new["numerics"] not in ("fast", "exact"):
-        raise ValueError(
-            f'[mlx_ane.emulated] got numerics "{new["numerics"]}", '
-            'need "fast" or "exact".'
-        )
     _emulated.configure(
         chip=new["chip"],
-        exact=new["numerics"] == "exact",
+        exact=_is_exact(new["numerics"]),
         limits=new["limits"],
         allow=set(new["allow"]),
         memory_budget=new["memory_budget"],
     )
+
+
+def _is_exact(numerics: str) -> bool:
+    if numerics not in ("fast", "exact"):
+        raise ValueError(
+            f'[mlx_ane.emulated] got numerics "{numerics}", need "fast" or "exact".'
+        )
+    return numerics == "exact"
 
 
 def reset() -> None:
@@ -273,6 +288,9 @@ def operations() -> dict[str, str]:
 
 def set_faults(specification: str) -> None:
     """Replace the injected faults; ``docs/faults.md`` has the syntax.
+
+    Args:
+        specification (str): faults with their keys, separated by semicolons.
 
     Example:
         >>> set_faults("evaluate_false:rate=0.1,seed=7;slow:ms=5")
@@ -303,6 +321,9 @@ def release_hangs() -> None:
 @contextmanager
 def faults(*specifications: str) -> Iterator[None]:
     """Inject faults within a block, and restore those before it afterwards.
+
+    Args:
+        *specifications (str): as :func:`set_faults`'s, one or more.
 
     Example:
         >>> with faults("nan:count=1", "compile_error:call=2"):

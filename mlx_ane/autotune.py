@@ -110,9 +110,9 @@ class Tuner:
             path (str): The layer's path in the model.
             module (nn.Module): The layer.
             device (str, optional): The device to compare with the BLAS.
-            precision (str): "default" or "high".
+            precision (str): "default", "high" or "exact".
         """
-        name = resolve(device, "convert")
+        name = "cpu" if precision == "exact" else resolve(device, "convert")
         rows = self._rows.get(path, [DEFAULT_ROWS])
         least = _ext.planning.limits("h16g")["min_rows"]
         if name == "cpu" or max(rows) < least:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import mlx.core as mx
 from mlx import nn
 
+from mlx_ane import _ext
 from mlx_ane._device import resolve
 from mlx_ane.autotune import OBJECTIVES, Decision, Tuner
 from mlx_ane.nn import (
@@ -81,8 +85,8 @@ def convert(
             others on the CPU; "auto" those whose product is measured to be better
             there than on the CPU's BLAS; a callable gets (path, module) and returns
             a device name, or None for ``device``.
-        precision (str, optional): "default", or "high" for a two-term split of
-            both operands.
+        precision (str, optional): "default"; "high" for a two-term split of both
+            operands; or "exact" for fp32 on the CPU's BLAS, whatever the device.
         objective (str): What policy "auto" minimises: "time" of the forward
             products, "energy" (time times published watts: an estimate), or
             "free_gpu", time without MLX's GPU as a choice. With the others a layer
@@ -117,6 +121,7 @@ def convert(
     ]
     for site, layer in new_layers:
         site.replace(layer)
+    _give_names([(s, layer) for s, layer in new_layers if isinstance(layer, _Placed)])
     return report
 
 
@@ -133,6 +138,25 @@ def revert(model: nn.Module) -> nn.Module:
     for site in _find(model):
         site.replace(to_plain(site.module))
     return model
+
+
+#: Layers that live, by the name under which they are counted.
+_named: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
+
+
+def _give_names(layers: list[tuple[_Site, Any]]) -> None:
+    """Their paths, numbered where a layer of another model has that name."""
+    unnamed = [s for s, _ in layers if not getattr(s.module, "_name", "")]
+    if any(site.path in _named for site in unnamed):
+        gc.collect()  # the other model may be gone, and wait for this
+    for site, layer in layers:
+        name = getattr(site.module, "_name", "")
+        if not name:
+            numbered = (f"{site.path}#{i}" for i in count(2))
+            name = next(n for n in chain([site.path], numbered) if n not in _named)
+            _ext.forget_layer(name)
+        layer._name = name
+        _named[name] = layer
 
 
 def _check_model(model: object, where: str) -> None:
@@ -305,7 +329,6 @@ def _decide(
         CLASSES[type(module)],
         module,
         _device=decision.device if decision else options.device_for(site.path, module),
-        _name=site.path,
         _precision=options.precision or "default",
         _only_frozen=options.policy == "frozen",
     )

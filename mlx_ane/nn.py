@@ -21,7 +21,7 @@ from mlx_ane.ops import bad_argument
 
 M = TypeVar("M", bound=nn.Module)
 
-PRECISIONS = ("default", "high")
+PRECISIONS = ("default", "high", "exact")
 
 __all__ = [
     "ANEEmbedding",
@@ -36,7 +36,8 @@ class _Placed:
 
     #: A device name, or None to follow the default device.
     _device: str | None = None
-    #: The path in its model, under which counters and errors name the layer.
+    #: The path in its model, numbered if other models have it too: the name of the
+    #: layer in counters and errors.
     _name: str = ""
     _precision: str = "default"
     #: Policy "frozen": while its weight is trained, the layer runs on the CPU.
@@ -47,7 +48,8 @@ class _Placed:
     @property
     def device(self) -> str:
         """The device of the next call: "ane", "emulated" or "cpu"."""
-        if self._only_frozen and "weight" not in self._no_grad:
+        trained = "weight" not in self._no_grad
+        if self._precision == "exact" or (self._only_frozen and trained):
             return "cpu"
         return resolve(self._device, "nn")
 
@@ -61,7 +63,7 @@ class _Placed:
                 device=self.device,
                 name=self._name,
                 frozen="weight" in self._no_grad,
-                precision=self._precision,
+                precision="high" if self._precision == "high" else "default",
             )
         except TypeError as error:
             raise bad_argument("nn", None, x=x, weight=weight, bias=bias) from error

@@ -53,8 +53,8 @@ class SkippedLayer:
 class ConversionReport:
     """Layers converted and skipped; printed, a table with live placement.
 
-    Counts are those of the process since :func:`mlx_ane.reset_counters`. Models
-    converted in one process share the counts of layers with equal paths.
+    Counts are those since :func:`mlx_ane.reset_counters`. A copy of a layer made with
+    copy.deepcopy is counted with it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8))
@@ -73,9 +73,7 @@ class ConversionReport:
             (counts by cause); "bytes" moved and "ms" spent.
         """
         counts = _ext.layer_counters()
-        return {
-            layer.path: _live(counts.get(layer.path, {})) for layer in self.converted
-        }
+        return {c.path: _live(counts.get(c.layer._name, {})) for c in self.converted}
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
@@ -174,6 +172,8 @@ def _notes(layer: ConvertedLayer, live: dict[str, Any]) -> str:
         notes.append("as_linear only")
     if layer.aliases:
         notes.append("shared with " + ", ".join(layer.aliases))
+    if layer.layer._precision == "exact":
+        notes.append("precision 'exact': fp32 on the BLAS")
     if layer.decision:
         notes.append(str(layer.decision))
     notes += [f"placed {why}: {n}" for why, n in live["placed"].items()]

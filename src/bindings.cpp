@@ -241,6 +241,11 @@ void bind_caches(nb::module_& m) {
 void bind_trace(nb::module_& m) {
   m.def("counters", &trace::counters, "Process-wide counts by name.");
   m.def("layer_counters", &trace::layer_counters, "Counts of each layer.");
+  m.def(
+      "forget_layer",
+      &trace::forget_layer,
+      "name"_a,
+      "Ends the record of a layer that is gone.");
   m.def("reset_counters", &trace::reset_counters, "Sets all counts to zero.");
   m.def("timeline_start", &trace::start_timeline, "Starts recording spans.");
   m.def(

@@ -227,6 +227,19 @@ def test_precision_high_is_not_for_quantised_weights() -> None:
     assert len(report.converted) == 5
 
 
+def test_precision_exact_is_fp32_on_the_blas(engine: str) -> None:
+    model = Zoo()
+    x = mx.random.normal((40, 64))
+    expected = exact(model(x))
+    report = ane.convert(model, device=engine, precision="exact")
+    assert {c.device for c in report.converted} == {"cpu"}
+    assert norm_error(model(x), expected) <= 1e-5
+    assert ane.counters()["placed_device_cpu"] == ane.counters()["linear_calls"]
+    assert str(report).count("precision 'exact': fp32 on the BLAS") == 6
+    auto = ane.convert(model, device=engine, precision="exact", policy="auto")
+    assert {c.device for c in auto.converted} == {"cpu"}
+
+
 def test_policy_frozen(engine: str) -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model.layers[0].freeze()
@@ -293,7 +306,7 @@ def explode(path: str, module: nn.Module) -> bool:
         ({"device": 3}, ValueError, "device is 3"),
         ({"policy": "some"}, ValueError, "policy is 'some'"),
         ({"policy": lambda p, m: "npu"}, ValueError, "device is 'npu'"),
-        ({"precision": "exact"}, ValueError, "precision is 'exact'"),
+        ({"precision": "fp64"}, ValueError, "precision is 'fp64'"),
     ],
 )
 def test_a_failure_converts_nothing(arguments, error, message) -> None:
@@ -357,6 +370,28 @@ def test_report_prints_live_placement(engine: str) -> None:
     assert found["in_list.0"]["placed"] == {"few_rows": 1}
     assert found["in_list.0"]["fallback"] == {}
     assert plain["skipped"][0]["reason"]
+
+
+def test_models_of_equal_paths_are_counted_apart(device: str) -> None:
+    models = [nn.Sequential(nn.Linear(64, 64)) for _ in range(3)]
+    reports = [ane.convert(model, device=device) for model in models]
+    for calls, model in enumerate(models):
+        for _ in range(calls):
+            mx.eval(model(mx.zeros((40, 64))))
+
+    def calls() -> list[int]:
+        return [r.placement()["layers.0"]["calls"] for r in reports]
+
+    assert calls() == [0, 1, 2]
+    reports[1] = ane.convert(models[1], device=device)  # the same layer, placed anew
+    assert calls() == [0, 1, 2]
+    # A name is used again once its layer is gone, with counts of its own.
+    names = {c.layer._name for r in reports for c in r.converted}
+    del models[2], model, reports[2]
+    new = nn.Sequential(nn.Linear(64, 64))
+    reports.append(ane.convert(new, device=device))
+    assert calls() == [0, 1, 0]
+    assert {c.layer._name for r in reports for c in r.converted} == names
 
 
 def test_layer_counts_sum_to_the_calls_made(device: str) -> None:

@@ -82,6 +82,9 @@ def counters() -> dict[str, int]:
 def layer_counters() -> dict[str, dict[str, float]]:
     """Counts of each layer."""
 
+def forget_layer(name: str) -> None:
+    """Ends the record of a layer that is gone."""
+
 def reset_counters() -> None:
     """Sets all counts to zero."""
 

@@ -121,6 +121,11 @@ std::shared_ptr<Layer> layer(const std::string& name) {
   return record;
 }
 
+void forget_layer(const std::string& name) {
+  std::lock_guard lock(registry().mutex);
+  registry().layers.erase(name);
+}
+
 std::map<std::string, int64_t> counters() {
   auto& r = registry();
   std::map<std::string, int64_t> out;

@@ -86,6 +86,9 @@ class Layer {
 /// The record of a layer; an empty name is the anonymous record.
 std::shared_ptr<Layer> layer(const std::string& name);
 
+/// Ends the record of a layer that is gone: the name is free for another.
+void forget_layer(const std::string& name);
+
 /// Every count by name, zeros included; placements as "placed_<reason>" and
 /// fallbacks as "fallback_<cause>".
 std::map<std::string, int64_t> counters();

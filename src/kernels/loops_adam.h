@@ -1,4 +1,5 @@
 // Loops of the optimizer; included by loops_body.h.
+#include <initializer_list>
 
 namespace {
 
@@ -21,31 +22,24 @@ void adam_loop(
     return pv * k.keep + (rest - k.c1 * new_m / (sqrt(new_v) * k.c2 + k.eps));
   };
   V new_m, new_v;
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
+  // MLX's buffers begin 8 bytes past a line: from the next one on, whole lines.
+  // Prefetching goes on where the hardware's stops: at the end of a page.
+  constexpr int64_t ahead = 64;
+  each_register(n, to_boundary(p_out), [&](int64_t i, int64_t count) {
+    for (auto* next : {p, g, m, v}) {
+      __builtin_prefetch(next + i + ahead);
+    }
     V new_p = step(
-        load<V>(p + i),
-        load<V>(g + i),
-        load<V>(m + i),
-        load<V>(v + i),
+        load_count<V>(p + i, count),
+        load_count<V>(g + i, count),
+        load_count<V>(m + i, count),
+        load_count<V>(v + i, count),
         new_m,
         new_v);
-    store(p_out + i, new_p);
-    store(m_out + i, new_m);
-    store(v_out + i, new_v);
-  }
-  if (int64_t rest = n - i; rest > 0) {
-    V new_p = step(
-        load_part<V>(p + i, rest),
-        load_part<V>(g + i, rest),
-        load_part<V>(m + i, rest),
-        load_part<V>(v + i, rest),
-        new_m,
-        new_v);
-    store_part(p_out + i, new_p, rest);
-    store_part(m_out + i, new_m, rest);
-    store_part(v_out + i, new_v, rest);
-  }
+    store_count(p_out + i, new_p, count);
+    store_count(m_out + i, new_m, count);
+    store_count(v_out + i, new_v, count);
+  });
 }
 
 /// random_bits of rounding.h for the elements index .. index + lanes.

@@ -1,8 +1,9 @@
 // Every loop of loops.h for one instruction set; the tail of each target_*.cpp.
 #include "kernels/simd.h"
 
-#include "kernels/loops_adam.h"
 #include "kernels/loops_convert.h"
+
+#include "kernels/loops_adam.h"
 #include "kernels/loops_probe.h"
 #include "kernels/loops_softmax.h"
 #include "kernels/loops_transpose.h"

@@ -185,6 +185,12 @@ class ANELinear(_Placed, Linear):
     ) -> nn.Module:
         """The quantised layer on the same device, as :func:`mlx.nn.quantize` asks.
 
+        Args:
+            group_size (int, optional): Elements that share a scale.
+            bits (int, optional): Bits of an element.
+            mode (str): MLX's quantisation mode.
+            quantize_input (bool): Whether x is quantised too.
+
         Returns:
             ANEQuantizedLinear: Or nn.QQLinear, which quantises x too and runs on
             MLX, if ``quantize_input``.
@@ -235,7 +241,15 @@ class ANEQuantizedLinear(_Placed, QuantizedLinear):
     def from_quantized_linear(
         cls, layer: QuantizedLinear, device: str | None = None
     ) -> ANEQuantizedLinear:
-        """The layer of the same quantised arrays; freezing is kept."""
+        """The layer of the same quantised arrays; freezing is kept.
+
+        Args:
+            layer (nn.QuantizedLinear): The layer to stand for.
+            device (str, optional): See the class.
+
+        Raises:
+            ValueError: If ``layer`` is of another class or the device is unknown.
+        """
         _check_type(layer, QuantizedLinear, "ANEQuantizedLinear")
         _check_device(device, "nn.ANEQuantizedLinear")
         return _as(cls, layer, _device=device)
@@ -273,7 +287,15 @@ class ANEEmbedding(_Placed, Embedding):
     def from_embedding(
         cls, embedding: Embedding, device: str | None = None
     ) -> ANEEmbedding:
-        """The layer of the same table; freezing is kept."""
+        """The layer of the same table; freezing is kept.
+
+        Args:
+            embedding (nn.Embedding): The layer to stand for.
+            device (str, optional): See the class.
+
+        Raises:
+            ValueError: If ``embedding`` is of another class or the device is unknown.
+        """
         _check_type(embedding, Embedding, "ANEEmbedding.from_embedding")
         _check_device(device, "nn.ANEEmbedding.from_embedding")
         return _as(cls, embedding, _device=device)
@@ -289,7 +311,14 @@ class ANEEmbedding(_Placed, Embedding):
         mode: str = "affine",
         quantize_input: bool = False,
     ) -> ANEQuantizedEmbedding:
-        """The quantised layer on the same device, as :func:`mlx.nn.quantize` asks."""
+        """The quantised layer on the same device, as :func:`mlx.nn.quantize` asks.
+
+        Args:
+            group_size (int, optional): Elements that share a scale.
+            bits (int, optional): Bits of an element.
+            mode (str): MLX's quantisation mode.
+            quantize_input (bool): Whether x is quantised too.
+        """
         plain = self.to_embedding().to_quantized(group_size, bits, mode, quantize_input)
         return _as(ANEQuantizedEmbedding, plain, **_private(self))
 

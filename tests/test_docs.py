@@ -372,6 +372,16 @@ def test_devices_page_has_every_counter() -> None:
     assert set(ane.counters()) <= named
 
 
+def test_counters_are_named_in_their_order() -> None:
+    header = (ROOT / "src/trace/counters.h").read_text(encoding="utf-8")
+    source = (ROOT / "src/trace/counters.cpp").read_text(encoding="utf-8")
+    enums = re.findall(r"enum class \w+ \{(.*?)count_,", header, re.DOTALL)
+    names = re.findall(r"names = \{(.*?)\};", source, re.DOTALL)
+    assert len(enums) == len(names) == 2
+    for enum, listed in zip(enums, names, strict=True):
+        assert re.findall(r"(\w+),", enum) == re.findall(r'"(\w+)"', listed)
+
+
 def test_devices_page_has_every_span() -> None:
     text = page_text("devices.md")
     sources = [path.read_text() for path in (ROOT / "src").rglob("*.cpp")]

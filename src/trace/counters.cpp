@@ -35,6 +35,7 @@ constexpr std::array<const char*, n_counters> counter_names = {
     "weight_store_over_budget",
     "spot_checks",
 };
+static_assert(counter_names.back(), "a counter has no name");
 
 struct Registry {
   std::mutex mutex;
@@ -61,6 +62,7 @@ const char* to_string(Placement placement) {
       "device_out",
       "over_budget",
   };
+  static_assert(names.back(), "a placement has no name");
   return names[static_cast<size_t>(placement)];
 }
 

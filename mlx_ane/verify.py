@@ -21,8 +21,8 @@ from mlx_ane.report import table
 
 #: |dot product| from which an engine returns infinity or zero (M6 study, ANEForge).
 CLIFF = 32752.0
-#: Depth at which a dot product is split (src/device/limits.h).
-MAX_CONTRACTION = 1344
+#: Depth at which a dot product is split, the same on every chip.
+MAX_CONTRACTION: int = _ext.planning.limits("h16g")["max_contraction"]
 
 #: Largest ||y - ref|| / ||ref|| that passes: by device, and by the output's dtype,
 #: whose rounding no device can avoid.

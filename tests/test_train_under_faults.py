@@ -1,0 +1,80 @@
+"""tools/train_under_faults.py: a sample of its run, and what it would see."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_ane as ane
+from mlx_ane import _ext
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import train_under_faults as tool  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    "emulated" not in __import__("conftest").DEVICES, reason="injects faults there"
+)
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """A short run with faults, and the same without."""
+    _ext.set_fallback("allow")
+    _ext.set_spot_check(1)
+    _ext.emulated.set_evaluate_bound(100)
+    steps = 10 * len(tool.KINDS)
+    try:
+        clean = tool.train(steps, faults=False)
+        yield tool.train(steps, faults=True, segment=10), clean
+    finally:
+        _ext.set_spot_check(0)
+        _ext.emulated.set_evaluate_bound(30_000)
+        ane.clear_cache()
+
+
+def test_losses_and_counts_under_every_fault(runs) -> None:
+    run, clean = runs
+    assert tool.problems(run, clean) == []
+    assert all(n > 0 for n in run["strikes"].values())
+    assert clean["losses"][-1] < clean["losses"][0] / 2
+    assert clean["counters"]["device_calls"] == clean["counters"]["linear_calls"]
+
+
+def test_what_it_would_see(runs) -> None:
+    run, clean = runs
+
+    def seen(change) -> str:
+        changed = copy.deepcopy(run)
+        change(changed)
+        return " ".join(tool.problems(changed, clean))
+
+    row = next(iter(run["placement"]))
+    assert "cause nonfinite" in seen(
+        lambda r: r["counters"].update(fallback_nonfinite=0)
+    )
+    assert "add up" in seen(lambda r: r["placement"][row].update(on_device=0))
+    assert "in all" in seen(lambda r: r["counters"].update(linear_calls=1))
+    assert "optimizer" in seen(lambda r: r["counters"].update(adam_skipped=1))
+    assert "off by" in seen(lambda r: r["losses"].append(r["losses"].pop() * 1.01))
+    assert "off by" in seen(
+        lambda r: r["losses"].append(r["losses"].pop() * float("nan"))
+    )
+
+
+def test_committed_run() -> None:
+    file = ROOT / "benchmarks" / "train_under_faults.json"
+    found = json.loads(file.read_text())
+    assert found["steps"] == 1000
+    assert found["problems"] == []
+    assert set(found["strikes"]) == {kind.fault for kind in tool.KINDS}
+    assert all(n > 0 for n in found["strikes"].values())
+    assert 0.045 <= found["strikes of device calls"] <= 0.065
+    assert found["largest relative difference"] <= tool.TOLERANCE

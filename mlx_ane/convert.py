@@ -53,6 +53,15 @@ _READS_AROUND = {
     "DoRAEmbedding": "DoRAEmbedding multiplies with the weight itself",
 }
 
+_SHARDED = "tensor parallelism: it holds a part of a weight and joins it with others"
+#: Layers that multiply with more or less than one matrix, quantised or not.
+_NO_SINGLE_MATRIX = {
+    "SwitchLinear": "a mixture of experts: each token picks its weight (mx.gather_mm)",
+    "MultiLinear": "one weight a head, multiplied as a batch",
+    "AllToShardedLinear": _SHARDED,
+    "ShardedToAllLinear": _SHARDED,
+}
+
 
 def convert(
     model: nn.Module,
@@ -389,7 +398,8 @@ def _why_not_class(module: nn.Module) -> str:
         return "a subclass of nn.QuantizedEmbedding, whose as_linear may differ"
     if name.startswith(("LoRA", "DoRA")):
         return "its low-rank matrices stay on MLX; what it wraps is listed apart"
-    return f"{name} is no linear layer"
+    known = _NO_SINGLE_MATRIX.get(name.removeprefix("Quantized"))
+    return f"{known}; it stays on MLX" if known else f"{name} is no linear layer"
 
 
 def _check_arrays(path: str, module: nn.Module) -> None:

@@ -118,3 +118,18 @@ def error(got: mx.array, expected: mx.array) -> float:
     """Relative to the norm of what is expected; absolute where that vanishes."""
     scale = max(mx.linalg.norm(expected.flatten()).item(), 1e-3)
     return mx.linalg.norm((got - expected).flatten()).item() / scale
+
+
+def test_mixture_of_experts_says_why_it_stays() -> None:
+    model = model_table.build("mixtral")
+    report = ane.convert(model, device="cpu")
+    (reason,) = {s.reason for s in report.skipped}
+    assert reason == (
+        "a mixture of experts: each token picks its weight (mx.gather_mm); "
+        "it stays on MLX"
+    )
+    assert all(s.kind == "SwitchLinear" and len(s.shape) == 3 for s in report.skipped)
+    nn.quantize(model, group_size=32, bits=4)
+    again = ane.convert(model, device="cpu")
+    assert {s.kind for s in again.skipped} == {"QuantizedSwitchLinear"}
+    assert {s.reason for s in again.skipped} == {reason}

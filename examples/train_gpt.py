@@ -242,6 +242,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def config_of(args: argparse.Namespace) -> Config:
+    return Config(
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.kv_heads,
+        intermediate_size=args.intermediate_size,
+        max_position_embeddings=args.length,
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     if not args.compile:
@@ -253,14 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"[train_gpt] --batch-size is {args.batch_size}, but it must be a "
             f"multiple of the number of processes, {group.size()}."
         )
-    config = Config(
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.heads,
-        num_key_value_heads=args.kv_heads,
-        intermediate_size=args.intermediate_size,
-        max_position_embeddings=args.length,
-    )
+    config = config_of(args)
     say = print if main_rank else lambda *_: None
     data = Corpus(standard_library())
     run = build(config, args, args.device)

@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+sys.path.insert(0, str(ROOT / "tools"))
+
 import checkpoint  # noqa: E402
+import compare_training  # noqa: E402
 import corpus  # noqa: E402
 import gpt  # noqa: E402
 import train_gpt  # noqa: E402
@@ -353,6 +356,28 @@ def test_lora_trains_adapters_for_plain_mlx_lm(
     adapters = mx.load(str(tmp_path / "adapters.safetensors"))
     layers = [name for name in adapters if name.endswith("lora_a")]
     assert len(adapters) == 2 * len(layers) == 2 * 2 * 7
+
+
+@pytest.mark.slow
+def test_held_out_loss_is_that_of_plain_mlx() -> None:
+    sizes = ["--hidden-size", "64", "--layers", "2", "--steps", "100"]
+    found = compare_training.compare(
+        ["cpu", "emulated"], [*compare_training.SIZES, *sizes]
+    )
+    mx.enable_compile()
+    plain = found["losses, nats a byte"]["mlx"]
+    assert plain["after"] < plain["before"] - 2
+    differences = found["relative difference"]
+    assert differences["cpu"] < 1e-3
+    # Rounded by the engine, yet no further off than its fp16.
+    assert 1e-9 < differences["emulated"] < 1e-2
+
+
+def test_committed_training_is_that_of_plain_mlx() -> None:
+    found = json.loads((ROOT / "benchmarks" / "training_parity.json").read_text())
+    assert found["relative difference"]["cpu"] < 1e-3
+    assert found["relative difference"]["emulated"] < 1e-2
+    assert found["losses, nats a byte"]["mlx"]["after"] < 2.5
 
 
 @pytest.mark.slow

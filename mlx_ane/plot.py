@@ -174,7 +174,7 @@ def bench(
     unit: str = "ms",
     title: str = "Benchmark",
 ) -> Figure:
-    """Grouped bars: one group a case, one bar a variant.
+    """Grouped bars: one group a case, one bar a variant; logarithmic if need be.
 
     Args:
         rows (Mapping): By case, the value of each variant.
@@ -185,14 +185,20 @@ def bench(
     Returns:
         Figure: A matplotlib figure.
     """
-    figure, axes = _figure()
     variants = list(dict.fromkeys(v for row in rows.values() for v in row))
+    figure, axes = _figure(height=1.5 + 0.22 * len(variants) * len(rows))
     width = 0.8 / max(len(variants), 1)
     for i, variant in enumerate(variants):
         at = [j + (i - (len(variants) - 1) / 2) * width for j in range(len(rows))]
         values = [row.get(variant, 0.0) for row in rows.values()]
-        axes.bar_label(axes.bar(at, values, width, label=variant), fmt="%.3g")
-    axes.set(title=title, ylabel=unit, xticks=range(len(rows)))
-    axes.set_xticklabels(list(rows))
+        bars = axes.barh(at, values, width, label=variant)
+        axes.bar_label(bars, [f"{v:.3g}" if v else "" for v in values], padding=2)
+    values = [value for row in rows.values() for value in row.values() if value > 0]
+    if values and max(values) > 100 * min(values):
+        axes.set_xscale("log")  # else the small bars of other cases vanish
+    axes.set(title=title, xlabel=unit, yticks=range(len(rows)))
+    axes.set_yticklabels(list(rows))
+    axes.margins(x=0.1)
+    axes.invert_yaxis()
     axes.legend()
     return _save(figure, path)

@@ -121,7 +121,8 @@ def test_plots(device: str, tmp_path) -> None:
     assert sum(bar.get_width() for bar in bars) == 2
     assert figures[0].axes[0].lines[1].get_xdata().tolist() == [10, 20]
     file = tmp_path / "bench.png"
-    ane.plot.bench({"a": {"b": 1.0}}, file)
+    wide = ane.plot.bench({f"case {i}": {"b": 10.0**i} for i in range(30)}, file)
+    assert wide.get_figheight() > 8.0 and wide.axes[0].get_xscale() == "log"
     assert file.read_bytes().startswith(b"\x89PNG")
 
 

@@ -244,7 +244,7 @@ def _compare(check: LayerCheck, x: mx.array, y: mx.array) -> None:
     expected = x_rows @ w.T + (0.0 if bias is None else _numpy(bias))
     if not np.isfinite(got).all():
         check.reasons.append("the output is not finite")
-    error = _relative(got, expected)
+    error = relative_error(got, expected)
     check.forward_error = max(check.forward_error, error)
     tolerance = max(FORWARD_TOLERANCE[check.device], DTYPE_TOLERANCE.get(y.dtype, 0.0))
     if not error <= tolerance:
@@ -277,7 +277,7 @@ def _judge(
     """Enter the error of the weight's gradient; reasons become distinct."""
     path = f"{site.path}.weight"
     if path in plain:
-        error = _relative(_numpy(gradients[path]), _numpy(plain[path]))
+        error = relative_error(_numpy(gradients[path]), _numpy(plain[path]))
         check.gradient_error = error
         if not error <= GRADIENT_TOLERANCE:
             check.reasons.append(
@@ -290,10 +290,11 @@ def _numpy(array: mx.array) -> Any:
     return np.asarray(array.astype(mx.float32), dtype=np.float64)
 
 
-def _relative(got: Any, expected: Any) -> float:
+def relative_error(got: Any, expected: Any) -> float:
     """||got - expected|| / ||expected||, or ||got|| where expected is 0."""
     scale = float(np.linalg.norm(expected))
-    return float(np.linalg.norm(got - expected)) / (scale or 1.0)
+    difference = np.asarray(got, np.float64) - expected
+    return float(np.linalg.norm(difference)) / (scale or 1.0)
 
 
 def _dict_error(got: dict[str, mx.array], expected: dict[str, mx.array]) -> float:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from cases import exact, norm_error
+from cases import TOLERANCE, exact, norm_error
 
 import mlx_ane as ane
-
-TOLERANCE = {"cpu": 1e-5, "emulated": 2e-3, "ane": 2e-3}
 
 #: Subscripts, and the shapes of a and b.
 CASES = [

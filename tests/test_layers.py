@@ -8,12 +8,10 @@ import pickle
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from cases import exact, norm_error
+from cases import TOLERANCE, exact, norm_error
 from mlx.utils import tree_flatten
 
 import mlx_ane as ane
-
-TOLERANCE = {"cpu": 1e-5, "emulated": 2e-3, "ane": 2e-3}
 
 
 def paths(module: nn.Module) -> list[str]:

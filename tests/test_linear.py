@@ -5,15 +5,21 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from cases import CASES, DTYPES, Case, exact, max_error, norm_error, reference
+from cases import (
+    CASES,
+    DTYPES,
+    TOLERANCE,
+    Case,
+    exact,
+    max_error,
+    norm_error,
+    reference,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mlx_ane as ane
 from mlx_ane import _ext
-
-#: max |error| / max |y| of each device in fp32, and ||error|| / ||y|| on engines.
-TOLERANCE = {"cpu": 1e-5, "emulated": 2e-3, "ane": 2e-3}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
-from cases import DTYPES, exact, norm_error
+from cases import DTYPES, TOLERANCE, exact, norm_error
 
 import mlx_ane as ane
-
-TOLERANCE = {"cpu": 1e-5, "emulated": 2e-3, "ane": 2e-3}
 
 #: Shapes of a and b.
 SHAPES = [

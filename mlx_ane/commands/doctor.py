@@ -16,11 +16,9 @@ import numpy as np
 from mlx_ane import _device, _ext, _settings, optimizers
 from mlx_ane._versions import BUILT_FOR_MLX, INSTALLED_MLX, __version__
 from mlx_ane.ops import linear
+from mlx_ane.verify import FORWARD_TOLERANCE, relative_error
 
 HELP = "check this machine: versions, devices, settings, one product end to end"
-
-#: Largest relative error of the check's product, by device.
-TOLERANCE = {"ane": 2e-3, "emulated": 2e-3, "cpu": 1e-5}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +37,14 @@ def examine() -> dict[str, Any]:
     """Everything that doctor prints, as plain values."""
     checks = {
         device: _check(device)
-        for device in TOLERANCE
+        for device in FORWARD_TOLERANCE
         if _device.why_unavailable(device) is None
     }
     return {
         "versions": _versions(),
         "blas": {"name": _ext.blas_name(), "threads": _ext.blas_threads()},
         "default_device": _device.default_setting(),
-        "devices": {name: _device.device_info(name) for name in TOLERANCE},
+        "devices": {name: _device.device_info(name) for name in FORWARD_TOLERANCE},
         "environment": {
             name: os.environ[name] for name in _settings.VARIABLES if name in os.environ
         },
@@ -100,21 +98,16 @@ def _check(device: str) -> dict[str, Any]:
     x64, w64, dy64, dw64 = (np.asarray(a, np.float64) for a in (x, w, dy, dw))
     m, v = 0.1 * dw64, 0.001 * dw64**2
     errors = {
-        "forward": _relative(y[0], x64 @ w64.T),
-        "dx": _relative(dx, dy64 @ w64),
-        "dw": _relative(dw, dy64.T @ x64),
-        "adam": _relative(step["w"], w64 - 0.1 * m / (np.sqrt(v) + 1e-8)),
+        "forward": relative_error(y[0], x64 @ w64.T),
+        "dx": relative_error(dx, dy64 @ w64),
+        "dw": relative_error(dw, dy64.T @ x64),
+        "adam": relative_error(step["w"], w64 - 0.1 * m / (np.sqrt(v) + 1e-8)),
     }
-    limits = {name: 1e-5 for name in errors} | {"forward": TOLERANCE[device]}
+    limits = {name: 1e-5 for name in errors} | {"forward": FORWARD_TOLERANCE[device]}
     return {
         "passed": all(error <= limits[name] for name, error in errors.items()),
         "relative errors": errors,
     }
-
-
-def _relative(got: mx.array, expected: Any) -> float:
-    difference = np.asarray(got, np.float64) - expected
-    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
 
 
 def _text(findings: dict[str, Any]) -> str:

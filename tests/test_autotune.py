@@ -277,6 +277,19 @@ def test_bad_arguments_convert_nothing(arguments, message: str) -> None:
     assert type(model.layers[0]) is nn.Linear
 
 
+def test_ctrl_c_while_measuring_converts_nothing(monkeypatch) -> None:
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64))
+    with monkeypatch.context() as patch:
+        patch.setattr(autotune, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(model)
+    assert [type(layer) for layer in model.layers] == [nn.Linear, nn.Linear]
+    assert len(convert(model).converted) == 2
+
+
 SHARE = """
 import sys
 import mlx.nn as nn, mlx_ane as ane

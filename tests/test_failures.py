@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -336,3 +339,90 @@ def test_export_function_is_refused_in_one_sentence(tmp_path) -> None:
     with pytest.raises((ValueError, RuntimeError), match="ANELinear") as caught:
         mx.export_function(str(tmp_path / "f.mlxfn"), layer, mx.ones((2, 8)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(ENGINE != "emulated", reason="counts surfaces there")
+def test_no_memory_to_stage_a_weight() -> None:
+    _ext.set_fallback("allow")
+    model, x = model_of(64, 96), mx.random.normal((40, 64))
+    layer = model.layers[0]
+    layer.freeze()
+    expected = exact(x) @ exact(layer.weight).T + exact(layer.bias)
+    with faults("out_of_memory:call=4"):  # three surfaces are the program's
+        assert norm_error(model(x), expected) <= 1e-5
+        assert fallbacks() == {"out_of_memory": 1}
+        mx.eval(model(x))  # the pause
+        for _ in range(3):
+            assert norm_error(model(x), expected) <= 2e-3
+    counts = ane.counters()
+    assert (counts["device_calls"], counts["placed_back_off"]) == (3, 1)
+    # The entry given up by the failed call was filled by the next, once.
+    assert counts["weights_staged_bytes"] == 2 * (64 * 96 * 2)
+    assert fallbacks() == {"out_of_memory": 1}
+
+
+def test_the_first_call_after_a_sleep_fails_once() -> None:
+    _ext.set_fallback("allow")
+    model, x = model_of(64, 96), mx.random.normal((40, 64))
+    expected = exact(model(x))
+    with faults("evaluate_false:after=3,count=1"):
+        for _ in range(8):
+            assert norm_error(model(x), expected) <= 2e-3
+    live = counts_of(model.layers[0])
+    assert live["calls"] == 9
+    assert (live["device_calls"], live["placed_back_off"]) == (7, 1)
+    assert fallbacks() == {"evaluate_failed": 1}
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+/* The wall clock jumps by up to a day, either way, at every look. */
+int clock_gettime(clockid_t id, struct timespec* t) {
+  static int (*real)(clockid_t, struct timespec*);
+  if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+  int result = real(id, t);
+  if (id == CLOCK_REALTIME) t->tv_sec += rand() % 172800 - 86400;
+  return result;
+}
+"""
+
+JUMPS = """
+import sys, time
+import mlx.core as mx, mlx_ane as ane
+from mlx_ane import _ext
+looks = [time.time() for _ in range(50)]
+print("jumps", max(looks) - min(looks) > 3600)
+_ext.set_fallback("allow")
+_ext.emulated.set_evaluate_bound(2000)  # milliseconds
+x, w = mx.ones((40, 64)), mx.ones((96, 64))
+def right():
+    return mx.array_equal(ane.linear(x, w, device="emulated"), 64 * mx.ones((40, 96)))
+with ane.emulated.faults("slow:ms=20"):
+    print("right", all(right().item() for _ in range(10)))
+print("calls", ane.counters()["device_calls"], _ext.taken_out("emulated"))
+start = time.monotonic()
+with ane.emulated.faults("hang:count=1"):
+    print("after a hang", right().item())
+print("found", 1.5 < time.monotonic() - start < 20, _ext.taken_out("emulated")[:11])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="preloads a library")
+def test_a_jump_of_the_clock_is_no_hang_and_hides_none(tmp_path: Path) -> None:
+    (tmp_path / "clock.c").write_text(CLOCK)
+    shim = tmp_path / "clock.so"
+    compile_it = ["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "clock.c", "-ldl"]
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    subprocess.run(compile_it, check=True)
+    done = run_python(JUMPS, LD_PRELOAD=str(shim))
+    assert done.stdout.splitlines() == [
+        "jumps True",
+        "right True",
+        "calls 10 None",
+        "after a hang True",
+        "found True a call hung",
+    ]

@@ -24,6 +24,10 @@ CLIFF = 32752.0
 #: Depth at which a dot product is split, the same on every chip.
 MAX_CONTRACTION: int = _ext.planning.limits("h16g")["max_contraction"]
 
+#: Rows of x and of W are scaled to norms of at most 2^7, so that no sum of their
+#: products passes 2^14 (log2_max_sum in src/device/limits.h).
+LOG2_NORM = 7
+
 #: Largest ||y - ref|| / ||ref|| that passes: by device, and by the output's dtype,
 #: whose rounding no device can avoid.
 FORWARD_TOLERANCE = {"ane": 2e-3, "emulated": 2e-3, "cpu": 1e-5}
@@ -49,6 +53,10 @@ class LayerCheck:
     margin_bits: float = math.inf
     #: Pieces that the K products of an output element are summed in.
     k_splits: int = 1
+    #: Smallest and largest log2 of what rows of x, and of W, were multiplied with
+    #: for the engine; None where no call was for it.
+    x_scales: tuple[int, int] | None = None
+    weight_scales: tuple[int, int] | None = None
     #: Why the layer fails; empty if it passes.
     reasons: list[str] = field(default_factory=list)
     layer: Any = field(default=None, repr=False, compare=False)
@@ -87,8 +95,7 @@ class VerificationReport:
         return {**vars(self), "layers": layers, "passed": self.passed}
 
     def __str__(self) -> str:
-        head = ("layer", "N x K", "device", "forward", "gradient", "margin", "verdict")
-        rows = [head, *map(_row, self.layers)]
+        rows = [HEAD, *map(_row, self.layers)]
         gradient = (
             "none (all frozen)"
             if self.gradient_error is None
@@ -223,10 +230,9 @@ def _plain_layers(sites: list[_Site]) -> Iterator[None]:
 
 def _new_check(site: _Site) -> LayerCheck:
     n, k = _shape(to_plain(site.module))
-    splits = -(-k // MAX_CONTRACTION)
-    return LayerCheck(
-        site.path, (n, k), site.module.device, k_splits=splits, layer=site.module
-    )
+    device = site.module.device
+    splits = 1 if device == "cpu" else -(-k // MAX_CONTRACTION)
+    return LayerCheck(site.path, (n, k), device, k_splits=splits, layer=site.module)
 
 
 def _compare(check: LayerCheck, x: mx.array, y: mx.array) -> None:
@@ -249,9 +255,25 @@ def _compare(check: LayerCheck, x: mx.array, y: mx.array) -> None:
     tolerance = max(FORWARD_TOLERANCE[check.device], DTYPE_TOLERANCE.get(y.dtype, 0.0))
     if not error <= tolerance:
         check.reasons.append(f"forward error {error:.1e}, need {tolerance:.0e}")
+    if check.device != "cpu" and len(x_rows) >= _min_rows():
+        check.weight_scales = _scales(w)
+        check.x_scales = _scales(x_rows, check.x_scales)
     largest = float((np.abs(x_rows) @ np.abs(w).T).max())
     if largest > 0.0:
         check.margin_bits = min(check.margin_bits, math.log2(CLIFF / largest))
+
+
+def _min_rows() -> int:
+    """Rows below which a call is placed on the BLAS."""
+    return int(_ext.planning.limits("h16g")["min_rows"])
+
+
+def _scales(rows: Any, so_far: tuple[int, int] | None = None) -> tuple[int, int]:
+    """The range of the exponents that packing chooses for these rows."""
+    rows = np.ascontiguousarray(rows, np.float32)
+    packed = np.empty(rows.shape, np.float16)
+    found = _ext.kernels.pack_scaled(rows, packed, LOG2_NORM)
+    return min(*found, *(so_far or found)), max(*found, *(so_far or found))
 
 
 def _weight(layer: nn.Module) -> mx.array:
@@ -324,6 +346,12 @@ def _fallbacks(since: dict[str, int] | None = None) -> dict[str, int]:
     return {c: n for c in counts if (n := counts[c] - (since or {}).get(c, 0))}
 
 
+HEAD = (
+    *("layer", "N x K", "device", "forward", "gradient"),
+    *("margin", "K splits", "log2 scales", "verdict"),
+)
+
+
 def _row(layer: LayerCheck) -> tuple[str, ...]:
     verdict = "PASS" if layer.passed else "FAIL: " + "; ".join(layer.reasons)
     gradient = layer.gradient_error
@@ -334,5 +362,14 @@ def _row(layer: LayerCheck) -> tuple[str, ...]:
         f"{layer.forward_error:.1e}" if layer.calls else "not called",
         "frozen" if gradient is None else f"{gradient:.1e}",
         f"{layer.margin_bits:+.1f} bits" if layer.calls else "-",
+        str(layer.k_splits),
+        f"x {_range(layer.x_scales)}, W {_range(layer.weight_scales)}",
         verdict,
     )
+
+
+def _range(scales: tuple[int, int] | None) -> str:
+    if scales is None:
+        return "-"
+    low, high = scales
+    return str(low) if low == high else f"{low}..{high}"

@@ -115,6 +115,23 @@ def test_margin_and_splits() -> None:
     assert ane.verify(model, mx.full((40, 3000), 64.0)).layers[0].margin_bits < 0
 
 
+def test_scales_are_those_of_packing(device: str) -> None:
+    model = nn.Sequential(nn.Linear(64, 64, bias=False))
+    model.layers[0].weight = mx.full((64, 64), 1 / 8)  # rows of norm 1
+    ane.convert(model, device=device)
+    x = mx.ones((40, 64)) * mx.where(mx.arange(40) < 7, 4.0, 1.0)[:, None]
+    (check,) = ane.verify(model, x).layers
+    if device == "cpu":
+        assert (check.x_scales, check.weight_scales, check.k_splits) == (None, None, 1)
+        return
+    # Norms of 32 and 8 become 2^7, as do norms of 1.
+    assert (check.x_scales, check.weight_scales) == ((2, 4), (7, 7))
+    report = str(ane.verify(model, x))
+    assert "x 2..4, W 7" in report
+    few = ane.verify(model, x[:8]).layers[0]
+    assert few.x_scales is None  # placed on the BLAS
+
+
 def test_dropout_draws_the_same_mask_and_the_generator_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 64))
     ane.convert(model, device="cpu")

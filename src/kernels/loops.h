@@ -63,12 +63,16 @@ struct Loops {
       int odd_exponent,
       uint32_t* y,
       int64_t n);
-  /// The inverse, without exponents.
-  void (*split_pairs)(
-      const uint32_t* x, float* even, float* odd, int64_t n, bool stream);
-  /// Asks for the first `bytes` of `cols` columns, to be read soon.
-  void (*prefetch_columns)(
-      const uint16_t* src, int64_t src_ld, int64_t cols, int64_t bytes);
+  /// y (rows, cols) = floats of the (cols, rows) halves of src; rows are even.
+  /// Through a panel of rows / 2 * (cols + 16) pairs, or streamed without one.
+  void (*unpack_columns)(
+      const uint16_t* src,
+      int64_t ld,
+      int64_t rows,
+      int64_t cols,
+      float* y,
+      int64_t y_ld,
+      uint32_t* panel);
   /// Transposes (rows, cols) pairs; leading dimensions count halves.
   void (*transpose_pairs)(
       const uint16_t* src,

@@ -86,36 +86,6 @@ void pair_rows_loop(
   });
 }
 
-void split_pairs_loop(
-    const uint32_t* x, float* even, float* odd, int64_t n, bool streaming) {
-  // Both rows are streamed only if both can start on a line.
-  int64_t head = streaming ? to_boundary(even) : 0;
-  streaming = streaming && to_boundary(odd) == head;
-  auto split = [&](int64_t i, int64_t count, bool whole_lines) {
-    U both = load_count<U>(x + i, count);
-    V low = half_to_float(narrow(both & 0xffffu));
-    V high = half_to_float(narrow(both >> 16));
-    if (whole_lines) {
-      stream(even + i, low);
-      stream(odd + i, high);
-    } else {
-      store_count(even + i, low, count);
-      store_count(odd + i, high, count);
-    }
-  };
-  head = head < n ? head : n;
-  int64_t i = head;
-  if (head > 0) {
-    split(0, head, false);
-  }
-  for (; i + lanes <= n; i += lanes) {
-    split(i, lanes, streaming);
-  }
-  if (i < n) {
-    split(i, n - i, false);
-  }
-}
-
 #if defined(MLX_ANE_AVX512)
 
 /// 16 x 16 elements of 32 bits in registers: a[i] becomes column i.
@@ -261,12 +231,157 @@ inline void transpose_tiles(
   }
 }
 
-void prefetch_columns_loop(
-    const uint16_t* src, int64_t src_ld, int64_t cols, int64_t bytes) {
-  for (int64_t c = 0; c < cols; ++c) {
-    auto column = reinterpret_cast<const char*>(src + c * src_ld);
-    for (int64_t i = 0; i < bytes; i += 64) {
-      __builtin_prefetch(column + i, 0, 2);
+/// fp32 rows 2 i and 2 i + 1 from the pairs of row i, columns 0 .. count.
+template <bool streaming>
+inline void split_pair(U both, float* even, float* odd, int64_t count = lanes) {
+#if defined(MLX_ANE_AVX512)
+  const __m512i order = _mm512_set_epi16(
+      31,
+      29,
+      27,
+      25,
+      23,
+      21,
+      19,
+      17,
+      15,
+      13,
+      11,
+      9,
+      7,
+      5,
+      3,
+      1,
+      30,
+      28,
+      26,
+      24,
+      22,
+      20,
+      18,
+      16,
+      14,
+      12,
+      10,
+      8,
+      6,
+      4,
+      2,
+      0);
+  __m512i sorted = _mm512_permutexvar_epi16(order, cast<__m512i>(both));
+  V low = _mm512_cvtph_ps(_mm512_castsi512_si256(sorted));
+  V high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(sorted, 1));
+#else
+  V low = half_to_float(narrow(both & 0xffffu));
+  V high = half_to_float(narrow(both >> 16));
+#endif
+  if constexpr (streaming) {
+    stream(even, low);
+    stream(odd, high);
+  } else {
+    store_count(even, low, count);
+    store_count(odd, high, count);
+  }
+}
+
+/// Any part of a tile: `pairs` pairs of rows, `cols` columns.
+template <bool streaming>
+inline void unpack_edge(
+    const uint16_t* src,
+    int64_t ld,
+    int64_t pairs,
+    int64_t cols,
+    float* y,
+    int64_t y_ld) {
+  uint32_t panel[tile_side][lanes] = {};
+  for (int64_t c = 0; c < cols; c += tile_side) {
+    transpose_edge(
+        src + c * ld,
+        ld,
+        reinterpret_cast<uint16_t*>(panel[0] + c),
+        2 * lanes,
+        cols - c < tile_side ? cols - c : tile_side,
+        pairs);
+  }
+  for (int64_t i = 0; i < pairs; ++i) {
+    float* even = y + 2 * i * y_ld;
+    split_pair<streaming>(load<U>(panel[i]), even, even + y_ld, cols);
+  }
+}
+
+/// A whole tile, streamed.
+inline void unpack_tile(
+    const uint16_t* src, int64_t ld, float* y, int64_t y_ld) {
+#if defined(MLX_ANE_AVX512)
+  __m512i a[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    a[i] = _mm512_loadu_si512(src + i * ld);
+  }
+  transpose_registers(a);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    float* even = y + 2 * i * y_ld;
+    split_pair<true>(cast<U>(a[i]), even, even + y_ld);
+  }
+#else
+  unpack_edge<true>(src, ld, tile_side, lanes, y, y_ld);
+#endif
+}
+
+void unpack_streamed(
+    const uint16_t* src,
+    int64_t ld,
+    int64_t pairs,
+    int64_t cols,
+    float* y,
+    int64_t y_ld) {
+  bool whole_lines = y_ld % lanes == 0;
+  int64_t head = whole_lines ? to_boundary(y) : 0;
+  for (int64_t c = 0, width; c < cols; c += width) {
+    width = c < head ? head - c : int64_t{lanes};
+    width = cols - c < width ? cols - c : width;
+    for (int64_t i = 0; i < pairs; i += tile_side) {
+      // Two registers ahead: the hardware does not see columns coming.
+      const uint16_t* from = src + c * ld + 2 * i;
+      for (int64_t k = c + width + lanes; k < c + width + 2 * lanes; ++k) {
+        __builtin_prefetch(from + (k - c) * ld);
+      }
+      int64_t height = pairs - i < tile_side ? pairs - i : tile_side;
+      float* to = y + 2 * i * y_ld + c;
+      if (whole_lines && width == lanes && height == tile_side) {
+        unpack_tile(from, ld, to, y_ld);
+      } else {
+        unpack_edge<false>(from, ld, height, width, to, y_ld);
+      }
+    }
+  }
+  stream_end();
+}
+
+void unpack_columns_loop(
+    const uint16_t* src,
+    int64_t ld,
+    int64_t rows,
+    int64_t cols,
+    float* y,
+    int64_t y_ld,
+    uint32_t* panel) {
+  int64_t pairs = rows / 2;
+  if (panel == nullptr) {
+    unpack_streamed(src, ld, pairs, cols, y, y_ld);
+    return;
+  }
+  // An odd number of lines apart, so that a column does not fall on one set.
+  int64_t panel_ld = cols | 16;
+  auto halves = reinterpret_cast<uint16_t*>(panel);
+  transpose_tiles<false>(src, ld, cols, pairs, halves, 2 * panel_ld, {});
+  for (int64_t i = 0; i < pairs; ++i) {
+    float* even = y + 2 * i * y_ld;
+    for (int64_t c = 0; c < cols; c += lanes) {
+      int64_t count = cols - c < lanes ? cols - c : int64_t{lanes};
+      U both = load_count<U>(panel + i * panel_ld + c, count);
+      split_pair<false>(both, even + c, even + y_ld + c, count);
     }
   }
 }

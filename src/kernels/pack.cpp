@@ -10,6 +10,7 @@
 #include "kernels/loops.h"
 #include "kernels/rows.h"
 #include "kernels/scratch.h"
+#include "kernels/streaming.h"
 
 namespace mlx_ane::kernels {
 
@@ -18,12 +19,6 @@ namespace {
 /// Rows converted at a time; their fp16 form waits in L2 for transposition.
 constexpr int64_t panel_rows = 128;
 constexpr int64_t panel_bytes = 512 << 10;
-
-/// Stores that bypass the cache: half as fast into a warm cache, but they save
-/// reading what they overwrite from memory, which dominates when it is cold.
-bool worth_streaming(int64_t bytes) {
-  return bytes > 256 << 10;
-}
 
 bool aligned_to_line(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 64 == 0;
@@ -164,7 +159,7 @@ void pack_rows(
     int64_t ld,
     int64_t rows_padded,
     int64_t cols_padded) {
-  bool stream = worth_streaming(x.rows * x.cols * 2);
+  bool stream = worth_streaming(dst, x.rows * x.cols * 2);
   each_block(x, [&](int64_t first, int64_t n, const FloatRows& rows) {
     const int16_t* exponent = exponent_of(first, n, rows);
     for (int64_t r = 0; r < n; ++r) {
@@ -231,14 +226,14 @@ void pack_columns(
     int64_t ld,
     int64_t rows_padded,
     int64_t cols_padded) {
-  bool stream = worth_streaming(x.rows * x.cols * 2) && ld % 32 == 0;
+  bool stream = ld % 32 == 0 && worth_streaming(dst, x.rows * x.cols * 2);
   rows_padded = std::max(rows_padded, x.rows);
   // An odd number of lines apart, so that a column does not fall on one set.
   int64_t panel_ld = (x.cols + 15) / 16 * 16;
   panel_ld += panel_ld / 16 % 2 == 0 ? 16 : 0;
   // As many rows as keep the panel in L2, in whole lines of the result.
   int64_t height = std::clamp<int64_t>(
-      panel_bytes / (2 * panel_ld) / 32 * 32, 32, panel_rows);
+      panel_bytes / (2 * panel_ld) / 32 * 32, 32, stream ? panel_rows : 32);
   auto panel = scratch<PanelUse, uint32_t>(height / 2 * panel_ld);
   auto halves = reinterpret_cast<uint16_t*>(panel);
   // Elements before the first whole line of dst, where streaming starts.

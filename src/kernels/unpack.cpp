@@ -7,6 +7,7 @@
 #include "kernels/loops.h"
 #include "kernels/pack.h"
 #include "kernels/scratch.h"
+#include "kernels/streaming.h"
 
 namespace mlx_ane::kernels {
 
@@ -14,10 +15,14 @@ namespace {
 
 struct FactorUse {};
 struct ColumnUse {};
+struct ExtremeUse {};
 struct PanelUse {};
 
-constexpr int64_t panel_rows = 128;
-constexpr int64_t panel_cols = 2048;
+/// What unpack_transposed takes at a time: whole lines of a column, of no more
+/// rows than the TLB has pages; or a panel of pairs.
+constexpr int64_t streamed_rows = 128;
+constexpr int64_t panel_rows = 32;
+constexpr int64_t panel_cols = 1024;
 
 /// Products of two powers of two within this bound, and the powers, are exact.
 constexpr int exact_exponent = 126;
@@ -59,62 +64,6 @@ void unpack_extreme_row(
   }
 }
 
-/// Pairs of the rows of a tile: panel[i] holds rows 2 i and 2 i + 1. A `cold`
-/// tile is fetched some columns ahead of its use.
-void read_panel(
-    const uint16_t* src,
-    int64_t ld,
-    int64_t cols,
-    int64_t rows,
-    uint32_t* panel,
-    int64_t panel_ld,
-    bool cold) {
-  constexpr int64_t step = 32;
-  auto fetch = [&](int64_t c) {
-    int64_t n = std::clamp<int64_t>(cols - c, 0, step);
-    loops().prefetch_columns(src + c * ld, ld, n, cold ? rows * 2 : 0);
-  };
-  fetch(0);
-  for (int64_t c = 0; c < cols; c += step) {
-    fetch(c + step);
-    loops().transpose_pairs(
-        src + c * ld,
-        ld,
-        std::min(step, cols - c),
-        rows / 2,
-        reinterpret_cast<uint16_t*>(panel + c),
-        2 * panel_ld,
-        false,
-        {});
-  }
-}
-
-/// fp32 rows of a panel; the next tile is fetched meanwhile, so that reads and
-/// writes overlap.
-void write_panel(
-    const uint32_t* panel,
-    int64_t panel_ld,
-    int64_t cols,
-    int64_t rows,
-    float* y,
-    int64_t y_ld,
-    bool stream,
-    const uint16_t* next,
-    int64_t next_ld,
-    int64_t next_rows) {
-  int64_t share = (cols + rows / 2 - 1) / std::max<int64_t>(rows / 2, 1);
-  int64_t fetched = 0;
-  for (int64_t i = 0; i + 1 < rows; i += 2) {
-    int64_t n = std::min(share, cols - fetched);
-    loops().prefetch_columns(
-        next + fetched * next_ld, next_ld, n, next_rows * 2);
-    fetched += n;
-    float* even = y + i * y_ld;
-    loops().split_pairs(
-        panel + i / 2 * panel_ld, even, even + y_ld, cols, stream);
-  }
-}
-
 }  // namespace
 
 UnpackReport unpack(
@@ -148,14 +97,14 @@ UnpackReport unpack(
     col_bits = scratch<ColumnUse, uint16_t>(cols);
     std::fill_n(col_bits, cols, uint16_t{0});
   }
-  bool stream = !accumulate && rows * cols * 4 > (int64_t{1} << 21);
+  bool stream = !accumulate && worth_streaming(y, rows * cols * 4);
   for (int64_t r = 0; r < rows; ++r) {
     const uint16_t* x = src + r * ld;
     int exponent = row_exp.empty() ? 0 : row_exp[r];
     bool fits = exact(low, high) && exact(exponent, exponent) &&
                 exact(exponent + low, exponent + high);
     // An extreme row still goes through the loop, for what it holds.
-    float* out = fits ? y + r * y_ld : scratch<PanelUse, float>(cols);
+    float* out = fits ? y + r * y_ld : scratch<ExtremeUse, float>(cols);
     float row_factor = fits ? std::ldexp(1.0f, -exponent) : 1.0f;
     HalfRowBits bits = loops().unpack_row(
         x,
@@ -190,34 +139,26 @@ void unpack_transposed(
     int64_t cols,
     float* y,
     int64_t y_ld) {
-  bool stream = rows * cols * 4 > (int64_t{512} << 10);
-  // An odd number of lines apart, so that a column does not fall on one set.
-  int64_t width = std::min(cols, panel_cols);
-  int64_t panel_ld = (width + 15) / 16 * 16;
-  panel_ld += panel_ld / 16 % 2 == 0 ? 16 : 0;
-  auto panel = scratch<PanelUse, uint32_t>(panel_rows / 2 * panel_ld);
-  for (int64_t c = 0; c < cols; c += width) {
-    width = std::min(width, cols - c);
-    for (int64_t r = 0; r < rows; r += panel_rows) {
-      int64_t height = std::min(panel_rows, rows - r);
-      const uint16_t* tile = src + c * ld + r;
-      read_panel(tile, ld, width, height, panel, panel_ld, r == 0);
-      int64_t ahead = std::clamp<int64_t>(rows - r - panel_rows, 0, panel_rows);
-      write_panel(
-          panel,
-          panel_ld,
-          width,
-          height,
+  bool stream = worth_streaming(y, rows * cols * 4);
+  // Streamed lines go out as they are made; others wait in L1 for their row.
+  int64_t height = stream ? streamed_rows : panel_rows;
+  int64_t width = stream ? cols : std::min(cols, panel_cols);
+  auto panel = scratch<PanelUse, uint32_t>(panel_rows / 2 * (panel_cols + 16));
+  for (int64_t r = 0; r < rows; r += height) {
+    int64_t n = std::min(height, rows - r);
+    for (int64_t c = 0; c < cols; c += width) {
+      loops().unpack_columns(
+          src + c * ld + r,
+          ld,
+          n / 2 * 2,
+          std::min(width, cols - c),
           y + r * y_ld + c,
           y_ld,
-          stream,
-          tile + panel_rows,
-          ld,
-          ahead);
-      for (int64_t i = 0; height % 2 == 1 && i < width; ++i) {
-        int64_t last = r + height - 1;
-        y[last * y_ld + c + i] = half_to_float(src[(c + i) * ld + last]);
-      }
+          stream ? nullptr : panel);
+    }
+    int64_t last = r + n - 1;
+    for (int64_t c = 0; n % 2 == 1 && c < cols; ++c) {
+      y[last * y_ld + c] = half_to_float(src[c * ld + last]);
     }
   }
 }

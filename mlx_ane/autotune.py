@@ -57,20 +57,21 @@ class Decision:
     joules: dict[str, float]
     #: What was not measured, and why.
     notes: tuple[str, ...] = ()
-    #: Watts by device with their source, where joules were estimated.
-    watts: tuple[str, ...] = ()
+    #: The power that joules were estimated with.
+    watts: chips.Watts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The decision as plain values, ready for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        unit, scores = ("mJ estimated", self.joules) if self.joules else ("ms", None)
+        unit = "mJ estimated" if self.joules else "ms"
         numbers = ", ".join(
             f"{device} {value * 1e3:.3g} {unit}"
-            for device, value in (scores or self.seconds).items()
+            for device, value in (self.joules or self.seconds).items()
         )
-        return "; ".join(filter(None, (f"{self.objective}: {numbers}", *self.notes)))
+        head = [f"{self.objective}: {numbers}"] if numbers else []
+        return "; ".join([*head, *self.notes])
 
 
 class Tuner:
@@ -128,8 +129,12 @@ class Tuner:
             calls.append(times)
         measured = set.intersection(*map(set, calls))
         seconds = {d: sum(c[d] for c in calls) for d in calls[0] if d in measured}
-        power = watts(name) if self._objective == "energy" else {}
-        joules = {d: s * power[d].value for d, s in seconds.items() if power}
+        watts: chips.Watts | None = None
+        joules = {}
+        if self._objective == "energy":
+            watts = chips.find(device_info(name)["chip"], "convert")[1].watts
+            power = {name: watts.engine, "cpu": watts.cpu, "gpu": watts.gpu}
+            joules = {d: s * power[d] for d, s in seconds.items()}
         return Decision(
             choose(joules or seconds, self._objective),
             self._objective,
@@ -137,7 +142,7 @@ class Tuner:
             seconds,
             joules,
             tuple(dict.fromkeys(notes)),
-            tuple(f"{d} {power[d].value:g} W ({power[d].source})" for d in joules),
+            watts,
         )
 
 
@@ -154,12 +159,6 @@ def choose(scores: dict[str, float], objective: str) -> str:
     }
     best = min(others, key=others.__getitem__, default="cpu")
     return best if best != "cpu" and others[best] * MARGIN < scores["cpu"] else "cpu"
-
-
-def watts(device: str) -> dict[str, chips.Figure]:
-    """Published power of the BLAS, the GPU and the chip that `device` is or plays."""
-    _, chip = chips.find(device_info(device)["chip"], "convert")
-    return {"cpu": chips.CPU_WATTS, "gpu": chips.GPU_WATTS, device: chip.watts}
 
 
 # -- measuring --------------------------------------------------------------------

@@ -18,6 +18,16 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Watts:
+    """Power of a machine while the engine, the CPU or the GPU multiplies."""
+
+    engine: float
+    cpu: float
+    gpu: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Chip:
     """What the cost model needs of a chip, in seconds, bytes/s and FLOP/s."""
 
@@ -28,9 +38,8 @@ class Chip:
     bandwidth: Figure
     #: Effective fp16 rate of one matmul.
     compute: Figure
-    #: Power of the engine at work.
-    watts: Figure
-    #: fp32 rates of MPS on the GPU and of Accelerate on the CPU, where published.
+    watts: Watts
+    #: Rates of MPS on the GPU and of Accelerate's fp32 on the CPU, where published.
     gpu: Figure | None = None
     cpu: Figure | None = None
 
@@ -41,56 +50,59 @@ class Chip:
         )
 
 
+_SWEEP = "ANEForge's rooflines, GEMM of 2048"
+
 #: By architecture name, as limits are.
 CHIPS = {
     "h13": Chip(
         "M1",
         floor=Figure(220e-6, "ANEForge, fit on M1"),
-        bandwidth=Figure(9e9, "ANEForge, fit on M1"),
-        compute=Figure(3.25e12, "ANEForge, fit on M1"),
-        watts=Figure(4.4, "ANE guide ch. 10, M1 Max, matmul of 4096"),
+        bandwidth=Figure(20e9, f"fit to {_SWEEP} and around it, M1 and M1 Max"),
+        compute=Figure(4.6e12, f"fit to {_SWEEP} and around it, M1 and M1 Max"),
+        watts=Watts(6.4, 5.6, 9.7, f"{_SWEEP}, M1, whole package"),
+        gpu=Figure(1.95e12, f"{_SWEEP}, fp16, M1 with 7 GPU cores"),
+        cpu=Figure(0.86e12, f"{_SWEEP}, M1"),
     ),
     "h14": Chip(
         "M2",
-        floor=Figure(100e-6, "ANEForge, fit on M2 Pro"),
-        bandwidth=Figure(48e9, "ANEForge, fit on M2 Pro"),
-        compute=Figure(7.3e12, "ANEForge, fit on M2 Pro"),
-        watts=Figure(4.4, "as M1: no report for M2"),
+        floor=Figure(250e-6, f"fit to {_SWEEP} and around it, M2 Pro and M2 Max"),
+        bandwidth=Figure(15e9, f"fit to {_SWEEP} and around it, M2 Pro and M2 Max"),
+        compute=Figure(6.2e12, f"fit to {_SWEEP} and around it, M2 Pro and M2 Max"),
+        watts=Watts(6.7, 19.2, 22.7, f"{_SWEEP}, M2 Max (GPU: M2 Pro), whole package"),
+        gpu=Figure(4.6e12, f"{_SWEEP}, fp16, M2 Pro"),
+        cpu=Figure(2.28e12, f"{_SWEEP}, M2 Max"),
     ),
     "h15": Chip(
         "M3",
         floor=Figure(95e-6, "as M4: no report for M3"),
-        bandwidth=Figure(48e9, "as M2 Pro: no report for M3"),
+        bandwidth=Figure(48e9, "ANEForge, first fit on M2 Pro: no report for M3"),
         compute=Figure(
             10.3e12, "MiniMax-H3-Swift, M3 Ultra: 20.6 TFLOP/s on two dies, K = 1344"
         ),
-        watts=Figure(4.0, "rustane: 3 to 5 W in training, M4 Max"),
+        watts=Watts(5.3, 8.7, 16.3, "as M4: no report for M3"),
     ),
     "h16g": Chip(
         "M4",
         floor=Figure(95e-6, "maderix/ANE and Orion, M4"),
         bandwidth=Figure(57e9, "as M5 Pro: no report for M4"),
         compute=Figure(7e12, "maderix/ANE, M4: about 7 TFLOP/s for a single op"),
+        watts=Watts(5.3, 8.7, 16.3, f"{_SWEEP}, M4, whole package"),
         gpu=Figure(2.9e12, "arXiv:2502.05317, MPS on M4"),
         cpu=Figure(1.49e12, "arXiv:2502.05317, Accelerate on M4"),
-        watts=Figure(2.8, "maderix/ANE, M4: 19 TFLOP/s"),
     ),
     "h17s": Chip(
         "M5",
         floor=Figure(110e-6, "ANEForge, fit on M5 Pro"),
         bandwidth=Figure(57e9, "ANEForge, fit on M5 Pro"),
         compute=Figure(8.9e12, "ANEForge, fit on M5 Pro"),
-        watts=Figure(6.0, "M5 Max notes: 5.7 to 6.4 W saturated"),
+        watts=Watts(8.2, 11.8, 40.9, f"{_SWEEP}, M5 (GPU: M5 Pro), whole package"),
+        gpu=Figure(25e12, f"{_SWEEP}, fp16, M5 Pro"),
+        cpu=Figure(2.09e12, f"{_SWEEP}, M5"),
     ),
 }
 
 #: Conversion between fp32 rows and fp16 surfaces on the host.
 HOST_BANDWIDTH = Figure(10e9, "assumed; `mlx-ane bench` measures it")
-
-#: Power of the CPU's matrix units and of the GPU at fp32 GEMM, on every chip. The
-#: larger chips of a generation draw more: the ANE guide saw 32 W on an M1 Max's GPU.
-CPU_WATTS = Figure(7.5, "arXiv:2502.05317, M4: 1.49 TFLOP/s at 200 GFLOP/s per watt")
-GPU_WATTS = Figure(14.5, "arXiv:2502.05317, M4: 2.9 TFLOP/s at 200 GFLOP/s per watt")
 
 #: The truth is expected within this factor of an estimate.
 UNCERTAINTY = 2.0

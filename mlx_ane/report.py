@@ -124,11 +124,13 @@ class ConversionReport:
         if rows:
             head = ("layer", "class", "N x K", "device", "calls", "on it", "notes")
             lines += table([head, *rows])
-        sources = {
-            w: None for c in self.converted if c.decision for w in c.decision.watts
-        }
-        if sources:
-            lines += ["", "energy is estimated: seconds measured here times", *sources]
+        decisions = [c.decision for c in self.converted if c.decision]
+        for w in dict.fromkeys(d.watts for d in decisions if d.watts):
+            lines += [
+                "",
+                f"energy is estimated: seconds measured here times {w.engine:g} W "
+                f"(engine), {w.cpu:g} W (cpu), {w.gpu:g} W (gpu): {w.source}",
+            ]
         if self.skipped:
             head_skipped = ("not converted", "class", "shape", "why")
             lines += ["", *table([head_skipped, *map(_skipped_row, self.skipped)])]

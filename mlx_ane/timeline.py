@@ -88,10 +88,24 @@ class timeline:
         return sums
 
     def summary(self) -> str:
-        """A table of the totals, the longest first."""
+        """A table of the totals, the longest first; ``rich.print`` draws a finer one."""
+        return "\n".join(table(self._rows()))
+
+    def _rows(self) -> list[tuple[str, ...]]:
         head = ("layer", "span", "calls", "ms", "MB", "GB/s", "GFLOP/s")
         rows = sorted(self.totals().items(), key=lambda item: -item[1]["ms"])
-        return "\n".join(table([head, *(_row(*key, row) for key, row in rows)]))
+        return [head, *(_row(*key, row) for key, row in rows)]
+
+    def __rich__(self) -> Any:
+        from rich.table import Table  # only rich calls this
+
+        head, *rows = self._rows()
+        drawn = Table()
+        for number, name in enumerate(head):
+            drawn.add_column(name, justify="left" if number < 2 else "right")
+        for row in rows:
+            drawn.add_row(*row)
+        return drawn
 
 
 def _row(layer: str, kind: str, row: dict[str, float]) -> tuple[str, ...]:

@@ -58,6 +58,20 @@ def test_spans_of_a_step(device: str, tmp_path) -> None:
     assert any(line.startswith("layers.2  gemm_dw") for line in text.splitlines())
 
 
+def test_rich_draws_the_same_table() -> None:
+    console = pytest.importorskip("rich.console")
+    with ane.timeline() as timeline:
+        step("cpu")
+    wide = console.Console(width=200)
+    with wide.capture() as printed:
+        wide.print(timeline)
+    head, *rows = timeline.summary().splitlines()
+    text = printed.get()
+    assert all(name in text for name in head.split())
+    drawn = [line.replace("│", " ").split() for line in text.splitlines()]
+    assert all(row.split() in drawn for row in rows[1:])
+
+
 def test_nothing_is_recorded_outside(device: str) -> None:
     step(device)
     with ane.timeline() as timeline:

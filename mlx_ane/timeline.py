@@ -88,7 +88,7 @@ class timeline:
         return sums
 
     def summary(self) -> str:
-        """A table of the totals, the longest first; ``rich.print`` draws a finer one."""
+        """A table of the totals, the longest first; rich.print draws it too."""
         return "\n".join(table(self._rows()))
 
     def _rows(self) -> list[tuple[str, ...]]:

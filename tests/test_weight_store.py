@@ -237,3 +237,27 @@ def test_more_rows_than_before(engine: str) -> None:
     layer = frozen_layer(engine)
     for rows in (40, 700, 64, 2500, 40):
         check(layer, mx.random.normal((rows, 96)))
+
+
+def test_a_model_larger_than_the_budget_keeps_what_fits(engine: str) -> None:
+    layers = [frozen_layer(engine) for _ in range(8)]
+    x = mx.random.normal(X)
+    check(layers[0], x)
+    one = _ext.cache_bytes()
+    ane.clear_cache()
+    ane.set_cache_limit(2 * one)
+    ane.reset_counters()
+    for _ in range(5):
+        for layer in layers:
+            check(layer, x)
+    counts = ane.counters()
+    # Two stay staged; the others, of the same step, do not drive them out.
+    assert counts["weights_staged_bytes"] == 2 * layers[0].weight.size * 2
+    assert counts["weight_store_hits"] == 2 * 4
+    # Weights that are used no more leave for those asked for twice since.
+    ane.reset_counters()
+    for _ in range(3):
+        for layer in layers[6:]:
+            check(layer, x)
+    assert ane.counters()["weight_store_hits"] == 2 * 2
+    assert _ext.cache_bytes() == 2 * one

@@ -14,6 +14,8 @@ namespace {
 // Lookups between two sweeps: often enough for flat memory, rare enough to cost
 // nothing beside a matmul.
 constexpr uint64_t sweep_interval = 32;
+// Refused weights that are remembered; a model has fewer.
+constexpr size_t most_asked = 1 << 16;
 
 size_t staged_bytes(const Device& device, const MatmulPlan& plan) {
   size_t total = 0;
@@ -65,26 +67,32 @@ std::shared_ptr<StagedWeight> WeightStore::get(
   trace::add(trace::Counter::weight_store_misses);
   sweep_locked();
   auto bytes = staged_bytes(device, plan);
-  if (!make_room(bytes)) {
+  auto asked = asked_.find(owner.get());
+  if (!make_room(bytes, asked == asked_.end() ? 0 : asked->second)) {
     trace::add(trace::Counter::weight_store_over_budget);
+    if (asked_.size() >= most_asked) {
+      asked_.clear();
+    }
+    asked_[owner.get()] = clock_;
     return nullptr;
   }
+  asked_.erase(owner.get());
   auto& buffer = buffers_[owner.get()];
   buffer.owner = owner;
   auto weight = std::make_shared<StagedWeight>();
   buffer.entries[key] = {weight, plan.max_bucket(), bytes, clock_};
   bytes_ += bytes;
-  ++entries_;
   return weight;
 }
 
-// Least recently used first, but only what the last two rounds over all entries
-// did not touch: a model larger than the budget would otherwise evict each
-// weight just before its next use.
-bool WeightStore::make_room(size_t bytes) {
+// Least recently used first, down to what was used since `asked`.
+bool WeightStore::make_room(size_t bytes, uint64_t asked) {
+  if (bytes > limit_) {
+    return false;
+  }
   while (bytes_ + bytes > limit_) {
     auto oldest = buffers_.end();
-    uint64_t oldest_use = clock_;
+    uint64_t oldest_use = asked;
     for (auto buffer = buffers_.begin(); buffer != buffers_.end(); ++buffer) {
       uint64_t used = 0;
       for (auto& [key, entry] : buffer->second.entries) {
@@ -95,7 +103,7 @@ bool WeightStore::make_room(size_t bytes) {
         oldest_use = used;
       }
     }
-    if (oldest == buffers_.end() || clock_ - oldest_use < 2 * entries_) {
+    if (oldest == buffers_.end()) {
       return false;
     }
     drop(oldest);
@@ -106,7 +114,6 @@ bool WeightStore::make_room(size_t bytes) {
 void WeightStore::drop(std::map<const void*, Buffer>::iterator buffer) {
   for (auto& [key, entry] : buffer->second.entries) {
     bytes_ -= entry.bytes;
-    --entries_;
   }
   buffers_.erase(buffer);
 }
@@ -136,8 +143,8 @@ void WeightStore::sweep_locked() {
 void WeightStore::clear() {
   std::lock_guard lock(mutex_);
   buffers_.clear();
+  asked_.clear();
   bytes_ = 0;
-  entries_ = 0;
 }
 
 size_t WeightStore::set_limit(size_t bytes) {

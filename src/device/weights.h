@@ -57,7 +57,9 @@ class WeightStore {
   using Owner = std::shared_ptr<const void>;
 
   /// The entry of this view of `owner`'s buffer, made if new. Null where it
-  /// would exceed the budget with nothing stale to evict. Call while encoding.
+  /// would exceed the budget: an entry leaves only for a weight that was asked
+  /// for before the entry's last use, so what a step uses stays. Call while
+  /// encoding.
   /// `companions` are other buffers that the staged values depend on, as a
   /// quantised weight's scales: owned too, and part of what is looked up.
   std::shared_ptr<StagedWeight> get(
@@ -103,14 +105,14 @@ class WeightStore {
   };
 
   void sweep_locked();
-  bool make_room(size_t bytes);
+  bool make_room(size_t bytes, uint64_t asked);
   void drop(std::map<const void*, Buffer>::iterator buffer);
 
   std::mutex mutex_;
   std::map<const void*, Buffer> buffers_;
+  std::map<const void*, uint64_t> asked_;  // clock_ at the last refusal
   size_t bytes_ = 0;
   size_t limit_ = quarter_of_memory();
-  size_t entries_ = 0;
   uint64_t clock_ = 0;
 };
 

@@ -171,14 +171,12 @@ RowScales pack_operand(
     int64_t depth_padded,
     Layout layout,
     const Limits& limits) {
-  auto scales = kernels::row_scales(m, limits.log2_max_sum / 2);
   SurfaceLock lock(surface, Surface::Access::write);
   auto* dst = reinterpret_cast<uint16_t*>(lock.data());
   auto ld = static_cast<int64_t>(surface_row_bytes / sizeof(uint16_t));
-  auto pack =
-      layout == Layout::natural ? kernels::pack : kernels::pack_transposed;
-  pack(m, scales.exponent, dst, ld, rows_padded, depth_padded);
-  return scales;
+  auto pack = layout == Layout::natural ? kernels::pack_scaled
+                                        : kernels::pack_scaled_transposed;
+  return pack(m, limits.log2_max_sum / 2, dst, ld, rows_padded, depth_padded);
 }
 
 void fill_canaries(Surface& y, size_t y_row_bytes, int64_t rows, int64_t n) {
@@ -460,6 +458,9 @@ std::optional<trace::Placement> run_on_device(
   DeviceMatmul matmul(device, call, settings.layout);
   if (!matmul.load_programs() ||
       (!call.w.data && !matmul.serves(*call.staged))) {
+    if (call.staged) {
+      weight_store().give_back(call.staged);
+    }
     return trace::Placement::over_budget;
   }
   // Without a bias, fp32 outputs take the sums directly.

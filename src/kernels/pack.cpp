@@ -19,6 +19,8 @@ namespace {
 /// Rows converted at a time; their fp16 form waits in L2 for transposition.
 constexpr int64_t panel_rows = 128;
 constexpr int64_t panel_bytes = 512 << 10;
+constexpr int64_t warm_rows = 32;
+constexpr int64_t warm_cols = 256;
 
 bool aligned_to_line(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 64 == 0;
@@ -217,6 +219,11 @@ Prefetch next_panel(const MatrixView& x, int64_t first, int64_t tiles) {
       bytes / tiles / 64 * 64};
 }
 
+/// Whether pack_columns may and should stream its results.
+bool streams_columns(const MatrixView& x, const uint16_t* dst, int64_t ld) {
+  return ld % 32 == 0 && worth_streaming(dst, x.rows * x.cols * 2);
+}
+
 /// pack_transposed, with exponents as in pack_rows.
 template <class ExponentOf>
 void pack_columns(
@@ -225,15 +232,17 @@ void pack_columns(
     uint16_t* dst,
     int64_t ld,
     int64_t rows_padded,
-    int64_t cols_padded) {
-  bool stream = ld % 32 == 0 && worth_streaming(dst, x.rows * x.cols * 2);
+    int64_t cols_padded,
+    bool stream) {
   rows_padded = std::max(rows_padded, x.rows);
   // An odd number of lines apart, so that a column does not fall on one set.
   int64_t panel_ld = (x.cols + 15) / 16 * 16;
   panel_ld += panel_ld / 16 % 2 == 0 ? 16 : 0;
   // As many rows as keep the panel in L2, in whole lines of the result.
   int64_t height = std::clamp<int64_t>(
-      panel_bytes / (2 * panel_ld) / 32 * 32, 32, stream ? panel_rows : 32);
+      panel_bytes / (2 * panel_ld) / 32 * 32,
+      32,
+      stream ? panel_rows : warm_rows);
   auto panel = scratch<PanelUse, uint32_t>(height / 2 * panel_ld);
   auto halves = reinterpret_cast<uint16_t*>(panel);
   // Elements before the first whole line of dst, where streaming starts.
@@ -259,7 +268,7 @@ void pack_columns(
         dst + start,
         ld,
         stream && !partial_line,
-        next_panel(x, next, tiles));
+        stream ? next_panel(x, next, tiles) : Prefetch{});
     if (n % 2 == 1) {
       for (int64_t c = 0; c < x.cols; ++c) {
         dst[c * ld + next - 1] = halves[(n / 2 * panel_ld + c) * 2];
@@ -302,8 +311,7 @@ void pack(
     int64_t rows_padded,
     int64_t cols_padded) {
   if (exponent.empty() && x.row_stride == 1 && x.col_stride != 1) {
-    pack_columns(
-        x.transposed(), given(exponent), dst, ld, cols_padded, rows_padded);
+    pack_transposed(x.transposed(), {}, dst, ld, cols_padded, rows_padded);
     return;
   }
   bool one_run = exponent.empty() && x.col_stride == 1 &&
@@ -329,7 +337,22 @@ void pack_transposed(
     pack(x.transposed(), exponent, dst, ld, cols_padded, rows_padded);
     return;
   }
-  pack_columns(x, given(exponent), dst, ld, rows_padded, cols_padded);
+  bool stream = streams_columns(x, dst, ld);
+  // In a warm cache, a panel that stays in L1 is the fastest.
+  int64_t block = stream ? x.cols : warm_cols;
+  for (int64_t c = 0; c < x.cols; c += block) {
+    auto columns = x.block(0, c, x.rows, std::min(block, x.cols - c));
+    pack_columns(
+        columns,
+        given(exponent),
+        dst + c * ld,
+        ld,
+        rows_padded,
+        columns.cols,
+        stream);
+  }
+  rows_padded = std::max(rows_padded, x.rows);
+  zero_rows(dst + x.cols * ld, ld, cols_padded - x.cols, rows_padded);
 }
 
 RowScales pack_scaled(
@@ -354,7 +377,8 @@ RowScales pack_scaled_transposed(
     int64_t cols_padded) {
   RowScales scales = make_scales(x.rows);
   auto exponents = measured(x.cols, log2_norm, scales);
-  pack_columns(x, exponents, dst, ld, rows_padded, cols_padded);
+  bool stream = streams_columns(x, dst, ld);
+  pack_columns(x, exponents, dst, ld, rows_padded, cols_padded, stream);
   return scales;
 }
 

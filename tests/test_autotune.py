@@ -226,6 +226,19 @@ def test_what_the_gpu_does_better_stays_on_mlx(told) -> None:
     assert type(model.layers[0]) is nn.Linear
 
 
+def test_a_gpu_is_timed_where_mlx_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The CPU stands in for a GPU.
+    monkeypatch.setattr(autotune, "has_gpu", lambda: True)
+    monkeypatch.setattr(mx, "gpu", mx.cpu)
+    model = nn.Sequential(nn.Linear(64, 96).to_quantized(), nn.Linear(96, 64))
+    report = convert(model, objective="free_gpu")
+    for layer in report.converted:
+        seconds = layer.decision.seconds
+        assert set(seconds) == {"emulated", "cpu", "gpu"}
+        assert min(seconds.values()) > 0
+        assert layer.device == choose(seconds, "free_gpu") != "gpu"
+
+
 def test_rows_come_from_the_batch_shape(told) -> None:
     asked = told(emulated=1e-3, cpu=2e-3)
     model = tiny_llama()

@@ -158,6 +158,20 @@ def test_a_larger_bucket_serves_where_there_is_no_room(frozen, bits) -> None:
     assert counts("device_calls", "placed_over_budget") == (2, 1)
 
 
+def test_a_call_without_a_program_stages_no_weight() -> None:
+    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64).to_quantized(32, 8))
+    model.freeze()
+    ane.convert(model, device="emulated")
+    run_shapes(BUDGET, depth=2)
+    run_shapes(BUDGET, depth=2)  # in use: they stay
+    mx.eval(model(mx.ones((40, 64))))
+    assert counts("placed_over_budget") == (2,)
+    assert _ext.cache_bytes() == 0
+    ane.clear_cache()
+    mx.eval(model(mx.ones((40, 64))))
+    assert _ext.cache_bytes() > 0
+
+
 def test_a_weight_staged_for_few_rows_meets_a_larger_program() -> None:
     layer = nn.Linear(512, 32, bias=False)  # x is larger than the weight
     layer.freeze()

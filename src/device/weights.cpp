@@ -118,6 +118,24 @@ void WeightStore::drop(std::map<const void*, Buffer>::iterator buffer) {
   buffers_.erase(buffer);
 }
 
+void WeightStore::give_back(const std::shared_ptr<StagedWeight>& weight) {
+  std::lock_guard lock(mutex_);
+  for (auto buffer = buffers_.begin(); buffer != buffers_.end(); ++buffer) {
+    auto& entries = buffer->second.entries;
+    auto entry = std::find_if(entries.begin(), entries.end(), [&](auto& e) {
+      return e.second.weight == weight && !weight->ready();
+    });
+    if (entry != entries.end()) {
+      bytes_ -= entry->second.bytes;
+      entries.erase(entry);
+      if (entries.empty()) {
+        buffers_.erase(buffer);
+      }
+      return;
+    }
+  }
+}
+
 void WeightStore::release(const void* owner) {
   std::lock_guard lock(mutex_);
   if (auto buffer = buffers_.find(owner); buffer != buffers_.end()) {

@@ -129,6 +129,7 @@ def main() -> int:
     result = {
         "command": f"python tools/compare_lora.py --device {args.device}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}",
+        "load at the end": round(os.getloadavg()[0], 1),
         "iters": args.iters,
         **found,
         "passed": passed,

@@ -317,8 +317,10 @@ def test_exit_with_work_in_flight(stream: str) -> None:
 def test_interrupt_during_eval() -> None:
     done = run_python(
         """
-        import _thread, sys, threading
+        import _thread, signal, sys, threading
         import mlx.core as mx, mlx_ane as ane
+        # A job in the background inherits that SIGINT is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         x, w = mx.ones((2048, 512)), mx.ones((512, 512)) / 512
         for _ in range(20):
             x = ane.linear(x, w, device=sys.argv[1])

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
+from processes import free_port
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -271,12 +271,6 @@ def test_resume_refuses_other_settings(trained: tuple[Path, str]) -> None:
     out, _ = trained
     printed = train(out, "--resume", "--steps", 30, "--seed", 7, fails=True)
     assert "another learning_rate, seed, steps" in printed.splitlines()[-1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def launch(out: Path, ranks: int, *arguments: object) -> subprocess.Popen[str]:

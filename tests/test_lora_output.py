@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,12 @@ from fine_tuning import (  # noqa: F401
     Plain,
     data,
     eager,
+    lora,
     models,
     options,
     plain,
 )
-from processes import run_python
+from processes import free_port, run_python
 
 from mlx_ane import cli
 
@@ -80,6 +84,13 @@ print(json.dumps(found))
 """
 
 
+COMMAND = """
+import sys
+from mlx_ane.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.fixture(scope="module")
 def found(models, data, tmp_path_factory) -> dict[str, Any]:
     """For each kind of fine-tuning, what plain mlx-lm made of our adapters."""
@@ -137,3 +148,34 @@ def test_adapters_resume_byte_identical_both_ways(
     assert file(here) == file(theirs)
     Plain(resumed(kind, models, data, back, here))
     assert file(back) == file(theirs)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(
+    models, data, tmp_path: Path, capsys
+) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(COMMAND)
+    flags = options("lora", models, data, tmp_path / "one")
+    one = lora(capsys, *flags, "--device", "emulated")
+    flags = options("lora", models, data, tmp_path / "two")
+    done = subprocess.run(
+        [
+            *(str(Path(sys.executable).with_name("mlx.launch")), "-n", "2"),
+            *("--starting-port", str(free_port()), "--python", sys.executable),
+            *(str(script), "lora", *flags, "--device", "emulated", "--json"),
+        ],
+        env={**os.environ, "MLX_DISABLE_COMPILE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    # mlx.launch forwards what the ranks print; the result is rank 0's.
+    two = json.loads(done.stdout[done.stdout.index('{\n  "train"') :])
+    losses, alone = (
+        [info["train_loss"] for info in run["train"]] for run in (two, one)
+    )
+    assert losses == pytest.approx(alone, rel=2e-3)
+    assert file(tmp_path / "two").keys() == file(tmp_path / "one").keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from processes import free_port
 
 import mlx_ane as ane
 
@@ -82,13 +82,10 @@ def test_sharding_a_converted_layer_gives_mlx_its_work(
 def test_two_processes_give_the_result_of_one(tmp_path: Path, device: str) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     done = subprocess.run(
         [
             *(str(Path(sys.executable).with_name("mlx.launch")), "-n", "2"),
-            *("--starting-port", str(port), "--python", sys.executable),
+            *("--starting-port", str(free_port()), "--python", sys.executable),
             *(str(script), device),
         ],
         stdin=subprocess.DEVNULL,

@@ -202,6 +202,26 @@ def test_the_step_after_a_failure_is_the_step_without_it() -> None:
     assert mx.array_equal(train(False), train(True))
 
 
+@pytest.mark.parametrize("converted", [True, False])
+def test_a_delivered_failure_stops_no_step_of_another_graph(converted: bool) -> None:
+    x = mx.random.normal((40, 64))
+    with faults("evaluate_false:count=1"), pytest.raises(RuntimeError):
+        mx.eval(model_of(64, 96)(x))
+    model = nn.Sequential(nn.Linear(64, 64))
+    if converted:
+        ane.convert(model, device="cpu")
+    optimizer = ane.optimizers.AdamW(1e-2)
+    step = nn.value_and_grad(model, lambda x: mx.mean(mx.square(model(x))))
+    losses = []
+    for _ in range(3):
+        loss, gradients = step(x)
+        optimizer.update(model, gradients)
+        mx.eval(loss, model.parameters(), optimizer.state)
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0]
+    assert ane.counters()["adam_skipped"] == 0
+
+
 def test_repeated_failures_take_the_device_out() -> None:
     _ext.set_fallback("allow")
     models = [model_of(64, 64 + 8 * i) for i in range(10)]

@@ -249,14 +249,12 @@ AdamResult adam(
 
 void AdamGate::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  // A step may have no device task before it that clears an old mark.
+  auto scope = FailureScope::enter();
   auto& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   GateTask task{
-      inputs[0].data<float>(),
-      {},
-      max_norm_,
-      FailureScope::current(),
-      out.data<float>()};
+      inputs[0].data<float>(), {}, max_norm_, scope, out.data<float>()};
   for (size_t i = 1; i < inputs.size(); ++i) {
     task.gradients.push_back(HostMatrix::flat(inputs[i]));
   }

@@ -3,13 +3,8 @@
 
 namespace mlx_ane {
 
-std::shared_ptr<FailureScope> FailureScope::current() {
-  static thread_local auto scope = std::make_shared<FailureScope>();
-  return scope;
-}
-
 std::shared_ptr<FailureScope> FailureScope::enter() {
-  auto scope = current();
+  static thread_local auto scope = std::make_shared<FailureScope>();
   if (scope->failed_) {
     mx::synchronize(mx::Stream(scope->stream_, mx::Device::cpu));
     scope->failed_ = false;

@@ -16,13 +16,11 @@ namespace mx = mlx::core;
 /// the gate of an optimizer step reads the mark before anything is written.
 class FailureScope {
  public:
-  /// The scope of this thread, which is encoding a device task. Where a failure
-  /// is marked and its exception still undelivered, that exception is thrown
-  /// here; where it was delivered, this is a new eval and the mark is cleared.
+  /// The scope of this thread, which is encoding a device task or an optimizer
+  /// step. Where a failure is marked and its exception still undelivered, that
+  /// exception is thrown here; where it was delivered, this is a new eval and
+  /// the mark is cleared.
   static std::shared_ptr<FailureScope> enter();
-
-  /// The scope of this thread, as it is.
-  static std::shared_ptr<FailureScope> current();
 
   /// Call while encoding a device task: `output` is the id of its result. A
   /// result that failed before and is encoded again belongs to a graph that the
@@ -43,6 +41,8 @@ class FailureScope {
     if (skip) {
       tainted_ = false;
       resumed_ = false;
+    } else {
+      output_ = 0;  // a later graph: its arrays may have this address again
     }
     return skip;
   }

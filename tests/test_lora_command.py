@@ -205,6 +205,40 @@ def test_predicate_policy_and_optimizer(models, data, tmp_path, capsys) -> None:
     assert found["counters"]["adam_steps"] == 0
 
 
+@pytest.mark.parametrize("precision", ["default", "high"])
+def test_precision_reaches_the_layers(
+    precision: str, models, data, tmp_path, capsys
+) -> None:
+    flags = [*options("lora", models, data, tmp_path), "--iters", "1", "--seed", "3"]
+    flags += ["--attention", "mlx", "--device", "emulated", "--precision", precision]
+    found = lora(capsys, *flags)
+    ane.reset_counters()
+    exact = lora(capsys, *flags[:-2], "--precision", "exact")
+    loss, reference = (run["train"][0]["train_loss"] for run in (found, exact))
+    assert exact["counters"]["device_calls"] == 0
+    assert found["counters"]["device_calls"] > 0
+    error = abs(loss / reference - 1)
+    # A two-term split leaves fp32's error, fp16 far more.
+    assert error < 1e-6 if precision == "high" else error > 1e-6
+
+
+@pytest.mark.parametrize("fallback", ["error", "warn", "allow"])
+def test_fallback_is_a_choice(fallback: str, models, data, tmp_path, capfd) -> None:
+    flags = [*options("lora", models, data, tmp_path), "--iters", "1", "--json"]
+    flags += ["--device", "emulated", "--fallback", fallback]
+    with ane.emulated.faults("evaluate_false:count=1"):
+        status = cli.main(["lora", *flags])
+    out, err = capfd.readouterr()
+    assert status == (1 if fallback == "error" else 0)
+    if fallback == "error":
+        assert "mlx-ane lora: " in err
+        assert not (tmp_path / "adapters.safetensors").exists()
+        return
+    assert ("recomputed" in err) == (fallback == "warn")
+    counts = json.loads(out)["counters"]
+    assert sum(n for k, n in counts.items() if k.startswith("fallback_")) == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

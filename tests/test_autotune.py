@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from cases import exact, norm_error
+from fine_tuning import data, eager, lora, models, options  # noqa: F401
 from processes import run_python
 from test_convert import tiny_llama
 
@@ -302,6 +303,21 @@ def test_ctrl_c_while_measuring_converts_nothing(monkeypatch) -> None:
             convert(model)
     assert [type(layer) for layer in model.layers] == [nn.Linear, nn.Linear]
     assert len(convert(model).converted) == 2
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_lora_command(kind: str, models, data, tmp_path, capsys) -> None:  # noqa: F811
+    flags = options(kind, models, data, tmp_path)
+    flags += ["--device", "emulated", "--policy", "auto", "--objective", "energy"]
+    found = lora(capsys, *flags)
+    layers = found["placement"]["converted"]
+    assert len(layers) > 5
+    for layer in layers:
+        decision = layer["decision"]
+        assert layer["device"] == decision["device"]
+        assert decision["device"] == choose(decision["joules"], "energy")
+        assert layer["calls"] > 0
+    assert found["counters"]["adam_steps"] == len(found["train"])
 
 
 SHARE = """

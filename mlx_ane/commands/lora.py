@@ -95,7 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ours.add_argument(
         "--attention",
         choices=("fused", "mlx"),
-        help="fused: mlx_ane's CPU kernel (default where MLX has no GPU); mlx: MLX's",
+        help="fused: mlx_ane's, on the device (default where MLX has no GPU); mlx: "
+        "MLX's",
     )
     ours.add_argument(
         "--fallback",
@@ -216,9 +217,9 @@ def attention(config: types.SimpleNamespace) -> Iterator[None]:
         yield
         return
     theirs = mx.fast.scaled_dot_product_attention
-    ours = functools.partial(
-        fast.scaled_dot_product_attention, device=config.ane["device"]
-    )
+    exact = config.ane["precision"] == "exact"  # which no engine is
+    device = "cpu" if exact else config.ane["device"]
+    ours = functools.partial(fast.scaled_dot_product_attention, device=device)
     # mlx-lm looks the function up at each call.
     mx.fast.scaled_dot_product_attention = ours
     try:

@@ -6,6 +6,7 @@
 
 #include "blas/gemm.h"
 #include "device/runner.h"
+#include "ops/allocate.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "trace/timeline.h"
@@ -173,7 +174,7 @@ void Gemm::eval_cpu(
   auto& a = inputs[0];
   auto& b = inputs[1];
   auto& c = outputs[0];
-  c.set_data(mx::allocator::malloc(c.nbytes()));
+  allocate(c);
   if (c.size() == 0) {
     return;
   }

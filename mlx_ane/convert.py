@@ -397,7 +397,7 @@ def _why_not_class(module: nn.Module) -> str:
     if isinstance(module, nn.QuantizedEmbedding):
         return "a subclass of nn.QuantizedEmbedding, whose as_linear may differ"
     if name.startswith(("LoRA", "DoRA")):
-        return "its low-rank matrices stay on MLX; what it wraps is listed apart"
+        return "its low-rank matrices are no layer; what it wraps is listed apart"
     known = _NO_SINGLE_MATRIX.get(name.removeprefix("Quantized"))
     return f"{known}; it stays on MLX" if known else f"{name} is no linear layer"
 

@@ -25,6 +25,7 @@ from mlx_ane import _ext, fast, optimizers
 from mlx_ane.autotune import OBJECTIVES
 from mlx_ane.convert import POLICIES, Predicate, convert
 from mlx_ane.nn import PRECISIONS
+from mlx_ane.ops import linear
 from mlx_ane.report import ConversionReport
 from mlx_ane.verify import verify
 
@@ -196,7 +197,7 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
     reports = Reports(config)
     if config.train and config.ane["verify"]:
         check(model, train_set, config)
-    with attention(config):
+    with attention(config), low_rank():
         if config.train:
             train(model, train_set, valid_set, config, reports)
         test = evaluate(model, test_set, config) if config.test else None
@@ -226,6 +227,32 @@ def attention(config: types.SimpleNamespace) -> Iterator[None]:
         yield
     finally:
         mx.fast.scaled_dot_product_attention = theirs
+
+
+@contextlib.contextmanager
+def low_rank() -> Iterator[None]:
+    """While open, LoRA's own two products run on the BLAS where MLX has no GPU.
+
+    They are too small for an engine, and a large part of a step in MLX's CPU build.
+    """
+    if mx.default_device() == mx.gpu:
+        yield
+        return
+    layer = _mlx_lm("tuner.lora").LoRALinear
+    theirs = layer.__call__
+
+    def ours(self: Any, x: mx.array) -> mx.array:
+        # x: (..., K), lora_a: (K, r), lora_b: (r, N) -> (..., N)
+        z = linear(self.dropout(x), self.lora_a.T, device="cpu")
+        z = linear(z, self.lora_b.T, device="cpu")
+        y: mx.array = self.linear(x)
+        return y + (self.scale * z).astype(x.dtype)
+
+    layer.__call__ = ours
+    try:
+        yield
+    finally:
+        layer.__call__ = theirs
 
 
 def add_adapters(model: nn.Module, config: types.SimpleNamespace) -> None:

@@ -3,12 +3,13 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <locale>
 #include <mutex>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string_view>
 
@@ -95,10 +96,13 @@ std::string_view trim(std::string_view text) {
 template <class T>
 T number(std::string_view key, std::string_view text, T least, T most) {
   T value{};
-  auto [end, error] =
-      std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() ||
-      !(value >= least && value <= most)) {
+  // Not from_chars: macOS has it for floating point from version 26 on.
+  std::istringstream stream{std::string(text)};
+  stream.imbue(std::locale::classic());
+  stream >> value;
+  bool whole =
+      !stream.fail() && stream.peek() == std::istringstream::traits_type::eof();
+  if (!whole || !(value >= least && value <= most)) {
     refuse(
         "got " + std::string(key) + "=" + std::string(text) +
         ", need a number from " + std::to_string(least) + " to " +

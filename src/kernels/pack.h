@@ -76,7 +76,7 @@ struct UnpackReport {
 
 /// y(r, c) (+)= src[r * ld + c] * 2^-(row_exp[r] + col_exp[c]), in fp32.
 /// `row_finite`/`col_finite`: a non-finite value counts only where both hold.
-/// `row_max`/`col_max` (size rows/cols, or empty): set to 1 where any value of
+/// `row_nonzero`/`col_nonzero` (size rows/cols, or empty): set to 1 where any value of
 /// that row/column is non-zero, so that the caller can probe all-zero ones.
 UnpackReport unpack(
     const uint16_t* src,

@@ -23,13 +23,16 @@ fs::path verdict_file() {
 std::optional<Verdict> stored_verdict() {
   std::ifstream file(verdict_file());
   Verdict verdict;
-  for (std::string line; std::getline(file, line);) {
+  // A line without its end is one of a file that was cut off.
+  for (std::string line; std::getline(file, line) && !file.eof();) {
     auto colon = line.find(": ");
     if (colon != std::string::npos) {
       verdict[line.substr(0, colon)] = line.substr(colon + 2);
     }
   }
-  return verdict.contains("passed") ? std::optional(verdict) : std::nullopt;
+  // Keys are written in order: "route" is the last of every verdict.
+  bool whole = verdict.contains("passed") && verdict.contains("route");
+  return whole ? std::optional(verdict) : std::nullopt;
 }
 
 void store_verdict(const Verdict& verdict) {

@@ -76,8 +76,9 @@ struct UnpackReport {
 
 /// y(r, c) (+)= src[r * ld + c] * 2^-(row_exp[r] + col_exp[c]), in fp32.
 /// `row_finite`/`col_finite`: a non-finite value counts only where both hold.
-/// `row_nonzero`/`col_nonzero` (size rows/cols, or empty): set to 1 where any value of
-/// that row/column is non-zero, so that the caller can probe all-zero ones.
+/// `row_nonzero`/`col_nonzero` (size rows/cols, or empty): set to 1 where any
+/// value of that row/column is non-zero, so that the caller can probe all-zero
+/// ones.
 UnpackReport unpack(
     const uint16_t* src,
     int64_t ld,

@@ -38,8 +38,8 @@ SIZES = gpt.Config(
     intermediate_size=64,
     vocab_size=64,
 )
-#: Growth a step, fitted to the steps after WARM_UP, that counts as flat: 2 on Linux, and
-#: room for an allocator that returns pages late.
+#: Growth a step, fitted to the steps after WARM_UP, that counts as flat. Linux has 2;
+#: the rest is for an allocator that returns pages late.
 FLAT = 200  # bytes
 WARM_UP = 0.2  # of the steps: caches fill, the allocator finds its size
 

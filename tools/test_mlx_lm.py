@@ -1,10 +1,10 @@
 """Runs mlx-lm's own tests with every default layer converted; writes docs/mlx_lm.md.
 
-    git clone --branch v0.32.2 https://github.com/ml-explore/mlx-lm /tmp/mlx-lm
-    python tools/test_mlx_lm.py /tmp/mlx-lm                   # cpu and emulated
-    python tools/test_mlx_lm.py /tmp/mlx-lm --device cpu --files test_models.py
+    python tools/test_mlx_lm.py CHECKOUT                      # cpu and emulated
+    python tools/test_mlx_lm.py CHECKOUT --device cpu --files test_models.py
 
-The tests come from the checkout, mlx-lm from the installed wheel. Each file runs in
+CHECKOUT is a clone of ml-explore/mlx-lm at the version that pip installed. The tests
+come from it, mlx-lm from the installed wheel. Each file runs in
 plain MLX first: a test may fail with our layers only if it fails without them too.
 """
 

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
+#include <concepts>
 #include <condition_variable>
 #include <cstdlib>
 #include <locale>
@@ -93,16 +95,27 @@ std::string_view trim(std::string_view text) {
   return text.substr(first, text.find_last_not_of(" \t\n") - first + 1);
 }
 
-template <class T>
-T number(std::string_view key, std::string_view text, T least, T most) {
-  T value{};
+/// Whether all of text is a number.
+template <std::integral T>
+bool read(std::string_view text, T& value) {
+  auto last = text.data() + text.size();
+  auto [end, error] = std::from_chars(text.data(), last, value);
+  return error == std::errc() && end == last;
+}
+
+bool read(std::string_view text, double& value) {
   // Not from_chars: macOS has it for floating point from version 26 on.
   std::istringstream stream{std::string(text)};
   stream.imbue(std::locale::classic());
   stream >> value;
-  bool whole =
-      !stream.fail() && stream.peek() == std::istringstream::traits_type::eof();
-  if (!whole || !(value >= least && value <= most)) {
+  return !stream.fail() &&
+         stream.peek() == std::istringstream::traits_type::eof();
+}
+
+template <class T>
+T number(std::string_view key, std::string_view text, T least, T most) {
+  T value{};
+  if (!read(text, value) || !(value >= least && value <= most)) {
     refuse(
         "got " + std::string(key) + "=" + std::string(text) +
         ", need a number from " + std::to_string(least) + " to " +

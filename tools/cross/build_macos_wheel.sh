@@ -2,7 +2,8 @@
 # Builds macOS arm64 wheels on Linux and checks them: build_macos_wheel.sh OUTDIR [PYTHON...]
 #
 # One wheel for each interpreter that MLX ships wheels for and that is found (its
-# headers are used); what is built has never been loaded by a Mac.
+# headers are used); what is built has never been loaded by a Mac. Exit status 3 where
+# the compiler or MLX's wheels cannot be downloaded.
 set -euo pipefail
 
 if [ $# -lt 1 ]; then
@@ -40,6 +41,13 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2> /d
   done
 fi
 
+download() {
+  "$@" || {
+    echo "cannot download: $*" >&2
+    exit 3
+  }
+}
+
 # MLX's wheels for each macOS version; the 14.0 one is built against.
 fetch_mlx() { # pip, tag digits such as 312
   for macos in 14 15 26; do
@@ -47,7 +55,7 @@ fetch_mlx() { # pip, tag digits such as 312
       folder=$work/macos$macos
       mkdir -p "$folder"
       if ! ls "$folder"/${package//-/_}-"${mlx#*==}"-*{cp$2,py3}-*.whl > /dev/null 2>&1; then
-        "$1" download --quiet --no-deps --only-binary=:all: \
+        download "$1" download --quiet --no-deps --only-binary=:all: \
           --platform "macosx_${macos}_0_arm64" --python-version "$2" \
           --dest "$folder" "$package==${mlx#*==}"
       fi
@@ -60,8 +68,8 @@ for python in "${pythons[@]}"; do
   venv=$work/venv-$digits
   if [ ! -x "$venv/bin/ninja" ]; then
     "$python" -m venv "$venv"
-    "$venv/bin/pip" install --quiet --upgrade pip
-    "$venv/bin/pip" install --quiet ziglang==0.17.1 lief==1.0.0 "$nanobind" \
+    download "$venv/bin/pip" install --quiet --upgrade pip
+    download "$venv/bin/pip" install --quiet ziglang==0.17.1 lief==1.0.0 "$nanobind" \
       "scikit-build-core>=0.11" cmake ninja
   fi
   zig=$("$venv/bin/python" -c 'import os, ziglang

@@ -6,7 +6,6 @@
 #include "mlx/backend/cpu/encoder.h"
 
 #include "kernels/column_sums.h"
-#include "ops/allocate.h"
 #include "ops/host_matrix.h"
 
 namespace mlx_ane {
@@ -22,7 +21,7 @@ mx::array row_sum(const mx::array& x, mx::Dtype dtype, mx::Stream stream) {
 void RowSum::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& out = outputs[0];
-  allocate(out);
+  out.set_data(mx::allocator::malloc(out.nbytes()));
   mx::cpu::get_command_encoder(stream()).dispatch(
       [x = HostMatrix::rows(inputs[0]),
        type = float_type(dtype_),

@@ -20,6 +20,7 @@ VARIABLES = {
     "MLX_ANE_TIMELINE": "file that gets the timeline of the whole process",
     "MLX_ANE_CACHE_DIR": "folder of self-test verdicts and measured placements",
     "MLX_ANE_BLAS_THREADS": "threads of one GEMM",
+    "MLX_ANE_OUTPUT_CACHE": "bytes of freed outputs that are kept for later ones",
     "MLX_ANE_SPOT_CHECK": "check one output element every so many device calls",
     "MLX_ANE_FAULTS": "faults to inject into the emulated device",
     "MLX_ANE_EMULATED_CHIP": "chip whose limits the emulated device has",
@@ -60,13 +61,15 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     ours = {k: v for k, v in environ.items() if k.startswith("MLX_ANE_") and v}
     unknown = sorted(set(ours) - set(VARIABLES))
     if unknown:
+        names = ",".join(name.removeprefix("MLX_ANE_") for name in VARIABLES)
         raise ValueError(
             f"[mlx_ane] unknown environment variable {unknown[0]}; "
-            f"use one of {', '.join(VARIABLES)}."
+            f"use one of MLX_ANE_{{{names}}}."
         )
     # Read by C++; checked here, so that a wrong value shows at import.
     _choice(ours, "MLX_ANE_ROUTE", ROUTES)
     _count(ours, "MLX_ANE_BLAS_THREADS", 1)
+    _count(ours, "MLX_ANE_OUTPUT_CACHE", 0)
     cache = ours.get("MLX_ANE_CACHE_DIR")
     return Settings(
         device=_choice(ours, "MLX_ANE_DEVICE", DEVICES) or "auto",

@@ -22,6 +22,7 @@
 #include "ops/gemm.h"
 #include "ops/linear.h"
 #include "ops/losses.h"
+#include "ops/outputs.h"
 #include "ops/quantized_linear.h"
 #include "trace/counters.h"
 #include "trace/timeline.h"
@@ -214,9 +215,12 @@ void bind_caches(nb::module_& m) {
       [] {
         weight_store().clear();
         executable_cache().clear();
+        clear_kept_outputs();
         restore_devices();
       },
-      "Drops staged weights and idle programs; devices taken out are retried.");
+      "Drops staged weights, idle programs and memory kept for outputs; "
+      "devices "
+      "taken out are retried.");
   m.def(
       "set_cache_limit",
       [](size_t bytes) { return weight_store().set_limit(bytes); },
@@ -226,6 +230,10 @@ void bind_caches(nb::module_& m) {
       "cache_bytes",
       [] { return weight_store().bytes(); },
       "Bytes of staged weights.");
+  m.def(
+      "kept_output_bytes",
+      &kept_output_bytes,
+      "Bytes kept for outputs to come.");
   m.def(
       "resident_programs",
       [] { return executable_cache().size(); },

@@ -59,13 +59,18 @@ def set_layout(name: str) -> None:
     """Layout of the matmul programs."""
 
 def clear_cache() -> None:
-    """Drops staged weights and idle programs; devices taken out are retried."""
+    """
+    Drops staged weights, idle programs and memory kept for outputs; devices taken out are retried.
+    """
 
 def set_cache_limit(bytes: int) -> int:
     """Budget of staged weights in bytes; returns the previous one."""
 
 def cache_bytes() -> int:
     """Bytes of staged weights."""
+
+def kept_output_bytes() -> int:
+    """Bytes kept for outputs to come."""
 
 def resident_programs() -> int:
     """Programs loaded now."""

@@ -18,8 +18,11 @@ struct LeftUse {};
 struct RightUse {};
 struct OutUse {};
 
-/// Sides of the panels that are converted at a time: 4 MB of fp32 each.
+/// Sides of the blocks of c whose operands are converted, and how much of k at
+/// a time: what the BLAS packs next is still in L2, and no more passes over c
+/// are made than the BLAS makes anyway.
 constexpr int64_t panel = 1024;
+constexpr int64_t panel_depth = 384;
 
 /// An fp32 matrix as BLAS takes it.
 struct Operand {
@@ -82,7 +85,7 @@ void gemm_block(
     fill_bias(*bias, c.rows, out, ldc);
   }
   int64_t step =
-      readable(a) && readable(b) ? std::max<int64_t>(a.cols, 1) : panel;
+      readable(a) && readable(b) ? std::max<int64_t>(a.cols, 1) : panel_depth;
   // k = 0 still needs one call, for zeros.
   for (int64_t p = 0; p < std::max<int64_t>(a.cols, 1); p += step) {
     int64_t k = std::min(step, a.cols - p);

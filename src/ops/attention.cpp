@@ -8,6 +8,7 @@
 #include "device/runner.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
+#include "ops/outputs.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -96,12 +97,6 @@ size_t operands(const AttentionOptions& options) {
 int64_t flops(const kernels::Attention& call) {
   auto& q = call.q.shape;
   return 2 * q[0] * q[1] * q[2] * call.k.shape[2] * (q[3] + call.v.shape[3]);
-}
-
-void allocate(std::vector<mx::array>& outputs) {
-  for (auto& out : outputs) {
-    out.set_data(mx::allocator::malloc(out.nbytes()));
-  }
 }
 
 /// The gradient of the exact layer after a forward on a device: its fp32 output

@@ -8,6 +8,7 @@
 #include "device/runner.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
+#include "ops/outputs.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -173,7 +174,7 @@ void Gemm::eval_cpu(
   auto& a = inputs[0];
   auto& b = inputs[1];
   auto& c = outputs[0];
-  c.set_data(mx::allocator::malloc(c.nbytes()));
+  allocate(c);
   if (c.size() == 0) {
     return;
   }

@@ -8,6 +8,7 @@
 #include "ops/failure.h"
 #include "ops/gemm.h"
 #include "ops/host_matrix.h"
+#include "ops/outputs.h"
 #include "ops/row_sum.h"
 #include "trace/timeline.h"
 
@@ -145,7 +146,7 @@ mx::array ANELinear::apply(
 void ANELinear::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& y = outputs[0];
-  y.set_data(mx::allocator::malloc(y.nbytes()));
+  allocate(y);
   if (y.size() == 0) {
     return;
   }

@@ -5,17 +5,12 @@
 
 #include "kernels/losses.h"
 #include "ops/host_matrix.h"
+#include "ops/outputs.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
 
 namespace {
-
-void allocate(std::vector<mx::array>& outputs) {
-  for (auto& out : outputs) {
-    out.set_data(mx::allocator::malloc(out.nbytes()));
-  }
-}
 
 std::vector<mx::array> composed_cross_entropy(
     const std::vector<mx::array>& in, float smoothing, mx::Stream s) {

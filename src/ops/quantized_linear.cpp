@@ -11,6 +11,7 @@
 #include "kernels/half.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
+#include "ops/outputs.h"
 #include "ops/row_sum.h"
 #include "trace/timeline.h"
 
@@ -287,7 +288,7 @@ mx::array quantized_linear(
 void QuantizedLinear::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& y = outputs[0];
-  y.set_data(mx::allocator::malloc(y.nbytes()));
+  allocate(y);
   if (y.size() == 0) {
     return;
   }
@@ -398,7 +399,7 @@ std::vector<mx::Shape> QuantizedLinear::output_shapes(
 void QuantizedLinearVJP::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& dx = outputs[0];
-  dx.set_data(mx::allocator::malloc(dx.nbytes()));
+  allocate(dx);
   if (dx.size() == 0) {
     return;
   }

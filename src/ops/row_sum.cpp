@@ -7,6 +7,7 @@
 
 #include "kernels/column_sums.h"
 #include "ops/host_matrix.h"
+#include "ops/outputs.h"
 
 namespace mlx_ane {
 
@@ -21,7 +22,7 @@ mx::array row_sum(const mx::array& x, mx::Dtype dtype, mx::Stream stream) {
 void RowSum::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& out = outputs[0];
-  out.set_data(mx::allocator::malloc(out.nbytes()));
+  allocate(out);
   mx::cpu::get_command_encoder(stream()).dispatch(
       [x = HostMatrix::rows(inputs[0]),
        type = float_type(dtype_),

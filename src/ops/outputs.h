@@ -1,0 +1,27 @@
+// Memory of the outputs of our primitives, kept when freed for the next ones.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "mlx/mlx.h"
+
+namespace mlx_ane {
+
+namespace mx = mlx::core;
+
+/// Gives the output its memory. On a machine without a GPU, MLX returns freed
+/// memory to the system, which clears every page anew: up to a quarter of the
+/// time of a product. So large buffers of ours are kept, up to a limit, for the
+/// next outputs of their size; MLX counts them as active and never donates one.
+/// With a GPU, MLX has a cache of its own.
+void allocate(mx::array& out);
+void allocate(std::vector<mx::array>& outputs);
+
+/// Bytes kept now: freed and not in use again.
+size_t kept_output_bytes();
+
+/// Returns them to the system.
+void clear_kept_outputs();
+
+}  // namespace mlx_ane

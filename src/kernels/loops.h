@@ -54,17 +54,19 @@ struct Loops {
   /// Sum of squares of half(x * 2^exponent).
   float (*half_sum_of_squares)(const float* x, int exponent, int64_t n);
 
-  /// Two rows as halves side by side: y[i] = (even[i], odd[i]), each times the
-  /// power of two of its row.
+  /// Pairs of rows as halves side by side: y[i * y_ld + c] holds x[2 i][c] and
+  /// x[2 i + 1][c], each times 2^exponent of its row (null: as it is). A
+  /// missing last row is zero.
   void (*pair_rows)(
-      const float* even,
-      int even_exponent,
-      const float* odd,
-      int odd_exponent,
+      const float* x,
+      int64_t ld,
+      int64_t rows,
+      const int16_t* exponent,
       uint32_t* y,
+      int64_t y_ld,
       int64_t n);
   /// y (rows, cols) = floats of the (cols, rows) halves of src; rows are even.
-  /// Through a panel of rows / 2 * (cols + 16) pairs, or streamed without one.
+  /// Through a panel of rows / 2 * (cols + 64) pairs, or streamed without one.
   void (*unpack_columns)(
       const uint16_t* src,
       int64_t ld,

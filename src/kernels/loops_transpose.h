@@ -47,6 +47,7 @@ inline U pair(H even, H odd) {
 #endif
 }
 
+/// y[i] = convert(even[i], odd[i]); without an odd row, its values are zero.
 template <class Convert>
 inline void pair_registers(
     const float* even,
@@ -54,36 +55,40 @@ inline void pair_registers(
     uint32_t* y,
     int64_t n,
     Convert convert) {
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    store(y + i, convert(load<V>(even + i), load<V>(odd + i)));
-  }
-  if (i < n) {
-    V last_even = load_part<V>(even + i, n - i);
-    V last_odd = load_part<V>(odd + i, n - i);
-    store_part(y + i, convert(last_even, last_odd), n - i);
-  }
+  each_register(n, 0, [&](int64_t i, int64_t count) {
+    V a = load_count<V>(even + i, count);
+    V b = odd == nullptr ? V{} : load_count<V>(odd + i, count);
+    store_count(y + i, convert(a, b), count);
+  });
 }
 
 void pair_rows_loop(
-    const float* even,
-    int even_exponent,
-    const float* odd,
-    int odd_exponent,
+    const float* x,
+    int64_t ld,
+    int64_t rows,
+    const int16_t* exponent,
     uint32_t* y,
+    int64_t y_ld,
     int64_t n) {
-  if (even_exponent == 0 && odd_exponent == 0) {
-    pair_registers(even, odd, y, n, [](V a, V b) {
-      return pair(float_to_half(a), float_to_half(b));
+  for (int64_t r = 0; r < rows; r += 2, y += y_ld) {
+    bool both = r + 1 < rows;
+    const float* even = x + r * ld;
+    const float* odd = both ? even + ld : nullptr;
+    int even_exponent = exponent == nullptr ? 0 : exponent[r];
+    int odd_exponent = exponent == nullptr || !both ? 0 : exponent[r + 1];
+    if (even_exponent == 0 && odd_exponent == 0) {
+      pair_registers(even, odd, y, n, [](V a, V b) {
+        return pair(float_to_half(a), float_to_half(b));
+      });
+      continue;
+    }
+    Power a(even_exponent), b(odd_exponent);
+    pair_registers(even, odd, y, n, [=](V v, V w) {
+      return pair(
+          float_to_half(v * a.first * a.second),
+          float_to_half(w * b.first * b.second));
     });
-    return;
   }
-  Power a(even_exponent), b(odd_exponent);
-  pair_registers(even, odd, y, n, [=](V x, V z) {
-    return pair(
-        float_to_half(x * a.first * a.second),
-        float_to_half(z * b.first * b.second));
-  });
 }
 
 #if defined(MLX_ANE_AVX512)
@@ -372,17 +377,20 @@ void unpack_columns_loop(
     unpack_streamed(src, ld, pairs, cols, y, y_ld);
     return;
   }
-  // An odd number of lines apart, so that a column does not fall on one set.
-  int64_t panel_ld = cols | 16;
-  auto halves = reinterpret_cast<uint16_t*>(panel);
+  // Shifted, so that loads from the panel are aligned where stores to y are. An
+  // odd number of lines apart, so that a column does not fall on one set.
+  int64_t head = y_ld % lanes == 0 ? to_boundary(y) : 0;
+  uint32_t* first = panel + (head == 0 ? 0 : lanes - head);
+  int64_t panel_ld = (cols + 32) | 16;
+  auto halves = reinterpret_cast<uint16_t*>(first);
   transpose_tiles<false>(src, ld, cols, pairs, halves, 2 * panel_ld, {});
   for (int64_t i = 0; i < pairs; ++i) {
+    const uint32_t* both = first + i * panel_ld;
     float* even = y + 2 * i * y_ld;
-    for (int64_t c = 0; c < cols; c += lanes) {
-      int64_t count = cols - c < lanes ? cols - c : int64_t{lanes};
-      U both = load_count<U>(panel + i * panel_ld + c, count);
-      split_pair<false>(both, even + c, even + y_ld + c, count);
-    }
+    each_register(cols, head, [&](int64_t c, int64_t count) {
+      split_pair<false>(
+          load_count<U>(both + c, count), even + c, even + y_ld + c, count);
+    });
   }
 }
 

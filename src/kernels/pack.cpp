@@ -115,7 +115,6 @@ RowScales make_scales(int64_t rows) {
 
 struct RowUse {};
 struct PanelUse {};
-struct ZeroUse {};
 
 /// Calls body(first, count, rows) for blocks of rows as fp32; blocks are single
 /// rows, so that they stay in L1, unless converting needs more at a time.
@@ -184,25 +183,21 @@ void fill_panel(
     ExponentOf exponent_of,
     uint32_t* panel,
     int64_t panel_ld) {
-  auto zeros = scratch<ZeroUse, float>(x.cols);
-  std::fill_n(zeros, n % 2 == 1 ? x.cols : 0, 0.0f);
-  int64_t block = x.col_stride == 1 ? 2 : 32;
   bool in_place = x.col_stride == 1 && x.type == Float::f32;
+  // Rows that are converted wait in L1; columns need more at a time.
+  int64_t block = in_place ? exponent_of.rows : x.col_stride == 1 ? 2 : 32;
   float* buffer = in_place ? nullptr : scratch<RowUse, float>(block * x.cols);
   for (int64_t r = 0; r < n; r += block) {
     int64_t count = std::min(block, n - r);
     FloatRows rows = float_rows(x.block(first + r, 0, count, x.cols), buffer);
-    const int16_t* exponent = exponent_of(first + r, count, rows);
-    for (int64_t i = 0; i < count; i += 2) {
-      bool last = i + 1 == count;
-      loops().pair_rows(
-          rows.data + i * rows.ld,
-          exponent == nullptr ? 0 : exponent[i],
-          last ? zeros : rows.data + (i + 1) * rows.ld,
-          exponent == nullptr || last ? 0 : exponent[i + 1],
-          panel + (r + i) / 2 * panel_ld,
-          x.cols);
-    }
+    loops().pair_rows(
+        rows.data,
+        rows.ld,
+        count,
+        exponent_of(first + r, count, rows),
+        panel + r / 2 * panel_ld,
+        panel_ld,
+        x.cols);
   }
 }
 
@@ -279,19 +274,27 @@ void pack_columns(
 }
 
 /// Exponents that the caller gave, or none.
-auto given(std::span<const int16_t> exponent) {
-  return [exponent](int64_t first, int64_t, const FloatRows&) {
+struct Given {
+  std::span<const int16_t> exponent;
+  /// Rows to ask for at a time.
+  static constexpr int64_t rows = panel_rows;
+  const int16_t* operator()(int64_t first, int64_t, const FloatRows&) const {
     return exponent.empty() ? nullptr : exponent.data() + first;
-  };
-}
+  }
+};
 
-/// Exponents measured on each block before it is converted.
-auto measured(int64_t cols, int log2_norm, RowScales& scales) {
-  return [=, &scales](int64_t first, int64_t n, const FloatRows& rows) {
-    measure(rows, first, n, cols, log2_norm, scales);
+/// Exponents measured on each block before it is converted, while it is in L1.
+struct Measured {
+  int64_t cols;
+  int log2_norm;
+  RowScales& scales;
+  static constexpr int64_t rows = 2;
+  const int16_t* operator()(
+      int64_t first, int64_t n, const FloatRows& block) const {
+    measure(block, first, n, cols, log2_norm, scales);
     return scales.exponent.data() + first;
-  };
-}
+  }
+};
 
 }  // namespace
 
@@ -319,11 +322,11 @@ void pack(
                  cols_padded <= x.cols;
   if (one_run) {
     MatrixView run{x.data, x.type, 1, x.rows * x.cols, 0, 1};
-    pack_rows(run, given(exponent), dst, ld * x.rows, 1, 0);
+    pack_rows(run, Given{exponent}, dst, ld * x.rows, 1, 0);
     zero_rows(dst + x.rows * ld, ld, rows_padded - x.rows, cols_padded);
     return;
   }
-  pack_rows(x, given(exponent), dst, ld, rows_padded, cols_padded);
+  pack_rows(x, Given{exponent}, dst, ld, rows_padded, cols_padded);
 }
 
 void pack_transposed(
@@ -344,7 +347,7 @@ void pack_transposed(
     auto columns = x.block(0, c, x.rows, std::min(block, x.cols - c));
     pack_columns(
         columns,
-        given(exponent),
+        Given{exponent},
         dst + c * ld,
         ld,
         rows_padded,
@@ -363,7 +366,7 @@ RowScales pack_scaled(
     int64_t rows_padded,
     int64_t cols_padded) {
   RowScales scales = make_scales(x.rows);
-  auto exponents = measured(x.cols, log2_norm, scales);
+  Measured exponents{x.cols, log2_norm, scales};
   pack_rows(x, exponents, dst, ld, rows_padded, cols_padded);
   return scales;
 }
@@ -376,7 +379,7 @@ RowScales pack_scaled_transposed(
     int64_t rows_padded,
     int64_t cols_padded) {
   RowScales scales = make_scales(x.rows);
-  auto exponents = measured(x.cols, log2_norm, scales);
+  Measured exponents{x.cols, log2_norm, scales};
   bool stream = streams_columns(x, dst, ld);
   pack_columns(x, exponents, dst, ld, rows_padded, cols_padded, stream);
   return scales;

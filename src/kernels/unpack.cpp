@@ -20,9 +20,9 @@ struct PanelUse {};
 
 /// What unpack_transposed takes at a time: whole lines of a column, of no more
 /// rows than the TLB has pages; or a panel of pairs.
-constexpr int64_t streamed_rows = 128;
+constexpr int64_t streamed_rows = 512;
 constexpr int64_t panel_rows = 32;
-constexpr int64_t panel_cols = 1024;
+constexpr int64_t panel_cols = 256;
 
 /// Products of two powers of two within this bound, and the powers, are exact.
 constexpr int exact_exponent = 126;
@@ -143,7 +143,7 @@ void unpack_transposed(
   // Streamed lines go out as they are made; others wait in L1 for their row.
   int64_t height = stream ? streamed_rows : panel_rows;
   int64_t width = stream ? cols : std::min(cols, panel_cols);
-  auto panel = scratch<PanelUse, uint32_t>(panel_rows / 2 * (panel_cols + 16));
+  auto panel = scratch<PanelUse, uint32_t>(panel_rows / 2 * (panel_cols + 64));
   for (int64_t r = 0; r < rows; r += height) {
     int64_t n = std::min(height, rows - r);
     for (int64_t c = 0; c < cols; c += width) {

@@ -1,10 +1,9 @@
 # The BLAS behind src/blas: Accelerate on macOS, OpenBLAS elsewhere (vendored).
-target_sources(mlx_ane_core PRIVATE src/blas/blas.cpp src/blas/gemm.cpp
-                                    src/blas/reference.cpp)
+target_sources(mlx_ane_core PRIVATE src/blas/blas.cpp src/blas/cut.cpp
+                                    src/blas/gemm.cpp src/blas/reference.cpp)
 # The "before" of the benchmark: plain loops as a compiler's -O2 leaves them.
-set_source_files_properties(
-  src/blas/reference.cpp src/kernels/adam_reference.cpp
-  PROPERTIES COMPILE_OPTIONS -O2)
+set_source_files_properties(src/blas/reference.cpp src/kernels/adam_reference.cpp
+                            PROPERTIES COMPILE_OPTIONS -O2)
 if(APPLE)
   target_sources(mlx_ane_core PRIVATE src/blas/accelerate.cpp)
   target_link_libraries(mlx_ane_core PUBLIC "-framework Accelerate")
@@ -19,8 +18,7 @@ else()
   list(GET OPENBLAS 1 OPENBLAS_LIB)
   target_sources(mlx_ane_core PRIVATE src/blas/openblas.cpp)
   target_include_directories(mlx_ane_core PRIVATE ${OPENBLAS_INCLUDE})
-  target_link_libraries(mlx_ane_core
-                        PUBLIC ${OPENBLAS_LIB}/libscipy_openblas.so)
+  target_link_libraries(mlx_ane_core PUBLIC ${OPENBLAS_LIB}/libscipy_openblas.so)
   # So that an installed wheel does not need the build package.
   file(GLOB OPENBLAS_FILES ${OPENBLAS_LIB}/*.so*
        ${OPENBLAS_LIB}/../../scipy_openblas32.libs/*.so*)

@@ -8,7 +8,9 @@
 #include <thread>
 
 #include "blas/backend.h"
+#include "blas/cut.h"
 #include "kernels/pool.h"
+#include "kernels/scratch.h"
 
 namespace mlx_ane::blas::vendor {
 
@@ -49,11 +51,7 @@ class Call {
   bool open_;
 };
 
-/// A call below this many multiplications is over before a worker wakes up.
-constexpr double parallel_size = 4e6;
-/// Tiles for each thread: enough to even out, few enough to pack cheaply.
-constexpr int64_t tiles_per_thread = 4;
-constexpr int64_t smallest_side = 96;
+struct PartialUse {};
 
 CBLAS_TRANSPOSE transpose(bool trans) {
   return trans ? CblasTrans : CblasNoTrans;
@@ -110,15 +108,25 @@ bool as_vector(
   return m == 1 || n == 1;
 }
 
-/// How many parts of at least smallest_side a side is cut into.
-int64_t parts(int64_t side, int64_t wanted) {
-  return std::clamp<int64_t>(side / smallest_side, 1, wanted);
-}
-
-/// Length of each of `count` parts, in whole register tiles of the BLAS.
-int64_t part_length(int64_t side, int64_t count) {
-  constexpr int64_t unit = 16;
-  return ((side + count - 1) / count + unit - 1) / unit * unit;
+/// c (rows, cols) += the partial sums, in their order.
+void add_partial(
+    const float* partial,
+    int64_t count,
+    int64_t size,
+    float* c,
+    int64_t ldc,
+    int64_t rows,
+    int64_t cols,
+    int threads) {
+  kernels::parallel_for(rows, threads, [&](int64_t r) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float* from = partial + i * size + r * cols;
+      float* to = c + r * ldc;
+      for (int64_t col = 0; col < cols; ++col) {
+        to[col] += from[col];
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -147,34 +155,38 @@ void sgemm(
           trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)) {
     return;
   }
-  int threads = thread_count.load(std::memory_order_relaxed);
-  bool large = static_cast<double>(m) * n * k > parallel_size;
-  int64_t wanted = threads > 1 && large ? threads * tiles_per_thread : 1;
-  // The longer side first: its tiles repack the shorter operand only.
-  int64_t rows = m >= n ? parts(m, wanted) : 1;
-  int64_t cols = parts(n, (wanted + rows - 1) / rows);
-  rows = m >= n ? rows : parts(m, (wanted + cols - 1) / cols);
-  int64_t height = part_length(m, rows), width = part_length(n, cols);
-  rows = (m + height - 1) / height;
-  cols = (n + width - 1) / width;
-  kernels::parallel_for(rows * cols, threads, [&](int64_t tile) {
-    int64_t i = tile / cols * height, j = tile % cols * width;
+  int threads =
+      kernels::inside_task() ? 1 : thread_count.load(std::memory_order_relaxed);
+  Cut parts = cut(trans_a, m, n, k, threads);
+  // Of all parts of k but the first: depth - 1 matrices (m, n).
+  float* partial =
+      kernels::scratch<PartialUse, float>((parts.depth - 1) * m * n);
+  kernels::parallel_for(parts.parts(), threads, [&](int64_t part) {
+    int64_t tile = part / parts.depth, d = part % parts.depth;
+    int64_t i = tile / parts.cols * parts.height;
+    int64_t j = tile % parts.cols * parts.width;
+    int64_t p = d * parts.length;
+    float* out = d == 0 ? c : partial + (d - 1) * m * n;
+    int64_t ld_out = d == 0 ? ldc : n;
     scipy_cblas_sgemm(
         CblasRowMajor,
         transpose(trans_a),
         transpose(trans_b),
-        narrow(std::min(height, m - i)),
-        narrow(std::min(width, n - j)),
-        narrow(k),
+        narrow(std::min(parts.height, m - i)),
+        narrow(std::min(parts.width, n - j)),
+        narrow(std::min(parts.length, k - p)),
         alpha,
-        a + (trans_a ? i : i * lda),
+        a + (trans_a ? p * lda + i : i * lda + p),
         narrow(lda),
-        b + (trans_b ? j * ldb : j),
+        b + (trans_b ? j * ldb + p : p * ldb + j),
         narrow(ldb),
-        beta,
-        c + i * ldc + j,
-        narrow(ldc));
+        d == 0 ? beta : 0.0f,
+        out + i * ld_out + j,
+        narrow(ld_out));
   });
+  if (parts.depth > 1) {
+    add_partial(partial, parts.depth - 1, m * n, c, ldc, m, n, threads);
+  }
 }
 
 std::string name() {

@@ -14,7 +14,7 @@ namespace mlx_ane::kernels {
 
 namespace {
 
-thread_local bool inside_task = false;
+thread_local bool at_a_task = false;
 
 /// One call; it lives on its caller's stack.
 struct Job {
@@ -29,7 +29,7 @@ struct Job {
   std::mutex error_mutex{};
 
   void run() {
-    inside_task = true;
+    at_a_task = true;
     for (int64_t i; (i = next.fetch_add(1)) < tasks;) {
       try {
         body(i);
@@ -38,7 +38,7 @@ struct Job {
         error = error ? error : std::current_exception();
       }
     }
-    inside_task = false;
+    at_a_task = false;
   }
 };
 
@@ -107,7 +107,7 @@ Pool& pool() {
 
 void parallel_for(
     int64_t tasks, int threads, const std::function<void(int64_t)>& body) {
-  if (tasks <= 1 || threads <= 1 || inside_task) {
+  if (tasks <= 1 || threads <= 1 || at_a_task) {
     for (int64_t i = 0; i < tasks; ++i) {
       body(i);
     }
@@ -119,6 +119,10 @@ void parallel_for(
   if (job.error) {
     std::rethrow_exception(job.error);
   }
+}
+
+bool inside_task() {
+  return at_a_task;
 }
 
 }  // namespace mlx_ane::kernels

@@ -15,4 +15,7 @@ namespace mlx_ane::kernels {
 void parallel_for(
     int64_t tasks, int threads, const std::function<void(int64_t)>& body);
 
+/// Whether this thread is at a task, where calls run serially.
+bool inside_task();
+
 }  // namespace mlx_ane::kernels

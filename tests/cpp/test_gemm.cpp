@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "blas/blas.h"
+#include "blas/cut.h"
 #include "blas/gemm.h"
 #include "check.h"
 #include "kernels/half.h"
@@ -173,6 +174,52 @@ TEST(gemm_crosses_its_panels_and_tiles) {
   blas::set_threads(0);
 }
 
+TEST(cut_covers_a_product_once) {
+  std::mt19937 random(7);
+  for (int round = 0; round < 300; ++round) {
+    int64_t m = 1 + random() % 3000, n = 1 + random() % 3000;
+    int64_t k = 1 + random() % 9000;
+    int threads = 1 + static_cast<int>(random() % 4);
+    auto c = blas::cut(random() % 2 == 0, m, n, k, threads);
+    CHECK((c.rows - 1) * c.height < m && c.rows * c.height >= m);
+    CHECK((c.cols - 1) * c.width < n && c.cols * c.width >= n);
+    CHECK((c.depth - 1) * c.length < k && c.depth * c.length >= k);
+    CHECK(c.parts() <= 8 * threads);
+    CHECK(threads > 1 || c.parts() == 1);
+  }
+  // A long product of few rows and columns is cut in depth, a tall one in rows.
+  CHECK(blas::cut(false, 256, 768, 32000, 2).depth == 8);
+  CHECK(blas::cut(true, 32000, 768, 256, 2).rows == 8);
+}
+
+TEST(sgemm_adds_the_parts_of_k) {
+  std::mt19937 random(8);
+  constexpr int64_t m = 41, n = 37, k = 3001, ldc = n + 5;
+  blas::set_threads(3);
+  CHECK(blas::cut(false, m, n, k, 3).depth > 1);
+  Matrix a = make(m, k, Float::f32, 0, random);
+  Matrix b = make(k, n, Float::f32, 0, random);
+  auto a_data = static_cast<const float*>(a.view.data);
+  auto b_data = static_cast<const float*>(b.view.data);
+  std::vector<float> c(m * ldc, 2.0f);
+  blas::sgemm(
+      false, false, m, n, k, 0.5f, a_data, k, b_data, n, 3.0f, c.data(), ldc);
+  bool right = true, untouched = true;
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < ldc; ++j) {
+      double want = j < n ? 6.0 : 2.0;
+      for (int64_t p = 0; j < n && p < k; ++p) {
+        want += 0.5 * a.values[i * k + p] * b.values[p * n + j];
+      }
+      double error = std::abs(c[i * ldc + j] - want);
+      right &= j >= n || error < 2e-3;
+      untouched &= j < n || error == 0.0;
+    }
+  }
+  CHECK(right);
+  CHECK(untouched);
+  blas::set_threads(0);
+}
 TEST(sgemm_takes_vectors_with_padding) {
   std::mt19937 random(6);
   for (auto [m, n] : {std::pair<int64_t, int64_t>{1, 5}, {5, 1}, {1, 1}}) {

@@ -144,7 +144,8 @@ void adam(
     float learning_rate,
     double weight_decay,
     float gradient_scale,
-    bool reference) {
+    bool reference,
+    bool passes) {
   if (g.size() != p.size() || m.size() != p.size() || v.size() != p.size()) {
     refuse("got arrays of different sizes, need one size.");
   }
@@ -152,6 +153,14 @@ void adam(
   step.learning_rate = step.c1 = learning_rate;
   step.weight_decay = weight_decay;
   step.gradient_scale = gradient_scale;
+  auto n = static_cast<int64_t>(p.size());
+  if (passes) {
+    static std::vector<float> work;
+    work.resize(p.size());
+    kernels::adam_passes(
+        p.data(), g.data(), m.data(), v.data(), work.data(), n, step);
+    return;
+  }
   (reference ? kernels::adam_reference : kernels::adam)(
       {p.data(),
        g.data(),
@@ -160,7 +169,7 @@ void adam(
        p.data(),
        m.data(),
        v.data(),
-       static_cast<int64_t>(p.size()),
+       n,
        Float::f32,
        Float::f32,
        Float::f32},
@@ -296,7 +305,9 @@ void bind_kernels(nb::module_& m) {
       "weight_decay"_a = 0.0,
       "gradient_scale"_a = 1.0f,
       "reference"_a = false,
-      "One AdamW step in place on float32 arrays, fused or as plain loops.");
+      "passes"_a = false,
+      "One AdamW step in place on float32 arrays: fused, as plain loops, or in "
+      "ten passes, whose gradient_scale must be 1.");
   m.def(
       "adam_twin",
       &adam_twin,

@@ -32,8 +32,10 @@ def pack_scaled(x: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArra
 def unpack(x: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArray, dict(device='cpu')], *, transposed: bool = False) -> None:
     """float32 of the float16 x, or x.T, in out."""
 
-def adam(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], m: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], v: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], *, learning_rate: float = 0.0010000000474974513, weight_decay: float = 0.0, gradient_scale: float = 1.0, reference: bool = False) -> None:
-    """One AdamW step in place on float32 arrays, fused or as plain loops."""
+def adam(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], m: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], v: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], *, learning_rate: float = 0.0010000000474974513, weight_decay: float = 0.0, gradient_scale: float = 1.0, reference: bool = False, passes: bool = False) -> None:
+    """
+    One AdamW step in place on float32 arrays: fused, as plain loops, or in ten passes, whose gradient_scale must be 1.
+    """
 
 def adam_twin(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], m: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], v: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:
     """The memory traffic of adam alone; leaves meaningless values."""

@@ -51,7 +51,7 @@ class Case:
         if self.part == "pack":
             x = inputs.uniform(0, spec["rows"], spec["cols"]).astype(np.float16)
             return inputs.sample(x.astype(np.float32))
-        return np.ones((1, 8))
+        return np.zeros(1) if "frozen" in spec else np.ones((1, 8))
 
 
 def cases(part: str, peers: tuple[str, ...], small: bool) -> Iterator[Case]:
@@ -91,6 +91,7 @@ def _adam(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
             Variant("bandwidth twin", "ours", {"how": "twin"}, checked=False),
             Variant("kernel", "ours", {"how": "kernel"}),
             Variant("update", "ours", {"how": "update"}),
+            Variant("ten passes", "ours", {"how": "passes"}),
             Variant("reference loop", "ours", {"how": "reference"}),
         ]
         if "mlx" in peers:
@@ -142,6 +143,35 @@ def _gemm(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
                 "GFLOP/s",
                 {"mx.vjp": ">= 0.97 of cblas, >= 0.80 of the peak"},
             )
+    for S, K, N in ((256, 768, 2048), (1024, 1024, 3072)) if not small else sizes:
+        for role in ("dx", "dW"):
+            yield _threads(role, S, K, N)
+
+
+def _threads(role: str, S: int, K: int, N: int) -> Case:
+    """One and two threads, with the cores idle and with one busy neighbour."""
+    variants = [
+        Variant(
+            f"{threads} thread{'s' * (threads > 1)}{', busy neighbour' * neighbours}",
+            "ours",
+            {"how": "grad", "threads": threads, "neighbours": neighbours},
+        )
+        for neighbours in (0, 1)
+        for threads in (1, 2)
+    ]
+    return Case(
+        "gemm",
+        f"threads, {role}, S {S}, K {K}, N {N}",
+        {"role": role, "S": S, "K": K, "N": N},
+        tuple(variants),
+        "1 thread",
+        2e-9 * S * K * N,
+        "GFLOP/s",
+        {
+            "2 threads": ">= 1.54 (0.65x)",
+            "2 threads, busy neighbour": ">= 0.95 of 1 thread's (1.05x)",
+        },
+    )
 
 
 def _pack(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
@@ -185,6 +215,20 @@ def _dispatch(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
             "M calls/s",
             {"ane.linear": target},
         )
+    frozen = {"frozen": 28, "dim": 32 if small else 512, "S": 64}
+    yield Case(
+        "dispatch",
+        f"{frozen['frozen']} frozen layers on emulated, bytes converted",
+        frozen,
+        (
+            Variant("first forward", "ours", {"how": "first"}, checked=False),
+            Variant("second forward", "ours", {"how": "second"}, 0.0),
+        ),
+        "first forward",
+        4e-9 * frozen["frozen"] * frozen["dim"] ** 2,
+        "GB/s",
+        {"second forward": "0 bytes of weights"},
+    )
 
 
 def step_spec(small: bool) -> dict[str, Any]:

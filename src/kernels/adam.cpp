@@ -16,20 +16,6 @@ namespace {
 constexpr int64_t tile = 1024;
 static_assert(random_block % tile == 0);
 
-AdamConstants constants_of(const AdamStep& step) {
-  return {
-      .b1 = static_cast<float>(step.beta1),
-      .b2 = static_cast<float>(step.beta2),
-      .one_minus_b1 = static_cast<float>(1.0 - step.beta1),
-      .one_minus_b2 = static_cast<float>(1.0 - step.beta2),
-      .eps = static_cast<float>(step.eps),
-      .keep = step.keep(),
-      .keep_rest = step.keep_rest(),
-      .c1 = step.c1,
-      .c2 = step.c2,
-      .gradient_scale = step.gradient_scale};
-}
-
 /// The array from element i on, as bytes.
 const char* at(const void* data, Float type, int64_t i) {
   return static_cast<const char*>(data) +
@@ -112,6 +98,20 @@ void adam_tiles(
 }
 
 }  // namespace
+
+AdamConstants constants_of(const AdamStep& step) {
+  return {
+      .b1 = static_cast<float>(step.beta1),
+      .b2 = static_cast<float>(step.beta2),
+      .one_minus_b1 = static_cast<float>(1.0 - step.beta1),
+      .one_minus_b2 = static_cast<float>(1.0 - step.beta2),
+      .eps = static_cast<float>(step.eps),
+      .keep = step.keep(),
+      .keep_rest = step.keep_rest(),
+      .c1 = step.c1,
+      .c2 = step.c2,
+      .gradient_scale = step.gradient_scale};
+}
 
 void adam(const AdamTensor& t, const AdamStep& step) {
   if (blas::is_reference()) {

@@ -35,6 +35,10 @@ struct AdamStep {
   }
 };
 
+/// The step as the loops take it (loops.h).
+struct AdamConstants;
+AdamConstants constants_of(const AdamStep& step);
+
 /// One tensor of n elements. Outputs may alias the inputs of the same name.
 struct AdamTensor {
   const void* p;

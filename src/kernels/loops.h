@@ -150,6 +150,15 @@ struct Loops {
   /// 12 registers of fused multiply-adds a round; see probe.h.
   float (*fma_rounds)(int64_t rounds);
   void (*adam_twin)(float* p, const float* g, float* m, float* v, int64_t n);
+  /// adam as ten calls of vector functions would do it; t is theirs.
+  void (*adam_passes)(
+      float* p,
+      const float* g,
+      float* m,
+      float* v,
+      float* t,
+      int64_t n,
+      const AdamConstants& constants);
 };
 
 /// The loops in use: the best that this CPU runs, unless set_target changed it.

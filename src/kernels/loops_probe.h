@@ -37,4 +37,34 @@ void adam_twin_loop(float* p, const float* g, float* m, float* v, int64_t n) {
   }
 }
 
+/// y = of(x...) over n elements, one vector function's pass.
+template <class Of, class... Inputs>
+__attribute__((noinline)) void pass(
+    float* y, int64_t n, Of of, const Inputs*... x) {
+  each_register(n, 0, [&](int64_t i, int64_t count) {
+    store_count(y + i, of(load_count<V>(x + i, count)...), count);
+  });
+}
+
+void adam_passes_loop(
+    float* p,
+    const float* g,
+    float* m,
+    float* v,
+    float* t,
+    int64_t n,
+    const AdamConstants& k) {
+  float rest1 = k.one_minus_b1, rest2 = k.one_minus_b2;
+  pass(m, n, [&](V a) { return a * k.b1; }, m);
+  pass(m, n, [&](V a, V b) { return a + b * rest1; }, m, g);
+  pass(t, n, [](V a) { return a * a; }, g);
+  pass(v, n, [&](V a) { return a * k.b2; }, v);
+  pass(v, n, [&](V a, V b) { return a + b * rest2; }, v, t);
+  pass(t, n, [](V a) { return sqrt(a); }, v);
+  pass(t, n, [&](V a) { return a * k.c2 + k.eps; }, t);
+  pass(t, n, [](V a, V b) { return a / b; }, m, t);
+  pass(p, n, [&](V a) { return a * k.keep; }, p);
+  pass(p, n, [&](V a, V b) { return a - b * k.c1; }, p, t);
+}
+
 }  // namespace

@@ -16,8 +16,8 @@ constexpr double long_size = 1e9;
 constexpr int64_t smallest_side = 96;
 /// A BLAS packs k in parts of about this length anyway.
 constexpr int64_t smallest_depth = 1024;
-/// Elements of partial sums: 64 MB.
-constexpr int64_t most_partial = 16 << 20;
+/// Elements of partial sums: 16 MB.
+constexpr int64_t most_partial = 4 << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -22,9 +23,30 @@ namespace {
 constexpr int64_t rows = 128, cols = 192;
 constexpr int64_t n = rows * cols;
 
+/// Whole lines: kernels treat the first, partial one apart, so that counts
+/// would depend on what else is allocated.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class Other>
+  LineAllocator(const LineAllocator<Other>&) {
+  }
+  T* allocate(size_t count) {
+    return static_cast<T*>(::operator new(count * sizeof(T), line));
+  }
+  void deallocate(T* p, size_t) {
+    ::operator delete(p, line);
+  }
+  bool operator==(const LineAllocator&) const = default;
+  static constexpr std::align_val_t line{64};
+};
+template <class T>
+using Array = std::vector<T, LineAllocator<T>>;
+
 /// Values in [-0.5, 0.5), the same in every run.
-std::vector<float> values(int64_t count) {
-  std::vector<float> x(static_cast<size_t>(count));
+Array<float> values(int64_t count) {
+  Array<float> x(static_cast<size_t>(count));
   uint32_t state = 1;
   for (auto& value : x) {
     state = state * 1664525u + 1013904223u;
@@ -33,8 +55,8 @@ std::vector<float> values(int64_t count) {
   return x;
 }
 
-std::vector<float> a = values(n), b = values(n), c = values(n), d(n, 0.5f);
-std::vector<uint16_t> halves(n);
+Array<float> a = values(n), b = values(n), c = values(n), d(n, 0.5f);
+Array<uint16_t> halves(n);
 MatrixView matrix{a.data(), Float::f32, rows, cols, cols, 1};
 
 AdamTensor tensor() {
@@ -54,10 +76,10 @@ AdamTensor tensor() {
 
 void attention(bool backward) {
   // q, k, v: (1, 2, 64, 32)
-  auto heads = [](std::vector<float>& x) {
+  auto heads = [](Array<float>& x) {
     return Heads{x.data(), Float::f32, {1, 2, 64, 32}, {4096, 2048, 32, 1}};
   };
-  static std::vector<float> out(4096), dq(4096), dk(4096), dv(4096), lse(128);
+  static Array<float> out(4096), dq(4096), dk(4096), dv(4096), lse(128);
   Attention problem{heads(a), heads(b), heads(c), 0.2f, {Mask::Kind::causal}};
   attention_forward(problem, heads(out), lse.data());
   if (backward) {
@@ -74,8 +96,8 @@ void attention(bool backward) {
 }
 
 void cross_entropy() {
-  static std::vector<int32_t> targets(rows, 3);
-  static std::vector<float> loss(rows), lse(rows), ones(rows, 1.0f);
+  static Array<int32_t> targets(rows, 3);
+  static Array<float> loss(rows), lse(rows), ones(rows, 1.0f);
   cross_entropy_forward(matrix, targets.data(), 0.0f, loss.data(), lse.data());
   cross_entropy_backward(
       matrix,

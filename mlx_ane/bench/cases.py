@@ -209,7 +209,10 @@ def _dispatch(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
             "dispatch",
             "1x8 @ 8x8" if chain == 1 else f"compiled chain of {chain}",
             {"chain": chain},
-            (Variant("mx.matmul", "mlx"), Variant("ane.linear", "ours")),
+            (
+                Variant("mx.matmul", "ours", {"how": "matmul"}),
+                Variant("ane.linear", "ours", {"how": "linear"}),
+            ),
             "mx.matmul",
             1e-6,
             "M calls/s",

@@ -39,7 +39,6 @@ def task(part: str, spec: dict[str, Any]) -> Timed:
     parts: dict[str, Callable[[dict[str, Any]], Timed]] = {
         "adam": lambda spec: adam(spec, optimizers.AdamW),
         "gemm": _gemm,
-        "dispatch": _dispatch,
         "step": _step,
     }
     return parts[part](spec)
@@ -93,10 +92,6 @@ def _gemm(spec: dict[str, Any]) -> Timed:
         return gemm_sample(np.array((left @ right).astype(mx.float32)))
 
     return Timed(lambda: mx.eval(left @ right), product)
-
-
-def _dispatch(spec: dict[str, Any]) -> Timed:
-    return dispatch(spec, lambda x, w: mx.matmul(x, w.T))
 
 
 def dispatch(spec: dict[str, Any], product: Any) -> Timed:

@@ -157,8 +157,14 @@ void adam(
   if (passes) {
     static std::vector<float> work;
     work.resize(p.size());
-    kernels::adam_passes(
-        p.data(), g.data(), m.data(), v.data(), work.data(), n, step);
+    kernels::loops().adam_passes(
+        p.data(),
+        g.data(),
+        m.data(),
+        v.data(),
+        work.data(),
+        n,
+        kernels::constants_of(step));
     return;
   }
   (reference ? kernels::adam_reference : kernels::adam)(

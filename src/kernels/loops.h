@@ -150,7 +150,9 @@ struct Loops {
   /// 12 registers of fused multiply-adds a round; see probe.h.
   float (*fma_rounds)(int64_t rounds);
   void (*adam_twin)(float* p, const float* g, float* m, float* v, int64_t n);
-  /// adam as ten calls of vector functions would do it; t is theirs.
+  /// adam in ten passes over whole arrays, each one vector function, as code
+  /// without a fused kernel does it; t is n elements of work. For the
+  /// benchmark.
   void (*adam_passes)(
       float* p,
       const float* g,

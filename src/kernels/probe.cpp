@@ -27,15 +27,4 @@ void adam_twin(float* p, const float* g, float* m, float* v, int64_t n) {
   loops().adam_twin(p, g, m, v, n);
 }
 
-void adam_passes(
-    float* p,
-    const float* g,
-    float* m,
-    float* v,
-    float* t,
-    int64_t n,
-    const AdamStep& step) {
-  loops().adam_passes(p, g, m, v, t, n, constants_of(step));
-}
-
 }  // namespace mlx_ane::kernels

@@ -14,7 +14,7 @@ constexpr double shared_size = 4e6;
 /// them.
 constexpr double long_size = 1e9;
 constexpr int64_t smallest_side = 96;
-/// A BLAS packs k in parts of about this length anyway.
+/// Shorter parts of k do not pay for adding their sums.
 constexpr int64_t smallest_depth = 1024;
 /// Elements of partial sums: 16 MB.
 constexpr int64_t most_partial = 4 << 20;

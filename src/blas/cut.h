@@ -8,7 +8,7 @@ namespace mlx_ane::blas {
 /// C (m, n) in rows x cols tiles, each in `depth` parts of k that are summed in
 /// order. All parts but the last of a side are equally long.
 struct Cut {
-  int64_t rows = 1, cols = 1, depth = 1;
+  int64_t rows, cols, depth;
   int64_t height, width, length;  // of one part: of m, n and k
   int64_t parts() const {
     return rows * cols * depth;

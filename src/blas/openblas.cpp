@@ -112,7 +112,6 @@ bool as_vector(
 void add_partial(
     const float* partial,
     int64_t count,
-    int64_t size,
     float* c,
     int64_t ldc,
     int64_t rows,
@@ -120,7 +119,7 @@ void add_partial(
     int threads) {
   kernels::parallel_for(rows, threads, [&](int64_t r) {
     for (int64_t i = 0; i < count; ++i) {
-      const float* from = partial + i * size + r * cols;
+      const float* from = partial + (i * rows + r) * cols;
       float* to = c + r * ldc;
       for (int64_t col = 0; col < cols; ++col) {
         to[col] += from[col];
@@ -185,7 +184,7 @@ void sgemm(
         narrow(ld_out));
   });
   if (parts.depth > 1) {
-    add_partial(partial, parts.depth - 1, m * n, c, ldc, m, n, threads);
+    add_partial(partial, parts.depth - 1, c, ldc, m, n, threads);
   }
 }
 

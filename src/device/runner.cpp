@@ -9,8 +9,8 @@
 #include <mutex>
 #include <set>
 
-#include "blas/gemm.h"
-#include "kernels/half.h"
+#include "host/half.h"
+#include "kernels/gemm.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -105,7 +105,7 @@ void run_on_blas(const MatmulCall& call) {
   auto flops = 2 * call.x.rows * call.x.cols * call.w.rows;
   trace::Span span("gemm_forward", call.layer->name, 0, flops);
   trace::add(Counter::gemm_forward);
-  blas::gemm(
+  kernels::gemm(
       call.x, call.w.transposed(), call.bias ? &*call.bias : nullptr, call.y);
 }
 
@@ -115,7 +115,7 @@ void fill_nan(const MatrixOut& y) {
   std::vector<float> nan(y.cols, std::numeric_limits<float>::quiet_NaN());
   auto* row = static_cast<char*>(y.data);
   for (int64_t r = 0; r < y.rows; ++r) {
-    kernels::from_float(nan.data(), y.type, row, y.cols);
+    host::from_float(nan.data(), y.type, row, y.cols);
     row += y.row_stride * static_cast<int64_t>(size_of(y.type));
   }
 }

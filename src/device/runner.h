@@ -10,7 +10,7 @@
 #include "device/device.h"
 #include "device/plan.h"
 #include "device/weights.h"
-#include "kernels/matrix.h"
+#include "host/matrix.h"
 #include "trace/counters.h"
 
 namespace mlx_ane {

@@ -1,7 +1,8 @@
 // One fused pass of Adam/AdamW over parameters and moments of any float type.
 #pragma once
 
-#include "kernels/matrix.h"
+#include "host/loops.h"
+#include "host/matrix.h"
 
 namespace mlx_ane::kernels {
 
@@ -36,8 +37,7 @@ struct AdamStep {
 };
 
 /// The step as the loops take it (loops.h).
-struct AdamConstants;
-AdamConstants constants_of(const AdamStep& step);
+host::AdamConstants constants_of(const AdamStep& step);
 
 /// One tensor of n elements. Outputs may alias the inputs of the same name.
 struct AdamTensor {

@@ -2,9 +2,9 @@
 // "before".
 #include <cmath>
 
+#include "host/half.h"
+#include "host/rounding.h"
 #include "kernels/adam.h"
-#include "kernels/half.h"
-#include "kernels/rounding.h"
 
 namespace mlx_ane::kernels {
 
@@ -15,9 +15,9 @@ float load(const void* data, Float type, int64_t i) {
     case Float::f32:
       return static_cast<const float*>(data)[i];
     case Float::f16:
-      return half_to_float(static_cast<const uint16_t*>(data)[i]);
+      return host::half_to_float(static_cast<const uint16_t*>(data)[i]);
     default:
-      return bfloat_to_float(static_cast<const uint16_t*>(data)[i]);
+      return host::bfloat_to_float(static_cast<const uint16_t*>(data)[i]);
   }
 }
 
@@ -27,10 +27,10 @@ void store(void* data, Float type, int64_t i, float value) {
       static_cast<float*>(data)[i] = value;
       break;
     case Float::f16:
-      static_cast<uint16_t*>(data)[i] = float_to_half(value);
+      static_cast<uint16_t*>(data)[i] = host::float_to_half(value);
       break;
     default:
-      static_cast<uint16_t*>(data)[i] = float_to_bfloat(value);
+      static_cast<uint16_t*>(data)[i] = host::float_to_bfloat(value);
   }
 }
 
@@ -41,14 +41,15 @@ void store_stochastic(
     float value,
     uint64_t seed,
     int64_t index) {
-  uint32_t random = random_bits(
-      random_key(seed, index), static_cast<uint32_t>(index % random_block));
+  uint32_t random = host::random_bits(
+      host::random_key(seed, index),
+      static_cast<uint32_t>(index % host::random_block));
   if (type == Float::f32) {
     store(data, type, i, value);
   } else {
-    static_cast<uint16_t*>(data)[i] = type == Float::f16
-                                          ? stochastic_half(value, random)
-                                          : stochastic_bfloat(value, random);
+    static_cast<uint16_t*>(data)[i] =
+        type == Float::f16 ? host::stochastic_half(value, random)
+                           : host::stochastic_bfloat(value, random);
   }
 }
 

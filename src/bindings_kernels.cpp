@@ -150,7 +150,7 @@ void adam(
   }
   kernels::AdamStep step;
   step.learning_rate = step.c1 = learning_rate;
-  step.weight_decay = weight_decay;
+  step.options.weight_decay = weight_decay;
   step.gradient_scale = gradient_scale;
   auto n = static_cast<int64_t>(p.size());
   if (passes) {

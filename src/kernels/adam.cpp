@@ -87,7 +87,7 @@ void adam_tiles(
         v_out,
         n,
         constants);
-    if (t.p_type != Float::f32 && step.stochastic) {
+    if (t.p_type != Float::f32 && step.options.stochastic) {
       write_stochastic(p, t.p_out, t.p_type, i, n, step.seed, t.offset + i);
     } else if (t.p_type != Float::f32) {
       host::from_float(p, t.p_type, at(t.p_out, t.p_type, i), n);
@@ -103,11 +103,11 @@ void adam_tiles(
 
 host::AdamConstants constants_of(const AdamStep& step) {
   return {
-      .b1 = static_cast<float>(step.beta1),
-      .b2 = static_cast<float>(step.beta2),
-      .one_minus_b1 = static_cast<float>(1.0 - step.beta1),
-      .one_minus_b2 = static_cast<float>(1.0 - step.beta2),
-      .eps = static_cast<float>(step.eps),
+      .b1 = static_cast<float>(step.options.beta1),
+      .b2 = static_cast<float>(step.options.beta2),
+      .one_minus_b1 = static_cast<float>(1.0 - step.options.beta1),
+      .one_minus_b2 = static_cast<float>(1.0 - step.options.beta2),
+      .eps = static_cast<float>(step.options.eps),
       .keep = step.keep(),
       .keep_rest = step.keep_rest(),
       .c1 = step.c1,

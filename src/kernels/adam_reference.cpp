@@ -56,11 +56,11 @@ void store_stochastic(
 }  // namespace
 
 void adam_reference(const AdamTensor& t, const AdamStep& step) {
-  auto b1 = static_cast<float>(step.beta1);
-  auto b2 = static_cast<float>(step.beta2);
-  auto one_minus_b1 = static_cast<float>(1.0 - step.beta1);
-  auto one_minus_b2 = static_cast<float>(1.0 - step.beta2);
-  auto eps = static_cast<float>(step.eps);
+  auto b1 = static_cast<float>(step.options.beta1);
+  auto b2 = static_cast<float>(step.options.beta2);
+  auto one_minus_b1 = static_cast<float>(1.0 - step.options.beta1);
+  auto one_minus_b2 = static_cast<float>(1.0 - step.options.beta2);
+  auto eps = static_cast<float>(step.options.eps);
   auto keep = step.keep();
   auto keep_rest = step.keep_rest();
   for (int64_t i = 0; i < t.n; ++i) {
@@ -72,7 +72,7 @@ void adam_reference(const AdamTensor& t, const AdamStep& step) {
     p = p * keep + (rest - step.c1 * m / (std::sqrt(v) * step.c2 + eps));
     store(t.m_out, t.state_type, i, m);
     store(t.v_out, t.state_type, i, v);
-    if (step.stochastic) {
+    if (step.options.stochastic) {
       store_stochastic(t.p_out, t.p_type, i, p, step.seed, t.offset + i);
     } else {
       store(t.p_out, t.p_type, i, p);

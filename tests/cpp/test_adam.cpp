@@ -72,7 +72,7 @@ bool near(double got, double want, Float type, double magnitude) {
 
 AdamStep a_step() {
   AdamStep step;
-  step.weight_decay = 0.01;
+  step.options.weight_decay = 0.01;
   step.learning_rate = 1e-3f;
   step.c1 = 1e-3f / (1.0f - 0.9f * 0.9f);
   step.c2 = 1.0f / std::sqrt(1.0f - 0.999f * 0.999f);
@@ -178,7 +178,7 @@ std::vector<uint16_t> stochastic_step(
   AdamStep step;
   step.c1 = 3e-5f;
   step.seed = seed;
-  step.stochastic = true;
+  step.options.stochastic = true;
   kernel(
       {p.data(),
        g.data(),

@@ -116,7 +116,9 @@ def test_wrong_gradients_and_steps_fail(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         _checkup.optimizers,
         "Adam",
-        lambda learning_rate, eps: real_adam(learning_rate=1.01 * learning_rate, eps=eps),
+        lambda learning_rate, eps: real_adam(
+            learning_rate=1.01 * learning_rate, eps=eps
+        ),
     )
     found = statuses(list(_checkup.measure("cpu")))
     assert [name for name in found if found[name] == "fail"] == ["Adam step"]

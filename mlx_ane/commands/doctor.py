@@ -170,13 +170,13 @@ def _verdict_age() -> float:
 
 
 def _ago(seconds: float) -> str:
-    if seconds < 60:
-        return "run now" if seconds == 0 else "stored less than a minute ago"
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            break
-    count = int(seconds // length)
-    return f"stored {count} {unit}{'s' * (count > 1)} ago; --fresh runs it again"
+    if seconds == 0:
+        return "run now"
+    age = f"{seconds:.0f} seconds"
+    for unit, length in (("minute", 60), ("hour", 3600), ("day", 86400)):
+        if (count := int(seconds // length)) > 0:
+            age = f"{count} {unit}{'s' * (count > 1)}"
+    return f"stored {age} ago; --fresh runs it again"
 
 
 def _versions() -> dict[str, str | None]:

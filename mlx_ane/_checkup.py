@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -160,9 +159,10 @@ def _compared(
     what = "relative error against float64"
     if error <= limit:
         return Check(device, name, "pass", error, f"{what}, at most {limit:g}")
-    cause = "wrong_values" if math.isfinite(error) else "nonfinite"
+    finite = math.isfinite(error)
+    cause = "wrong_values" if finite else "nonfinite"
     detail = f"{cause}: {what} is {error:.2g}, need at most {limit:g}"
-    return Check(device, name, "fail", plain(error), detail)
+    return Check(device, name, "fail", error if finite else None, detail)
 
 
 def _on_device(device: str, before: dict[str, int], after: dict[str, int]) -> Check:
@@ -179,14 +179,3 @@ def _on_device(device: str, before: dict[str, int], after: dict[str, int]) -> Ch
     if "placed_over_budget" in elsewhere:
         why += " (cap_reached: it takes no more programs)"
     return Check(device, "device calls", "fail", 0, f"it answered no product: {why}")
-
-
-def plain(value: Any) -> Any:
-    """A value for JSON: numbers that are not finite become None, all the way down."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

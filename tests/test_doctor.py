@@ -172,9 +172,6 @@ def test_json_has_real_types(capsys: Any) -> None:
     assert isinstance(found["cache"]["writable"], bool)
     assert isinstance(found["blas"]["threads"], int)
     assert '"yes"' not in json.dumps(found) and '"no"' not in json.dumps(found)
-    assert _checkup.plain({"a": [float("nan"), 1.5, (float("inf"),)]}) == {
-        "a": [None, 1.5, [None]]
-    }
 
 
 @pytest.mark.parametrize("by", ["MLX_ANE_FAULTS", "faults()"])

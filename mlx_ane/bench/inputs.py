@@ -92,7 +92,7 @@ def to_bfloat16(x: NDArray[Any]) -> NDArray[Any]:
 def embedding_inputs(spec: Spec) -> Arrays:
     """A table w (V, D), tokens (S,) of which a quarter repeat, and dy (S, D)."""
     V, D, S = spec["vocabulary"], spec["dim"], spec["S"]
-    tokens = np.random.default_rng(0).integers(0, V, S).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, V, (S,)).astype(np.int32)
     tokens[S - S // 4 :] = tokens[: S // 4]
     return {"w": uniform(1, V, D), "tokens": tokens, "dy": uniform(2, S, D)}
 

@@ -8,9 +8,7 @@ import json
 import os
 import platform
 import sys
-import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mlx_ane import _checkup, _device, _ext, _selftest, _settings
@@ -54,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 if the device that is to be used failed."""
     findings = examine(args.device, args.fresh, args.timeout)
     if args.json:
-        print(json.dumps(_checkup.plain(findings), indent=2, allow_nan=False))
+        print(json.dumps(findings, indent=2, allow_nan=False))
     else:
         print(_text(findings))
     if findings["passed"]:
@@ -145,7 +143,7 @@ def _self_test(fresh: bool) -> tuple[dict[str, Any] | None, list[Check]]:
     if missing is not None:
         return None, [Check("ane", "self-test", "skip", None, f"not run: {missing}")]
     verdict = None if fresh else _selftest.stored_verdict()
-    age = _verdict_age() if verdict else 0.0
+    age = _selftest.verdict_age() if verdict else 0.0
     try:
         verdict = verdict or _selftest.run_in_subprocess()
     except (RuntimeError, OSError) as error:
@@ -161,12 +159,6 @@ def _self_test(fresh: bool) -> tuple[dict[str, Any] | None, list[Check]]:
 
 def _right(self_test: dict[str, Any] | None) -> bool:
     return self_test is not None and self_test["passed"]
-
-
-def _verdict_age() -> float:
-    """Seconds since the stored verdict was written."""
-    written = Path(_ext.apple.verdict_file()).stat().st_mtime
-    return max(0.0, time.time() - written)
 
 
 def _ago(seconds: float) -> str:

@@ -89,7 +89,10 @@ def test_a_fault_of_every_call_is_named(engine: str, fault: str) -> None:
         checks = list(_checkup.measure(engine))
     failed = [check for check in checks if check.status == "fail"]
     assert {"product", "device calls"} & {check.name for check in failed}
-    assert any(CAUSES[fault] in check.detail for check in failed), failed
+    cause = CAUSES[fault]
+    if (engine, fault) == ("ane", "device_gone"):
+        cause = "evaluate_failed"  # Apple's error does not tell them apart
+    assert any(cause in check.detail for check in failed), failed
     # Gradients and Adam are the host's: they are checked all the same.
     found = statuses(checks)
     assert found["gradient of w"] == found["Adam step"] == "pass"

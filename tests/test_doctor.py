@@ -16,6 +16,7 @@ from conftest import ENGINES
 
 import mlx_ane as ane
 from mlx_ane import _checkup, _device, _ext, _selftest, cli
+from mlx_ane.commands import doctor as command
 
 doubles = pytest.mark.skipif(
     not hasattr(_ext, "apple"), reason="built without the Apple route"
@@ -181,6 +182,13 @@ def test_json_has_real_types(capsys: Any) -> None:
     assert isinstance(found["cache"]["exists"], bool)
     assert isinstance(found["cache"]["writable"], bool)
     assert isinstance(found["blas"]["threads"], int)
+    facts = {"hasANE": "yes", "numANECores": "16", "os_build": "23E214", "model": ""}
+    assert command._facts({**facts, "mlx": "0.32.4", "selftest_route": "x"}) == {
+        "hasANE": True,
+        "numANECores": 16,
+        "os_build": "23E214",  # not 23e214
+        "model": None,
+    }
     assert '"yes"' not in json.dumps(found) and '"no"' not in json.dumps(found)
 
 

@@ -206,6 +206,7 @@ def test_it_fails_when_every_engine_call_fails(
     assert found["failure"].startswith("[mlx_ane.doctor] device 'emulated' failed")
     assert err == f"mlx-ane doctor: {found['failure']}\n"
     assert "evaluate_failed" in err
+    assert "MLX_ANE_FALLBACK" not in err  # it would hide what doctor looks for
     by_device = [c["status"] for c in found["checks"] if c["device"] == "cpu"]
     assert set(by_device) == {"pass"}
 

@@ -243,7 +243,7 @@ def test_the_engine_where_there_is_none(
     assert found["self_test"] is None
 
 
-@pytest.mark.parametrize("site", ["surface", "compile", "load", "evaluate"])
+@pytest.mark.parametrize("site", ["surface", "load", "evaluate"])
 def test_a_hang_costs_the_bound_only(
     site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,8 +71,9 @@ void bind_ops(nb::module_& m) {
       "mode"_a = "affine",
       "device"_a = "cpu",
       "name"_a = "",
+      "frozen"_a = true,
       "stream"_a = nb::none(),
-      "mx.quantized_matmul(x, ...) + bias on a device; differentiable in x.");
+      "mx.quantized_matmul(x, ...) + bias on a device; differentiable.");
   m.def(
       "attention",
       &attention,

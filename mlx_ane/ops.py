@@ -190,7 +190,7 @@ def _sizes(labels: dict[str, str], arrays: dict[str, mx.array]) -> dict[str, int
 def bad_argument(where: str, stream: object, **arrays: object) -> ValueError:
     """The sentence behind a failed overload match: the first wrong argument."""
     for name, value in arrays.items():
-        optional = name in ("bias", "mask", "sinks")
+        optional = name in ("bias", "mask", "sinks", "weights")
         if not isinstance(value, mx.array) and not (optional and value is None):
             return ValueError(
                 f"[mlx_ane.{where}] {name} is {type(value).__name__}, need mx.array; "

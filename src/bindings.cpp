@@ -19,11 +19,12 @@
 #include "ops/adam.h"
 #include "ops/attention.h"
 #include "ops/checks.h"
+#include "ops/cross_entropy.h"
 #include "ops/gemm.h"
 #include "ops/linear.h"
-#include "ops/losses.h"
 #include "ops/outputs.h"
 #include "ops/quantized_linear.h"
+#include "ops/swiglu.h"
 #include "trace/counters.h"
 #include "trace/timeline.h"
 

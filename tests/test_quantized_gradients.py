@@ -136,6 +136,15 @@ def test_the_weight_has_no_gradient(device: str) -> None:
         gradients(layer, lambda: layer(mx.ones((40, 64))).sum())
 
 
+def test_forward_mode_of_x(device: str) -> None:
+    plain = nn.Linear(64, 40).to_quantized(32, 4)
+    layer = ane.nn.ANEQuantizedLinear.from_quantized_linear(plain, device)
+    x, d = mx.random.normal((40, 64)), mx.random.normal((40, 64))
+    _, got = mx.jvp(layer, [x], [d])
+    _, expected = mx.jvp(plain, [x], [d])
+    assert norm_error(got[0], exact(expected[0])) < 1e-5
+
+
 def test_second_order(device: str) -> None:
     plain = nn.Linear(64, 40).to_quantized(32, 4)
     layer = ane.nn.ANEQuantizedLinear.from_quantized_linear(plain, device)

@@ -87,6 +87,7 @@ def _quantized_product(layer: Any, x: mx.array) -> Any:
             mode=layer.mode,
             device=layer.device,
             name=layer._name,
+            frozen={"weight", "scales", "biases"} & layer.keys() <= layer._no_grad,
         )
     except TypeError as error:
         raise bad_argument("nn", None, x=x) from error
@@ -205,7 +206,9 @@ class ANEQuantizedLinear(_Placed, QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` with its product on a device of ours.
 
     The quantised weight is frozen and stays the only copy that MLX holds. The
-    gradient of x goes through dequantised panels of the weight.
+    gradient of x goes through dequantised panels of the weight. In mode "affine",
+    scales and biases have gradients too: ``layer.unfreeze(keys=["scales", "biases"])``
+    trains them.
 
     Args:
         input_dims (int): K, the size of the last axis of x.

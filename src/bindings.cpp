@@ -19,11 +19,12 @@
 #include "ops/adam.h"
 #include "ops/attention.h"
 #include "ops/checks.h"
+#include "ops/cross_entropy.h"
 #include "ops/gemm.h"
 #include "ops/linear.h"
-#include "ops/losses.h"
 #include "ops/outputs.h"
 #include "ops/quantized_linear.h"
+#include "ops/swiglu.h"
 #include "trace/counters.h"
 #include "trace/timeline.h"
 
@@ -71,8 +72,9 @@ void bind_ops(nb::module_& m) {
       "mode"_a = "affine",
       "device"_a = "cpu",
       "name"_a = "",
+      "frozen"_a = true,
       "stream"_a = nb::none(),
-      "mx.quantized_matmul(x, ...) + bias on a device; differentiable in x.");
+      "mx.quantized_matmul(x, ...) + bias on a device; differentiable.");
   m.def(
       "attention",
       &attention,

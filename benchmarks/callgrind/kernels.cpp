@@ -11,9 +11,10 @@
 #include "host/half.h"
 #include "kernels/adam.h"
 #include "kernels/attention.h"
+#include "kernels/cross_entropy.h"
 #include "kernels/gemm.h"
-#include "kernels/losses.h"
 #include "kernels/pack.h"
+#include "kernels/swiglu.h"
 
 using namespace mlx_ane;
 using namespace mlx_ane::kernels;
@@ -97,13 +98,15 @@ void attention(bool backward) {
 
 void cross_entropy() {
   static Array<int32_t> targets(rows, 3);
-  static Array<float> loss(rows), lse(rows), ones(rows, 1.0f);
-  cross_entropy_forward(matrix, targets.data(), 0.0f, loss.data(), lse.data());
+  static Array<float> loss(rows), top(rows), sum(rows), ones(rows, 1.0f);
+  cross_entropy_forward(
+      matrix, targets.data(), 0.0f, loss.data(), top.data(), sum.data());
   cross_entropy_backward(
       matrix,
       targets.data(),
       0.0f,
-      lse.data(),
+      top.data(),
+      sum.data(),
       ones.data(),
       {b.data(), Float::f32, rows, cols, cols});
 }

@@ -20,8 +20,8 @@ def linear(x: mlx.core.array, weight: mlx.core.array, bias: mlx.core.array | Non
 def matmul(a: mlx.core.array, b: mlx.core.array, *, device: str = 'cpu', name: str = '', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """a (..., M, K) @ b (..., K, N) with mx.matmul's rules; differentiable."""
 
-def quantized_linear(x: mlx.core.array, weight: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, bias: mlx.core.array | None = None, *, group_size: int, bits: int, mode: str = 'affine', device: str = 'cpu', name: str = '', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
-    """mx.quantized_matmul(x, ...) + bias on a device; differentiable in x."""
+def quantized_linear(x: mlx.core.array, weight: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, bias: mlx.core.array | None = None, *, group_size: int, bits: int, mode: str = 'affine', device: str = 'cpu', name: str = '', frozen: bool = True, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """mx.quantized_matmul(x, ...) + bias on a device; differentiable."""
 
 def attention(q: mlx.core.array, k: mlx.core.array, v: mlx.core.array, scale: float, mask: mlx.core.array | None = None, sinks: mlx.core.array | None = None, causal: bool = False, *, device: str = 'cpu', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """softmax(scale q @ k.T + mask) @ v over (B, H, S, D); differentiable."""

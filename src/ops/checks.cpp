@@ -15,6 +15,10 @@ mx::Stream engine_stream() {
   return mx::to_stream(stream);
 }
 
+bool is_float(mx::Dtype t) {
+  return t == mx::float32 || t == mx::float16 || t == mx::bfloat16;
+}
+
 }  // namespace
 
 Place resolve_place(const std::string& op, const std::string& device) {
@@ -67,12 +71,32 @@ void synchronize() {
 }
 
 void check_float(const std::string& op, const char* name, const mx::array& x) {
-  auto t = x.dtype();
-  if (t != mx::float32 && t != mx::float16 && t != mx::bfloat16) {
+  if (!is_float(x.dtype())) {
     throw std::invalid_argument(
-        "[mlx_ane." + op + "] got " + name + " of dtype " + to_string(t) +
+        "[mlx_ane." + op + "] got " + name + " of dtype " +
+        to_string(x.dtype()) +
         ", need float32, float16 or bfloat16; cast it with astype.");
   }
+}
+
+mx::Dtype product_type(
+    const std::string& op, const std::vector<Named>& operands) {
+  auto dtype = mx::bool_;
+  for (auto& [name, x] : operands) {
+    if (mx::issubdtype(x.dtype(), mx::inexact)) {
+      check_float(op, name, x);
+    }
+    dtype = mx::promote_types(dtype, x.dtype());
+  }
+  if (!is_float(dtype)) {
+    auto& [name, x] = operands[0];
+    check_float(op, name, x);
+  }
+  return dtype;
+}
+
+mx::array as_float(const mx::array& x, mx::Dtype dtype, mx::Stream stream) {
+  return is_float(x.dtype()) ? x : mx::astype(x, dtype, stream);
 }
 
 std::string to_string(const mx::Shape& shape) {

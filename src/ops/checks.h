@@ -2,6 +2,8 @@
 #pragma once
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "mlx/mlx.h"
 
@@ -33,6 +35,18 @@ void synchronize();
 
 /// float32, float16 or bfloat16, else std::invalid_argument.
 void check_float(const std::string& op, const char* name, const mx::array& x);
+
+using Named = std::pair<const char*, mx::array>;
+
+/// The type of a product of these arrays by MLX's promotion, in which integers
+/// and booleans follow the others. std::invalid_argument where one is complex
+/// or float64, or none is float32, float16 or bfloat16.
+mx::Dtype product_type(
+    const std::string& op, const std::vector<Named>& operands);
+
+/// An integer or boolean x in `dtype`; a float x as it is: our products read
+/// each float type themselves.
+mx::array as_float(const mx::array& x, mx::Dtype dtype, mx::Stream stream);
 
 std::string to_string(const mx::Shape& shape);
 std::string to_string(mx::Dtype dtype);

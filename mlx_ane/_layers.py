@@ -78,7 +78,14 @@ def _entries(container: Any) -> Iterator[tuple[Any, Any]]:
     )
 
 
+def product_method(cls: type[Any]) -> str:
+    """The method of a layer class in CLASSES that multiplies with its weight."""
+    is_table = issubclass(cls, (nn.Embedding, nn.QuantizedEmbedding))
+    return "as_linear" if is_table else "__call__"
+
+
 def holds_matrix(module: nn.Module) -> bool:
+    """Whether a module itself holds what may be a weight."""
     return any(isinstance(v, mx.array) and v.ndim >= 2 for v in module.values())
 
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ane._exchange import classes
+from mlx_ane._layers import product_method
 from mlx_ane._preserve import preserved
 
 #: What the caller knows a layer by.
@@ -102,8 +103,7 @@ def returns(model: nn.Module, found: list[Any]) -> Iterator[None]:
 
 
 def _watched(cls: type[Any], item: T, note: Note[T]) -> type[Any]:
-    is_table = issubclass(cls, (nn.Embedding, nn.QuantizedEmbedding))
-    name = "as_linear" if is_table else "__call__"
+    name = product_method(cls)
     product = getattr(cls, name)
 
     def watched(self: nn.Module, x: mx.array) -> mx.array:

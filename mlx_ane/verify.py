@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlx_ane import _ext
 from mlx_ane._exchange import classes, is_exchanged, originals
-from mlx_ane._layers import Site, find_sites, product_shape
+from mlx_ane._layers import Site, find_sites, product_method, product_shape
 from mlx_ane._preserve import preserved
 from mlx_ane._watch import returns, watching
 from mlx_ane.report import table
@@ -33,15 +33,15 @@ LOG2_NORM = 7
 #: output's dtype, whose rounding no device can avoid.
 FORWARD_TOLERANCE = {"ane": 2e-3, "emulated": 2e-3, "cpu": 1e-5}
 DTYPE_TOLERANCE = {mx.float32: 0.0, mx.float16: 1e-3, mx.bfloat16: 8e-3}
-#: The same of the whole model's output and loss, and of all gradients together, for
-#: models in float32. Llamas of 28 layers have 2e-3 and 3e-3 on `emulated`, 6e-7 and
+#: The same of the whole model's output and loss, and of all gradients together,
+#: without noise. Llamas of 28 layers have 2e-3 and 3e-3 on `emulated`, 6e-7 and
 #: 8e-7 on `cpu` (tests/test_verify.py); 4e-2 is a cosine of 0.999.
 OUTPUT_TOLERANCE = {"ane": 1e-2, "emulated": 1e-2, "cpu": 1e-4}
 GRADIENT_TOLERANCE = {"ane": 4e-2, "emulated": 4e-2, "cpu": 1e-3}
 #: Of one parameter's gradient, so that a layer is not blamed for another's fault.
 PARAMETER_TOLERANCE = 4e-2
-#: How much further than plain MLX in the model's own dtype a converted model may be
-#: from plain MLX in float32: both round as often, with errors of their own.
+#: Units of noise that are added to these: both round as often, with errors of their
+#: own.
 NOISE_FACTOR = 2.0
 #: Gradients are measured against their norm, or this part of the norm of all where
 #: they are less: that of a key's bias is zero but for rounding.
@@ -105,8 +105,9 @@ class LayerCheck:
 class VerificationReport:
     """Converted against plain MLX: layers, losses and gradients of the model.
 
-    Errors are relative to plain MLX computed in float32. Noise is how far plain MLX
-    in the model's own dtype is from that: 0 for a float32 model.
+    Errors are relative to plain MLX computed in float32. Noise is how far rounding
+    takes plain MLX from that: its own dtype if that is a half; for a float32 model on
+    an engine, inputs of its layers rounded to bfloat16; else 0.
     """
 
     layers: list[LayerCheck]
@@ -152,8 +153,7 @@ class VerificationReport:
             else f"{self.gradient_error:.1e}"
         )
         noise = (
-            f" (plain in its dtype {self.output_noise:.1e}, "
-            f"{self.gradient_noise or 0.0:.1e})"
+            f", noise {self.output_noise:.1e} and {self.gradient_noise or 0.0:.1e}"
             if self.output_noise
             else ""
         )
@@ -181,11 +181,11 @@ def verify(
     """Compare a converted model with the plain one on the same inputs.
 
     Runs the model with each layer checked against NumPy in float64, then output,
-    loss and gradients: of plain MLX in float32, of plain MLX in the model's own dtype
-    if that is another, and converted. The converted model may be further from the
-    first than the second is by a factor of two and the device's tolerance. Model,
-    inputs and MLX's random state are left as they were. Plain MLX is slow on Linux:
-    give a small batch.
+    loss and gradients: of plain MLX in float32; of plain MLX as rounding takes it from
+    that, which is the unit (see :class:`VerificationReport`); and converted. Two units
+    and the device's tolerance pass.
+    Model, inputs and MLX's random state are left as they were. Plain MLX is slow on
+    Linux: give a small batch.
 
     Args:
         model (nn.Module): A model that :func:`mlx_ane.convert` changed.
@@ -215,7 +215,7 @@ def verify(
     scalar = loss or _mean_square
     checks = {site.path: _new_check(site) for site in sites}
     before = _fallbacks()
-    own = None
+    noise = None
     with preserved(model, inputs) as rewind:
         with (
             _placements(checks.values()),
@@ -224,16 +224,21 @@ def verify(
             mx.eval(scalar(model, *inputs))
         rewind()
         with originals(site.module for site in sites), (plain or nullcontext)():
+            with _in_float32(model):
+                reference = _run(model, scalar, _float32(inputs))
+            rewind()
+            plain_loss = reference.loss
             if _has_halves(model):
-                with _float32(model):
-                    reference = _run(model, scalar, _map_halves(_to_float32, inputs))
-                rewind()
-                own = _run(model, scalar, inputs).against(reference)
-            else:
-                reference = _run(model, scalar, inputs)
+                noise = _run(model, scalar, inputs).against(reference)
+                plain_loss = noise.loss
+            elif on_engine := [c.layer for c in checks.values() if c.device != "cpu"]:
+                with classes((layer, _rounding(type(layer))) for layer in on_engine):
+                    noise = _run(model, scalar, inputs).against(reference)
         rewind()
         got = _run(model, scalar, inputs).against(reference)
-    return _judged(checks, got, own, reference.loss, _fallbacks(since=before))
+    report = _judged(checks, got, noise, reference.loss)
+    report.plain_loss, report.fallbacks = plain_loss, _fallbacks(since=before)
+    return report
 
 
 @dataclass
@@ -304,77 +309,81 @@ def _is_float(value: object) -> bool:
     return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)
 
 
-# -- plain MLX in float32 -----------------------------------------------------------
+# -- plain MLX in another dtype -----------------------------------------------------
 
 
 def _has_halves(model: nn.Module) -> bool:
     """Whether some array of the model is in float16 or bfloat16."""
-    found: list[mx.array] = []
-    _map_halves(found.append, [dict(site.module) for site in find_sites(model)])
-    return bool(found)
+    arrays = tree_flatten([dict(site.module) for site in find_sites(model)])
+    return any(isinstance(a, mx.array) and a.dtype in HALVES for _, a in arrays)
 
 
-def _map_halves(function: Callable[[mx.array], Any], tree: Any) -> Any:
-    """A tree with a function of its float16 and bfloat16 arrays in their place."""
+def _float32(tree: Any) -> Any:
+    """Lists, tuples and dicts with their arrays of floats in float32."""
     if isinstance(tree, mx.array) and tree.dtype in HALVES:
-        return function(tree)
+        return tree.astype(mx.float32)
     if type(tree) in (list, tuple):
-        return type(tree)(_map_halves(function, item) for item in tree)
+        return type(tree)(map(_float32, tree))
     if type(tree) is dict:
-        return {key: _map_halves(function, item) for key, item in tree.items()}
+        return {key: _float32(item) for key, item in tree.items()}
     return tree
 
 
-def _to_float32(array: mx.array) -> mx.array:
-    return array.astype(mx.float32)
-
-
 @contextmanager
-def _float32(model: nn.Module) -> Iterator[None]:
+def _in_float32(model: nn.Module) -> Iterator[None]:
     """The model computes in float32 while this is open; its arrays are not put back.
 
     Weights of layers stay as they are and are cast by blocks when they are used.
     """
-    large = []
+    by_blocks: dict[type, type[Any]] = {nn.Linear: _Linear, nn.Embedding: _Embedding}
+    pairs = []
     for site in find_sites(model):
-        module = site.module
-        cls = _FLOAT32.get(type(module))
-        if cls is not None and module["weight"].dtype in HALVES:
-            large.append((module, cls))
-        for key, value in module.items():
-            if not (key == "weight" and cls is not None):
-                module[key] = _map_halves(_to_float32, value)
-    with classes(large):
+        module, cls = site.module, by_blocks.get(type(site.module))
+        if cls and module["weight"].dtype in HALVES:
+            pairs.append((module, cls))
+        for key, value in list(module.items()):
+            if not (cls and key == "weight"):
+                module[key] = _float32(value)
+    with classes(pairs):
         yield
 
 
-def _product32(x: mx.array, weight: mx.array) -> mx.array:
-    """x (..., K) @ weight (N, K).T in float32, with little of the weight in it."""
-    x, (n, k) = x.astype(mx.float32), weight.shape
-    ends = list(range(BLOCK // k or 1, n, BLOCK // k or 1))
-    # Without checkpoint the gradient of x would keep every cast block.
-    block = mx.checkpoint(lambda x, w: x @ w.astype(mx.float32).T)
-    return mx.concatenate([block(x, w) for w in mx.split(weight, ends)], axis=-1)
+class _Linear(nn.Linear):
+    """Computes in float32, with little of the weight in it at a time."""
 
-
-class _Float32Linear(nn.Linear):
     def __call__(self, x: mx.array) -> mx.array:
-        y = _product32(x, self["weight"])
+        y = _product(x, self["weight"])
         return y + self["bias"] if "bias" in self else y
 
 
-class _Float32Embedding(nn.Embedding):
+class _Embedding(nn.Embedding):
+    """The same for a table."""
+
     def __call__(self, x: mx.array) -> mx.array:
         return self["weight"][x].astype(mx.float32)
 
     def as_linear(self, x: mx.array) -> mx.array:
-        return _product32(x, self["weight"])
+        return _product(x, self["weight"])
 
 
-_FLOAT32: dict[type, type[Any]] = {
-    nn.Linear: _Float32Linear,
-    nn.Embedding: _Float32Embedding,
-}
+def _product(x: mx.array, weight: mx.array) -> mx.array:
+    """x (..., K) @ weight (N, K).T in float32, the weight cast by blocks of rows."""
+    # Without checkpoint the gradient of x would keep every cast block.
+    block = mx.checkpoint(lambda x, w: x @ w.astype(mx.float32).T)
+    parts = mx.split(weight, [rows.start for rows in _blocks(*weight.shape)][1:])
+    return mx.concatenate([block(x.astype(mx.float32), w) for w in parts], axis=-1)
+
+
+def _rounding(cls: type[Any]) -> type[Any]:
+    """A layer class that rounds x to bfloat16, as coarse as the engine's products."""
+    name = product_method(cls)
+    product = getattr(cls, name)
+
+    def rounded(self: nn.Module, x: mx.array) -> mx.array:
+        y: mx.array = product(self, x.astype(mx.bfloat16).astype(x.dtype))
+        return y
+
+    return type(cls.__name__, (cls,), {name: rounded})
 
 
 # -- layers ---------------------------------------------------------------------------
@@ -481,13 +490,12 @@ def _weight(layer: nn.Module, rows: slice) -> mx.array:
 def _judged(
     checks: dict[str, LayerCheck],
     got: _Errors,
-    own: _Errors | None,
-    reference_loss: float,
-    fallbacks: dict[str, int],
+    noise: _Errors | None,
+    loss: float,
 ) -> VerificationReport:
     """The report, with the reasons why layers and the model fail."""
     device = max((c.device for c in checks.values()), key=OUTPUT_TOLERANCE.__getitem__)
-    noise = own or _Errors(reference_loss, 0.0, 0.0, dict.fromkeys(got.gradients, 0.0))
+    noise = noise or _Errors(loss, 0.0, 0.0, dict.fromkeys(got.gradients, 0.0))
     reasons = []
 
     def wrong(error: float, noise: float, tolerance: float) -> str:
@@ -496,11 +504,11 @@ def _judged(
 
     if why := wrong(got.output, noise.output, OUTPUT_TOLERANCE[device]):
         reasons.append(f"output {why}")
-    scale = max(abs(reference_loss), 1.0)
-    far, own_far = (abs(e.loss - reference_loss) / scale for e in (got, noise))
+    scale = max(abs(loss), 1.0)
+    far, noise_far = (abs(e.loss - loss) / scale for e in (got, noise))
     if not math.isfinite(got.loss):
         reasons.append("the loss is not finite")
-    elif why := wrong(far, max(own_far, noise.output), OUTPUT_TOLERANCE[device]):
+    elif why := wrong(far, max(noise_far, noise.output), OUTPUT_TOLERANCE[device]):
         reasons.append(f"loss {why}")
     if why := wrong(got.gradient, noise.gradient, GRADIENT_TOLERANCE[device]):
         reasons.append(f"gradient {why}")
@@ -521,10 +529,10 @@ def _judged(
         output_error=got.output,
         output_noise=noise.output,
         loss=got.loss,
-        plain_loss=noise.loss,
+        plain_loss=loss,
         gradient_error=got.gradient if got.gradients else None,
         gradient_noise=noise.gradient if got.gradients else None,
-        fallbacks=fallbacks,
+        fallbacks={},
         reasons=reasons,
     )
 

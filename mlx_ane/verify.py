@@ -48,7 +48,7 @@ NOISE_FACTOR = 2.0
 GRADIENT_FLOOR = 1e-4
 
 #: Elements of a block, so that float64 copies of one take little memory.
-BLOCK = 1 << 18
+BLOCK = 1 << 17
 HALVES = (mx.float16, mx.bfloat16)
 
 

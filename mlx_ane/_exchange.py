@@ -20,29 +20,29 @@ class Exchanged:
     """Mixed into a class that takes the place of another one, its original."""
 
     #: The class of the module before; a subclass of it has the same layout.
-    original: ClassVar[type[Any]]
+    _original: ClassVar[type[Any]]
     #: Attributes of the module that are this class's own.
-    settings: ClassVar[tuple[str, ...]] = ()
+    _settings: ClassVar[tuple[str, ...]] = ()
 
 
 def is_exchanged(module: nn.Module) -> bool:
     """Whether a module is of a class of ours; somebody's subclass of one is not."""
-    return "original" in vars(type(module))
+    return "_original" in vars(type(module))
 
 
 def original_class(module: nn.Module) -> type[Any]:
     """The class that a module has, or had before it was exchanged."""
     cls: Any = type(module)
-    return cls.original if is_exchanged(module) else cls
+    return cls._original if is_exchanged(module) else cls
 
 
 def exchange(module: nn.Module, cls: type[Any], **settings: Any) -> None:
     """Give a module a class of ours, and the class's settings.
 
     Args:
-        module (nn.Module): Of ``cls.original``, exchanged or not.
+        module (nn.Module): Of the class's original, exchanged or not.
         cls (type): A subclass of Exchanged and of the module's class.
-        **settings: Some of ``cls.settings``.
+        **settings: Some of the class's settings.
     """
     restore(module)
     module.__class__ = cls
@@ -52,9 +52,9 @@ def exchange(module: nn.Module, cls: type[Any], **settings: Any) -> None:
 def restore(module: nn.Module) -> None:
     """Give a module its original class back; nothing of ours stays on it."""
     if isinstance(module, Exchanged):
-        for name in module.settings:
+        for name in module._settings:
             module.__dict__.pop(name, None)
-        module.__class__ = module.original
+        module.__class__ = module._original
 
 
 def twin(module: M) -> M:

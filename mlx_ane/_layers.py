@@ -19,8 +19,10 @@ from mlx_ane.nn import (
 #: The class of ours for each layer class of MLX. Subclasses are not in it: their
 #: __call__ may do something else.
 CLASSES: dict[type, type[Any]] = {
-    cls.original: cls
-    for cls in (ANELinear, ANEQuantizedLinear, ANEEmbedding, ANEQuantizedEmbedding)
+    nn.Linear: ANELinear,
+    nn.QuantizedLinear: ANEQuantizedLinear,
+    nn.Embedding: ANEEmbedding,
+    nn.QuantizedEmbedding: ANEQuantizedEmbedding,
 }
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 

@@ -35,7 +35,7 @@ __all__ = [
 class Placed(Exchanged):
     """Where the products of a layer run; mixed into each layer of this module."""
 
-    settings = ("_device", "_name", "_precision", "_only_frozen")
+    _settings = ("_device", "_name", "_precision", "_only_frozen")
 
     #: A device name, or None to follow the default device.
     _device: str | None = None
@@ -72,7 +72,7 @@ class Placed(Exchanged):
             raise bad_argument("nn", None, x=x, weight=weight, bias=bias) from error
 
     def _own_settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.settings}
+        return {name: getattr(self, name) for name in self._settings}
 
     def _extra_repr(self) -> str:
         layer: Any = super()
@@ -107,7 +107,7 @@ def placed(cls: type[M], layer: nn.Module, **settings: Any) -> M:
 
 def _checked(cls: type[M], layer: object, device: str | None, where: str) -> M:
     """What the `from_...` of a class return."""
-    original: type[nn.Module] = cls.original
+    original: type[nn.Module] = cls._original
     where = f"nn.{cls.__name__}.{where}"
     if not isinstance(layer, original):
         raise ValueError(
@@ -147,7 +147,7 @@ class ANELinear(Placed, Linear):
         (2, 4)
     """
 
-    original = Linear
+    _original = Linear
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class ANEQuantizedLinear(Placed, QuantizedLinear):
             :func:`mlx_ane.default_device`.
     """
 
-    original = QuantizedLinear
+    _original = QuantizedLinear
 
     def __init__(
         self,
@@ -278,7 +278,7 @@ class ANEEmbedding(Placed, Embedding):
             :func:`mlx_ane.default_device`.
     """
 
-    original = Embedding
+    _original = Embedding
 
     def __init__(
         self, num_embeddings: int, dims: int, *, device: str | None = None
@@ -335,7 +335,7 @@ class ANEQuantizedEmbedding(Placed, QuantizedEmbedding):
     Made from a quantised table, for the tied head of a quantised model.
     """
 
-    original = QuantizedEmbedding
+    _original = QuantizedEmbedding
 
     def as_linear(self, x: mx.array) -> mx.array:
         """``x @ weight.T``: x (..., dims) to (..., num_embeddings)."""

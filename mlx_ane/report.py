@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_ane import _ext
+from mlx_ane._exchange import Exchanged
 
 if TYPE_CHECKING:
     from mlx_ane.autotune import Decision
@@ -35,7 +36,8 @@ class ConvertedLayer:
     @property
     def device(self) -> str:
         """The device of the next call; "mlx" once the layer is plain again."""
-        return str(getattr(self.layer, "device", "mlx"))
+        converted = isinstance(self.layer, Exchanged)
+        return str(self.layer.device) if converted else "mlx"
 
     @property
     def frozen(self) -> bool:

@@ -49,6 +49,8 @@ GRADIENT_FLOOR = 1e-4
 
 #: Elements of a block, so that float64 copies of one take little memory.
 BLOCK = 1 << 17
+#: Reasons of the whole model that are printed.
+SHOWN = 4
 HALVES = (mx.float16, mx.bfloat16)
 
 
@@ -157,7 +159,10 @@ class VerificationReport:
             if self.output_noise
             else ""
         )
-        reasons = "".join(f"; {reason}" for reason in self.reasons)
+        shown = self.reasons[:SHOWN]
+        if more := len(self.reasons) - len(shown):
+            shown.append(f"and {more} more")
+        reasons = "".join(f"; {reason}" for reason in shown)
         reasons += "".join(f"; FALLBACK {c}: {n}" for c, n in self.fallbacks.items())
         if not any(layer.passed for layer in self.layers):
             reasons += "; no layer ran on its device"
@@ -191,7 +196,8 @@ def verify(
         model (nn.Module): A model that :func:`mlx_ane.convert` changed.
         *inputs: Arguments of the model, or of ``loss`` after the model.
         loss (callable, optional): ``loss(model, *inputs)``, a scalar or a tuple
-            that begins with it. None takes the mean square of the outputs.
+            that begins with it. None takes the mean square of the outputs. It runs
+            four times at most, each time from the same state of the model.
         plain (callable, optional): ``plain()`` returns a context manager that is
             entered while the plain model runs, to take away what was put in place
             of MLX beside the layers, such as another attention.
@@ -216,7 +222,7 @@ def verify(
     checks = {site.path: _new_check(site) for site in sites}
     before = _fallbacks()
     noise = None
-    with preserved(model, inputs) as rewind:
+    with preserved(model, inputs, loss) as rewind:
         with (
             _placements(checks.values()),
             watching([(check, check.layer) for check in checks.values()], _compare),
@@ -224,20 +230,23 @@ def verify(
             mx.eval(scalar(model, *inputs))
         rewind()
         with originals(site.module for site in sites), (plain or nullcontext)():
-            with _in_float32(model):
-                reference = _run(model, scalar, _float32(inputs))
-            rewind()
-            plain_loss = reference.loss
             if _has_halves(model):
+                with _in_float32(model):
+                    reference = _run(model, scalar, _float32(inputs))
+                rewind()
                 noise = _run(model, scalar, inputs).against(reference)
-                plain_loss = noise.loss
-            elif on_engine := [c.layer for c in checks.values() if c.device != "cpu"]:
-                with classes((layer, _rounding(type(layer))) for layer in on_engine):
-                    noise = _run(model, scalar, inputs).against(reference)
+            else:
+                reference = _run(model, scalar, inputs)
+                rewind()
+                if engine := [c.layer for c in checks.values() if c.device != "cpu"]:
+                    with classes((layer, _rounding(type(layer))) for layer in engine):
+                        noise = _run(model, scalar, inputs).against(reference)
         rewind()
         got = _run(model, scalar, inputs).against(reference)
     report = _judged(checks, got, noise, reference.loss)
-    report.plain_loss, report.fallbacks = plain_loss, _fallbacks(since=before)
+    report.fallbacks = _fallbacks(since=before)
+    if noise is not None and _has_halves(model):
+        report.plain_loss = noise.loss
     return report
 
 
@@ -295,7 +304,7 @@ def _run(model: nn.Module, scalar: Callable[..., Any], inputs: tuple[Any, ...]) 
         value, gradients = value_of(*inputs), {}
     mx.eval(value, gradients, outputs)
     floats = {path: a for path, a in tree_flatten(outputs) if _is_float(a)}
-    return _Run(float(value), floats, dict(tree_flatten(gradients)))
+    return _Run(float(value), floats or {"loss": value}, dict(tree_flatten(gradients)))
 
 
 def _mean_square(model: nn.Module, *inputs: Any) -> mx.array:
@@ -314,8 +323,8 @@ def _is_float(value: object) -> bool:
 
 def _has_halves(model: nn.Module) -> bool:
     """Whether some array of the model is in float16 or bfloat16."""
-    arrays = tree_flatten([dict(site.module) for site in find_sites(model)])
-    return any(isinstance(a, mx.array) and a.dtype in HALVES for _, a in arrays)
+    arrays = [a for _, a in tree_flatten(model.state) if isinstance(a, mx.array)]
+    return any(array.dtype in HALVES for array in arrays)
 
 
 def _float32(tree: Any) -> Any:
@@ -499,7 +508,7 @@ def _judged(
     reasons = []
 
     def wrong(error: float, noise: float, tolerance: float) -> str:
-        limit = tolerance + NOISE_FACTOR * noise
+        limit = tolerance + (NOISE_FACTOR * noise if math.isfinite(noise) else 0.0)
         return "" if error <= limit else f"error {error:.1e}, need {limit:.1e}"
 
     if why := wrong(got.output, noise.output, OUTPUT_TOLERANCE[device]):
@@ -543,8 +552,11 @@ def _squares(
     """||got - expected||² and ||expected||² of each array that is expected."""
     error, norm = {}, {}
     for path, array in expected.items():
+        error[path], norm[path] = 0.0, 0.0
+        if path not in got or got[path].shape != array.shape:
+            error[path] = math.inf
+            continue
         a, b = got[path].reshape(-1), array.reshape(-1)
-        error[path] = norm[path] = 0.0
         for block in _blocks(b.size, 1):
             reference = _numpy(b[block])
             error[path] += float(np.sum((_numpy(a[block]) - reference) ** 2))

@@ -31,7 +31,7 @@ class ConvertedLayer:
     #: What policy "auto" measured, or None.
     decision: Decision | None = None
     #: Name in the counters.
-    name: str = ""
+    name: str = field(default="", repr=False)
 
     @property
     def device(self) -> str:

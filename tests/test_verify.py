@@ -310,6 +310,24 @@ def test_gradients_of_what_is_not_converted_are_compared(monkeypatch) -> None:
     assert "gradient of model.layers.1.self_attn.v_proj.lora_b" in str(report)
 
 
+def test_a_gradient_that_is_zero_but_for_rounding_passes(device: str) -> None:
+    class SelfAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # The softmax does not see the key's bias.
+            self.attention = nn.MultiHeadAttention(64, 4, bias=True)
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return self.attention(x, x, x)
+
+    model = SelfAttention()
+    for projection in model.attention.leaf_modules().values():
+        projection.weight = 4.0 * projection.weight
+    ane.convert(model, device=device)
+    report = ane.verify(model, mx.random.normal((2, 40, 64)))
+    assert report.passed, str(report)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient", "both sides"])
 def test_what_is_not_finite_fails(where: str, monkeypatch) -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))

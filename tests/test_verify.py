@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import sys
 import tracemalloc
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from cases import exact, norm_error
 from mlx.utils import tree_flatten
+from processes import run_python
 from test_convert import LORA, linear_to_lora_layers, tiny_llama
 
 import mlx_ane as ane
@@ -444,6 +446,53 @@ def test_the_float64_reference_takes_less_than_the_layer(quantized: bool) -> Non
     tracemalloc.stop()
     assert check.reasons == [] and 0 < check.forward_error < 8e-3
     assert peak < size
+
+
+MEMORY = """
+import threading
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_ane as ane
+
+PAGE = 4096
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def watch() -> None:
+    while watching:
+        peak[0] = max(peak[0], resident())
+        time.sleep(0.001)
+
+
+n, k = 65536, 512
+layer = nn.Linear(1, 1, bias=False)
+layer.weight = mx.zeros((n, k), mx.bfloat16) + mx.array(0.01, mx.bfloat16)
+model = nn.Sequential(layer)
+model.freeze()
+x = mx.random.normal((4, k)).astype(mx.bfloat16)
+ane.convert(model, device="cpu")
+mx.eval(model.state, x, model(x))
+watching, before, peak = True, resident(), [0]
+thread = threading.Thread(target=watch)
+thread.start()
+assert ane.verify(model, x).passed
+watching = False
+thread.join()
+size = 2 * n * k
+assert peak[0] - before < 1.5 * size, (peak[0] - before) / size
+print((peak[0] - before) / size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_verify_as_a_whole_takes_less_than_the_layer_and_a_half() -> None:
+    run_python(MEMORY)
 
 
 def test_blocks_find_what_the_whole_finds() -> None:

@@ -22,10 +22,11 @@ from mlx import nn
 
 from mlx_ane import _ext, chips
 from mlx_ane._device import device_info, resolve
+from mlx_ane._preserve import preserved
 from mlx_ane._settings import settings
 from mlx_ane._versions import INSTALLED_MLX, __version__
 from mlx_ane._watch import checked_shapes, rows_of_products
-from mlx_ane.nn import ANELinear, ANEQuantizedLinear, _as
+from mlx_ane.nn import ANELinear, ANEQuantizedLinear, placed
 
 OBJECTIVES = ("time", "energy", "free_gpu")
 
@@ -224,7 +225,8 @@ class Measurements:
         key = product.key(timed)
         seconds = self._read().get(key)
         if seconds is None:
-            seconds, problem = measure(product, timed, self._device)
+            with preserved():  # making a layer draws random numbers
+                seconds, problem = measure(product, timed, self._device)
             if problem:
                 notes.append(problem)
             else:  # a device that failed is asked again by the next process
@@ -276,7 +278,7 @@ def measure(
     kind: Any = ANEQuantizedLinear if product.quantization else ANELinear
 
     def on(name: str) -> Callable[[mx.array], mx.array]:
-        return _as(kind, plain, _device=name, _precision=product.precision)
+        return placed(kind, plain, _device=name, _precision=product.precision)
 
     seconds = {"cpu": _seconds(on("cpu"), x)[0]}
     if has_gpu():

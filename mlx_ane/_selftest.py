@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_ane import _ext
+from mlx_ane._settings import ROUTES, settings
 
 _apple: Any = getattr(_ext, "apple", None)
 
-ROUTES = ("in_memory", "e5rt")
 LAYOUTS = ("natural", "channels_first")
 DIALECTS = ("ios18", "ios16")
 #: Largest relative error of an fp16 product of well-scaled operands.
@@ -87,7 +86,7 @@ def run_in_subprocess(timeout: float = 20.0) -> Verdict:
     """
     if _apple is None:
         return Verdict(False, _ext.unavailable("ane") or "not built in")
-    chosen = os.environ.get("MLX_ANE_ROUTE")
+    chosen = settings.route
     routes = (chosen,) if chosen else ROUTES
     findings: list[dict[str, Any]] = []
     for route in routes:

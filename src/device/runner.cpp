@@ -10,6 +10,7 @@
 #include <set>
 
 #include "blas/gemm.h"
+#include "host/environment.h"
 #include "kernels/half.h"
 #include "trace/timeline.h"
 
@@ -30,9 +31,19 @@ struct Health {
   std::optional<std::string> out;
 };
 
+RunnerSettings settings_of_environment() {
+  RunnerSettings settings;
+  auto fallback =
+      host::choice_variable("MLX_ANE_FALLBACK", {"error", "warn", "allow"});
+  settings.fallback = fallback_from(fallback.value_or("warn"));
+  settings.spot_check =
+      host::count_variable("MLX_ANE_SPOT_CHECK", 0).value_or(0);
+  return settings;
+}
+
 struct State {
   std::mutex mutex;
-  RunnerSettings settings;
+  std::optional<RunnerSettings> settings;  // of the environment at first use
   std::map<const Device*, Health> health;
   std::set<std::string> warned;
 };
@@ -137,7 +148,16 @@ Fallback fallback_from(const std::string& name) {
 
 RunnerSettings runner_settings() {
   std::lock_guard lock(state().mutex);
-  return state().settings;
+  auto& settings = state().settings;
+  if (!settings) {
+    settings = settings_of_environment();
+  }
+  return *settings;
+}
+
+int64_t min_rows() {
+  std::lock_guard lock(state().mutex);
+  return state().settings.value_or(RunnerSettings()).min_rows;
 }
 
 void set_runner_settings(const RunnerSettings& settings) {

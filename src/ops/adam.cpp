@@ -5,11 +5,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "mlx/backend/cpu/encoder.h"
-
 #include "device/weights.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
+#include "ops/streams.h"
 #include "trace/counters.h"
 #include "trace/timeline.h"
 
@@ -171,7 +170,7 @@ void wait_for_readers(const std::vector<mx::array>& inputs, mx::Stream s) {
     held |= !inputs[i].is_tracer() && !inputs[i].is_donatable();
   }
   if (held) {
-    mx::synchronize(s);
+    wait_for(s);
   }
 }
 
@@ -258,7 +257,7 @@ void AdamGate::eval_cpu(
   for (size_t i = 1; i < inputs.size(); ++i) {
     task.gradients.push_back(HostMatrix::flat(inputs[i]));
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
+  encoder(stream()).dispatch(std::move(task));
 }
 
 void AdamGate::eval_gpu(
@@ -327,7 +326,7 @@ void AdamUpdate::encode(
     task.tensors.push_back(std::move(tensor));
   }
   trace::add(trace::Counter::adam_tensors, task.tensors.size());
-  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
+  encoder(stream()).dispatch(std::move(task));
 }
 
 void AdamUpdate::eval_gpu(

@@ -1,7 +1,6 @@
 // Attention: forward and backward each one task over kernels/attention.
 #include "ops/attention.h"
 
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 
 #include "device/device_attention.h"
@@ -9,6 +8,7 @@
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -231,7 +231,7 @@ void Attention::eval_cpu(
     return;
   }
   layer_->calls += 1;
-  auto& encoder = mx::cpu::get_command_encoder(stream());
+  auto& encoder = mlx_ane::encoder(stream());
   auto call = kernel_call(inputs, options_);
   auto out = heads(outputs[0]);
   if (!options_.place.device) {
@@ -334,7 +334,7 @@ void AttentionVJP::eval_cpu(
     }
     return;
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(
+  encoder(stream()).dispatch(
       [call = kernel_call(inputs, options_),
        out = heads(inputs[n]),
        logsumexp = inputs[n + 1].data<float>(),

@@ -2,13 +2,12 @@
 // Gemms.
 #include "ops/gemm.h"
 
-#include "mlx/backend/cpu/encoder.h"
-
 #include "blas/gemm.h"
 #include "device/runner.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -205,7 +204,7 @@ void Gemm::eval_cpu(
     task.a.push_back(HostMatrix::batch(a, i));
     task.b.push_back(HostMatrix::batch(b, i));
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
+  encoder(stream()).dispatch(std::move(task));
 }
 
 void Gemm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {

@@ -1,11 +1,10 @@
 // Cross-entropy and SwiGLU: forward and backward each one task.
 #include "ops/losses.h"
 
-#include "mlx/backend/cpu/encoder.h"
-
 #include "kernels/losses.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -77,7 +76,7 @@ void CrossEntropy::eval_cpu(
   if (outputs[0].size() == 0) {
     return;
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(
+  encoder(stream()).dispatch(
       [logits = HostMatrix::rows(inputs[0]),
        targets = inputs[1].data<int32_t>(),
        smoothing = smoothing_,
@@ -141,7 +140,7 @@ void CrossEntropyVJP::eval_cpu(
       static_cast<int64_t>(out.size()) / vocabulary,
       vocabulary,
       vocabulary};
-  mx::cpu::get_command_encoder(stream()).dispatch(
+  encoder(stream()).dispatch(
       [logits = HostMatrix::rows(inputs[0]),
        targets = inputs[1].data<int32_t>(),
        smoothing = smoothing_,
@@ -188,7 +187,7 @@ mx::array swiglu(
 void SwiGLU::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
-  mx::cpu::get_command_encoder(stream()).dispatch(
+  encoder(stream()).dispatch(
       [gate = HostMatrix::flat(inputs[0]),
        up = HostMatrix::flat(inputs[1]),
        type = float_type(outputs[0].dtype()),
@@ -227,7 +226,7 @@ std::vector<mx::array> SwiGLU::vjp(
 void SwiGLUVJP::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
-  mx::cpu::get_command_encoder(stream()).dispatch(
+  encoder(stream()).dispatch(
       [gate = HostMatrix::flat(inputs[0]),
        up = HostMatrix::flat(inputs[1]),
        d_out = HostMatrix::flat(inputs[2]),

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "mlx/backend/cpu/encoder.h"
-
 #include "blas/blas.h"
 #include "blas/gemm.h"
 #include "device/runner.h"
@@ -13,6 +11,7 @@
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
 #include "ops/row_sum.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -307,7 +306,7 @@ void QuantizedLinear::eval_cpu(
       static_cast<int64_t>(y.size()) / w.rows,
       w.rows,
       w.rows};
-  auto& encoder = mx::cpu::get_command_encoder(stream());
+  auto& encoder = mlx_ane::encoder(stream());
   auto* device = options_.place.device;
   auto x = HostMatrix::rows(inputs[0]);
   if (!device) {
@@ -410,7 +409,7 @@ void QuantizedLinearVJP::eval_cpu(
       static_cast<int64_t>(dx.size()) / w.cols,
       w.cols,
       w.cols};
-  mx::cpu::get_command_encoder(stream()).dispatch(
+  encoder(stream()).dispatch(
       [dy = HostMatrix::rows(inputs[0]), w, out, layer = options_.layer] {
         run_dx(dy.view(), w, out, layer);
       });

@@ -15,6 +15,8 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "host/environment.h"
+
 namespace mlx_ane::emulated {
 
 namespace {
@@ -244,8 +246,7 @@ void read_environment(Table& t) {
   if (t.from_environment) {
     return;
   }
-  auto* text = std::getenv("MLX_ANE_FAULTS");
-  auto specification = std::string(text ? text : "");
+  auto specification = host::variable("MLX_ANE_FAULTS");
   t.injections = parse(specification);
   t.specification = specification;
   t.from_environment = true;

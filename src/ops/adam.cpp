@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "mlx/backend/cpu/encoder.h"
+
 #include "device/weights.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
@@ -257,7 +259,7 @@ void AdamGate::eval_cpu(
   for (size_t i = 1; i < inputs.size(); ++i) {
     task.gradients.push_back(HostMatrix::flat(inputs[i]));
   }
-  encoder(stream()).dispatch(std::move(task));
+  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
 }
 
 void AdamGate::eval_gpu(
@@ -326,7 +328,7 @@ void AdamUpdate::encode(
     task.tensors.push_back(std::move(tensor));
   }
   trace::add(trace::Counter::adam_tensors, task.tensors.size());
-  encoder(stream()).dispatch(std::move(task));
+  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
 }
 
 void AdamUpdate::eval_gpu(

@@ -1,6 +1,7 @@
 // Attention: forward and backward each one task over kernels/attention.
 #include "ops/attention.h"
 
+#include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 
 #include "device/device_attention.h"
@@ -231,7 +232,7 @@ void Attention::eval_cpu(
     return;
   }
   layer_->calls += 1;
-  auto& encoder = mlx_ane::encoder(stream());
+  auto& encoder = mx::cpu::get_command_encoder(stream());
   auto call = kernel_call(inputs, options_);
   auto out = heads(outputs[0]);
   if (!options_.place.device) {
@@ -334,7 +335,7 @@ void AttentionVJP::eval_cpu(
     }
     return;
   }
-  encoder(stream()).dispatch(
+  mx::cpu::get_command_encoder(stream()).dispatch(
       [call = kernel_call(inputs, options_),
        out = heads(inputs[n]),
        logsumexp = inputs[n + 1].data<float>(),

@@ -2,6 +2,8 @@
 // Gemms.
 #include "ops/gemm.h"
 
+#include "mlx/backend/cpu/encoder.h"
+
 #include "blas/gemm.h"
 #include "device/runner.h"
 #include "ops/failure.h"
@@ -204,7 +206,7 @@ void Gemm::eval_cpu(
     task.a.push_back(HostMatrix::batch(a, i));
     task.b.push_back(HostMatrix::batch(b, i));
   }
-  encoder(stream()).dispatch(std::move(task));
+  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
 }
 
 void Gemm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {

@@ -1,6 +1,8 @@
 // ANELinear: encodes one device (or BLAS) task, and its gradients as Gemms.
 #include "ops/linear.h"
 
+#include "mlx/backend/cpu/encoder.h"
+
 #include "blas/gemm.h"
 #include "device/runner.h"
 #include "ops/failure.h"
@@ -164,7 +166,7 @@ void ANELinear::eval_cpu(
       static_cast<int64_t>(y.size()) / n,
       n,
       n};
-  auto& encoder = mlx_ane::encoder(stream());
+  auto& encoder = mx::cpu::get_command_encoder(stream());
   auto* device = w.cols > 0 ? options_.place.device : nullptr;
   if (!device) {
     layer_->place(trace::Placement::device_cpu);

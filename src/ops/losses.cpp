@@ -1,6 +1,8 @@
 // Cross-entropy and SwiGLU: forward and backward each one task.
 #include "ops/losses.h"
 
+#include "mlx/backend/cpu/encoder.h"
+
 #include "kernels/losses.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
@@ -76,7 +78,7 @@ void CrossEntropy::eval_cpu(
   if (outputs[0].size() == 0) {
     return;
   }
-  encoder(stream()).dispatch(
+  mx::cpu::get_command_encoder(stream()).dispatch(
       [logits = HostMatrix::rows(inputs[0]),
        targets = inputs[1].data<int32_t>(),
        smoothing = smoothing_,
@@ -140,7 +142,7 @@ void CrossEntropyVJP::eval_cpu(
       static_cast<int64_t>(out.size()) / vocabulary,
       vocabulary,
       vocabulary};
-  encoder(stream()).dispatch(
+  mx::cpu::get_command_encoder(stream()).dispatch(
       [logits = HostMatrix::rows(inputs[0]),
        targets = inputs[1].data<int32_t>(),
        smoothing = smoothing_,
@@ -187,7 +189,7 @@ mx::array swiglu(
 void SwiGLU::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
-  encoder(stream()).dispatch(
+  mx::cpu::get_command_encoder(stream()).dispatch(
       [gate = HostMatrix::flat(inputs[0]),
        up = HostMatrix::flat(inputs[1]),
        type = float_type(outputs[0].dtype()),
@@ -226,7 +228,7 @@ std::vector<mx::array> SwiGLU::vjp(
 void SwiGLUVJP::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
-  encoder(stream()).dispatch(
+  mx::cpu::get_command_encoder(stream()).dispatch(
       [gate = HostMatrix::flat(inputs[0]),
        up = HostMatrix::flat(inputs[1]),
        d_out = HostMatrix::flat(inputs[2]),

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "mlx/backend/cpu/encoder.h"
+
 #include "blas/blas.h"
 #include "blas/gemm.h"
 #include "device/runner.h"
@@ -306,7 +308,7 @@ void QuantizedLinear::eval_cpu(
       static_cast<int64_t>(y.size()) / w.rows,
       w.rows,
       w.rows};
-  auto& encoder = mlx_ane::encoder(stream());
+  auto& encoder = mx::cpu::get_command_encoder(stream());
   auto* device = options_.place.device;
   auto x = HostMatrix::rows(inputs[0]);
   if (!device) {
@@ -409,7 +411,7 @@ void QuantizedLinearVJP::eval_cpu(
       static_cast<int64_t>(dx.size()) / w.cols,
       w.cols,
       w.cols};
-  encoder(stream()).dispatch(
+  mx::cpu::get_command_encoder(stream()).dispatch(
       [dy = HostMatrix::rows(inputs[0]), w, out, layer = options_.layer] {
         run_dx(dy.view(), w, out, layer);
       });

@@ -3,10 +3,11 @@
 
 #include <numeric>
 
+#include "mlx/backend/cpu/encoder.h"
+
 #include "kernels/column_sums.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
-#include "ops/streams.h"
 
 namespace mlx_ane {
 
@@ -22,7 +23,7 @@ void RowSum::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& out = outputs[0];
   allocate(out);
-  encoder(stream()).dispatch(
+  mx::cpu::get_command_encoder(stream()).dispatch(
       [x = HostMatrix::rows(inputs[0]),
        type = float_type(dtype_),
        data = out.data<void>()] {

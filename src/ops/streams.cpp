@@ -64,17 +64,6 @@ bool has(const std::vector<int>& streams, mx::Stream stream) {
          streams.end();
 }
 
-void require_threads(
-    const std::string& where, mx::Stream stream, const Place& place) {
-  if (has(left_behind, stream) || (place.device && !left_behind.empty())) {
-    throw std::runtime_error(
-        "[" + where +
-        "] got a call in a process forked after MLX had started threads, need "
-        "a process with its own; start workers with multiprocessing's "
-        "\"spawn\", or fork before the first evaluation.");
-  }
-}
-
 /// Variables that tasks read: a wrong value is an error of the first call, not
 /// of a task, whose exception MLX delivers later.
 void check_environment() {
@@ -126,13 +115,14 @@ mx::Stream resolve_stream(
     const Place& place) {
   check_environment();
   auto chosen = chosen_stream(op, stream, place);
-  require_threads("mlx_ane." + op, chosen, place);
+  if (has(left_behind, chosen) || (place.device && !left_behind.empty())) {
+    throw std::runtime_error(
+        "[mlx_ane." + op +
+        "] got a call in a process forked after MLX had started threads, need "
+        "a process with its own; start workers with multiprocessing's "
+        "\"spawn\", or fork before the first evaluation.");
+  }
   return chosen;
-}
-
-mx::cpu::CommandEncoder& encoder(mx::Stream stream) {
-  require_threads("mlx_ane", stream, {});
-  return mx::cpu::get_command_encoder(stream);
 }
 
 void wait_for(mx::Stream stream) {

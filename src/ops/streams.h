@@ -4,7 +4,6 @@
 
 #include <string>
 
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/mlx.h"
 
 #include "ops/checks.h"
@@ -22,10 +21,6 @@ mx::Stream resolve_stream(
     const std::string& op,
     const mx::StreamOrDevice& stream,
     const Place& place = {});
-
-/// MLX's encoder for a primitive's tasks; the same error, as a graph may be
-/// older than the process.
-mx::cpu::CommandEncoder& encoder(mx::Stream stream);
 
 /// Waits for what was encoded on a stream, if its thread is in this process.
 void wait_for(mx::Stream stream);

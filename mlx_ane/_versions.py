@@ -87,6 +87,8 @@ def build_key(sources: Path) -> str:
         for file in (sources / "src").rglob("*.*")
         if file.suffix in (".cpp", ".h", ".m")
     )
-    hashes = (sha256((sources / name).read_bytes()).hexdigest() for name in names)
-    lines = "".join(f"{name} {hash}\n" for name, hash in zip(names, hashes))
+    lines = "".join(
+        f"{name} {sha256((sources / name).read_bytes()).hexdigest()}\n"
+        for name in names
+    )
     return f"{__version__} {sha256(lines.encode()).hexdigest()}"

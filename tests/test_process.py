@@ -285,7 +285,8 @@ def test_a_full_disk_costs_the_cache(tmp_path: Path) -> None:
         tmp_path,
         "import mlx.nn as nn\n"
         "for _ in range(2):\n"
-        "    ane.convert(nn.Sequential(nn.Linear(64, 96)), policy='auto', device='emulated')",
+        "    model = nn.Sequential(nn.Linear(64, 96))\n"
+        "    ane.convert(model, policy='auto', device='emulated')",
     )
     assert lines[0] == str(tmp_path)
     assert len(lines) == 2

@@ -38,8 +38,8 @@ int cores_in_mask() {
 /// Microseconds of CPU time a period over the period; "max" or -1 mean none.
 std::optional<double> ratio(std::istream& quota, std::istream& period) {
   double runtime = 0, length = 0;
-  bool limited = quota >> runtime && period >> length && runtime > 0 &&
-                 length > 0;
+  bool limited =
+      quota >> runtime && period >> length && runtime > 0 && length > 0;
   return limited ? std::optional(runtime / length) : std::nullopt;
 }
 

@@ -49,8 +49,7 @@ std::optional<int64_t> count_variable(const char* name, int64_t least) {
   auto last = value.data() + value.size();
   auto [end, error] = std::from_chars(value.data(), last, count);
   if (error != std::errc() || end != last || count < least) {
-    refuse(
-        name, value, "a whole number of at least " + std::to_string(least));
+    refuse(name, value, "a whole number of at least " + std::to_string(least));
   }
   return count;
 }

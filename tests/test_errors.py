@@ -161,9 +161,9 @@ def test_another_nanobind_is_one_sentence_with_the_command() -> None:
         package.__path__ = spec.submodule_search_locations
         sys.modules["mlx_ane"] = package  # the package, its __init__ not yet run
         import mlx_ane._ext as _ext
-        def linear(*arguments, **options):
-            raise TypeError("linear(): incompatible function arguments")
-        _ext.linear = linear
+        def accepts(*arguments, **options):
+            raise TypeError("accepts(): incompatible function arguments")
+        _ext.accepts = accepts
         from mlx_ane import _startup
         _startup.run()
         """,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -261,10 +260,8 @@ class Measurements:
         except OSError as error:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-            _warn_once(
-                f"[mlx_ane] warning: measurements are not kept, as "
-                f"{self._file.parent} cannot be written ({error.strerror}); set "
-                f"MLX_ANE_CACHE_DIR."
+            _ext.warn_not_kept(
+                "measurements", str(self._file.parent), error.strerror or ""
             )
 
 
@@ -317,18 +314,9 @@ def _machine(device: str) -> dict[str, str]:
     facts = {name: info[name] for name in _FACTS if name in info}
     return {
         "os_build": platform.release(),
-        "cpu": f"{platform.machine()} {platform.processor()} x {os.cpu_count()}",
+        "cpu": f"{platform.machine()} {platform.processor()} x {_ext.blas_threads()}",
         **facts,
         "gpu": str(has_gpu()),
         "mlx": INSTALLED_MLX,
         "mlx_ane": __version__,
     }
-
-
-_warned: set[str] = set()
-
-
-def _warn_once(line: str) -> None:
-    if line not in _warned:
-        _warned.add(line)
-        print(line, file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -126,3 +127,5 @@ def record_process(path: str) -> None:
     whole = timeline(path)
     whole.start()
     atexit.register(whole.stop)
+    # A forked child records nothing, and the file is its parent's.
+    os.register_at_fork(after_in_child=lambda: atexit.unregister(whole.stop))

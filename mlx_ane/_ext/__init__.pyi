@@ -14,6 +14,9 @@ from mlx_ane._ext import (
 
 built_for_mlx: str = '0.32.4'
 
+def accepts(x: mlx.core.array) -> bool:
+    """True; TypeError where MLX's arrays are another build's."""
+
 def linear(x: mlx.core.array, weight: mlx.core.array, bias: mlx.core.array | None = None, *, device: str = 'cpu', name: str = '', frozen: bool = False, precision: str = 'default', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """x (..., K) @ weight (N, K).T + bias (N); differentiable."""
 
@@ -74,6 +77,12 @@ def kept_output_bytes() -> int:
 
 def resident_programs() -> int:
     """Programs loaded now."""
+
+def cache_directory() -> str:
+    """The folder of verdicts, measurements and compiled programs."""
+
+def warn_not_kept(what: str, where: str, why: str) -> None:
+    """One line on stderr that something could not be kept there."""
 
 def abandoned_calls() -> int:
     """Hung calls not yet returned."""

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <atomic>
-#include <compare>
 #include <list>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <tuple>
 #include <vector>
 
 #include "device/device.h"
@@ -94,7 +94,22 @@ class WeightStore {
     int64_t col_stride;
     Layout layout;
     std::vector<Owner> companions;
-    auto operator<=>(const Key&) const = default;
+    // Vectors have no operator<=> in Xcode 15, so it cannot be defaulted.
+    auto fields() const {
+      return std::tie(
+          device,
+          data,
+          type,
+          rows,
+          cols,
+          row_stride,
+          col_stride,
+          layout,
+          companions);
+    }
+    bool operator<(const Key& other) const {
+      return fields() < other.fields();
+    }
   };
   struct Entry {
     std::shared_ptr<StagedWeight> weight;

@@ -23,16 +23,6 @@ struct Place {
 /// std::runtime_error with the reason where the device is unavailable.
 Place resolve_place(const std::string& op, const std::string& device);
 
-/// The CPU stream an op runs on: the caller's, or the engine's own for "ane",
-/// whose evaluate blocks its worker, or the thread's default.
-mx::Stream resolve_stream(
-    const std::string& op,
-    const mx::StreamOrDevice& stream,
-    const Place& place = {});
-
-/// Waits for this thread's CPU streams: its default one and the engine's.
-void synchronize();
-
 /// float32, float16 or bfloat16, else std::invalid_argument.
 void check_float(const std::string& op, const char* name, const mx::array& x);
 

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <deque>
 #include <mutex>
+
+#include "host/environment.h"
+#include "host/process.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -19,17 +21,7 @@ using mx::allocator::Buffer;
 
 /// Below this, the C library keeps freed memory itself.
 constexpr size_t smallest = 1 << 20;
-constexpr size_t default_limit = size_t{1} << 30;
-
-/// MLX_ANE_OUTPUT_CACHE in bytes; the Python package has checked its text.
-size_t limit() {
-  static const size_t bytes = [] {
-    const char* value = std::getenv("MLX_ANE_OUTPUT_CACHE");
-    bool set = value != nullptr && *value != '\0';
-    return set ? std::strtoull(value, nullptr, 10) : default_limit;
-  }();
-  return bytes;
-}
+constexpr int64_t default_limit = int64_t{1} << 30;
 
 /// A buffer goes once this many times all that is held was asked for, and it
 /// was not.
@@ -62,7 +54,7 @@ class KeptOutputs {
     buffers_.push_back({buffer, bytes, asked_});
     used_ -= bytes;
     kept_ += bytes;
-    free_down_to(limit());
+    free_down_to(kept_output_limit());
   }
 
   void clear() {
@@ -136,10 +128,8 @@ class KeptOutputs {
   size_t gone_bytes_ = 0;
 };
 
-/// Never destroyed: arrays may be freed while the process ends.
 KeptOutputs& kept_outputs() {
-  static auto* kept = new KeptOutputs;
-  return *kept;
+  return host::of_process<KeptOutputs>();
 }
 
 /// Asks for huge pages: a product's columns then fit the TLB. They may have to
@@ -166,7 +156,7 @@ bool mlx_has_a_cache() {
 }  // namespace
 
 void allocate(mx::array& out) {
-  bool kept = out.nbytes() >= smallest && out.nbytes() <= limit();
+  bool kept = out.nbytes() >= smallest && out.nbytes() <= kept_output_limit();
   if (!kept || mlx_has_a_cache()) {
     out.set_data(mx::allocator::malloc(out.nbytes()));
     return;
@@ -185,6 +175,12 @@ void allocate(std::vector<mx::array>& outputs) {
   for (auto& out : outputs) {
     allocate(out);
   }
+}
+
+size_t kept_output_limit() {
+  static const auto bytes = static_cast<size_t>(
+      host::count_variable("MLX_ANE_OUTPUT_CACHE", 0).value_or(default_limit));
+  return bytes;
 }
 
 size_t kept_output_bytes() {

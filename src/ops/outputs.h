@@ -19,6 +19,9 @@ namespace mx = mlx::core;
 void allocate(mx::array& out);
 void allocate(std::vector<mx::array>& outputs);
 
+/// MLX_ANE_OUTPUT_CACHE in bytes, 1 GiB where it is not set.
+size_t kept_output_limit();
+
 /// Bytes kept now: freed and not in use again.
 size_t kept_output_bytes();
 

@@ -13,6 +13,7 @@
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
 #include "ops/row_sum.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {

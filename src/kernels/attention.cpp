@@ -166,29 +166,32 @@ float lowest(Float type) {
                               : -3.38953139e38f;
 }
 
-/// scores += mask, rounded to `type`: in half precision a mask of -1e4 swallows
-/// the scores, in MLX too.
+void round_to(Float type, float* x, int64_t n) {
+  if (type != Float::f32) {
+    auto halves = scratch<HalfUse, uint16_t>(n);
+    from_float(x, type, halves, n);
+    to_float(halves, type, x, n);
+  }
+}
+
+/// scores += mask, both and the sum in `type` as in MLX: in half precision a
+/// mask of -1e4 swallows the scores.
 void add_mask(
     const Mask& mask, int64_t offset, Float type, float* scores, int64_t keys) {
-  auto step = mask.strides[3] * static_cast<int64_t>(size_of(mask.type));
-  auto data = static_cast<const char*>(mask.data) +
-              offset * static_cast<int64_t>(size_of(mask.type));
-  auto added = scratch<MaskUse, float>(keys);
-  if (mask.strides[3] == 1) {
-    to_float(data, mask.type, added, keys);
-  } else {
-    for (int64_t j = 0; j < keys; ++j) {
-      to_float(data + j * step, mask.type, added + j, 1);
-    }
-  }
+  auto size = static_cast<int64_t>(size_of(mask.type));
+  MatrixView row{
+      static_cast<const char*>(mask.data) + offset * size,
+      mask.type,
+      1,
+      keys,
+      0,
+      mask.strides[3]};
+  auto added = as_float<MaskUse>(row);
+  round_to(type, scores, keys);
   for (int64_t j = 0; j < keys; ++j) {
-    scores[j] += added[j];
+    scores[j] += added.data[j];
   }
-  if (type != Float::f32) {
-    auto rounded = scratch<HalfUse, uint16_t>(keys);
-    from_float(scores, type, rounded, keys);
-    to_float(rounded, type, scores, keys);
-  }
+  round_to(type, scores, keys);
 }
 
 /// Masks row r of a tile's scores; returns how many of its keys may have a

@@ -194,6 +194,19 @@ void add_mask(
   round_to(type, scores, keys);
 }
 
+void hide_keys(
+    const Mask& mask,
+    int64_t offset,
+    float hidden,
+    float* scores,
+    int64_t keys) {
+  auto seen = static_cast<const uint8_t*>(mask.data) + offset;
+  auto step = mask.strides[3];
+  for (int64_t j = 0; j < keys; ++j) {
+    scores[j] = seen[j * step] ? scores[j] : hidden;
+  }
+}
+
 /// Masks row r of a tile's scores; returns how many of its keys may have a
 /// probability, the others being behind them.
 int64_t mask_row(const Attention& a, const Tile& tile, int64_t r, float* row) {
@@ -211,13 +224,9 @@ int64_t mask_row(const Attention& a, const Tile& tile, int64_t r, float* row) {
       }
       std::fill_n(row, tile.keys, lowest(a.q.type));
       break;
-    case Mask::Kind::boolean: {
-      auto seen = static_cast<const uint8_t*>(mask.data) + offset;
-      for (int64_t j = 0; j < tile.keys; ++j) {
-        row[j] = seen[j * strides[3]] ? row[j] : lowest(a.q.type);
-      }
+    case Mask::Kind::boolean:
+      hide_keys(mask, offset, lowest(a.q.type), row, tile.keys);
       break;
-    }
     case Mask::Kind::additive:
       add_mask(mask, offset, a.q.type, row, tile.keys);
       break;

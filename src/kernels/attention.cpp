@@ -59,6 +59,12 @@ void multiply(
     const Matrix& b,
     float beta,
     const Matrix& c) {
+  if (a.cols == 0 || c.cols == 0) {  // sizes that not every BLAS takes
+    for (int64_t r = 0; beta == 0.0f && r < c.rows; ++r) {
+      std::fill_n(c.row(r), c.cols, 0.0f);
+    }
+    return;
+  }
   blas::sgemm(
       a.transposed,
       b.transposed,

@@ -147,6 +147,15 @@ def test_views(device: str) -> None:
     assert max_error(got, want) <= (1e-5 if device == "cpu" else 5e-3)
 
 
+def test_reversed_and_repeated_rows(device: str) -> None:
+    """No BLAS takes rows that run backwards, or one row for all."""
+    q, k, v = arrays((1, 4, 2, 40, 72, 16, 16))
+    k, v = k[:, :, ::-2], v[:, :, ::-2]
+    like_mlx(device, {"q": q, "k": k, "v": v}, list("qkv"))
+    k = mx.broadcast_to(k[:, :, :1], k.shape)
+    like_mlx(device, {"q": q[:, :, ::-1], "k": k, "v": v}, list("qkv"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -81,13 +81,18 @@ void multiply(
       c.ld);
 }
 
-/// The matrix in fp32, to be read: in place, or in scratch.
+/// The matrix in fp32, to be read: in place, or in scratch where the type
+/// differs or rows overlap or run backwards, which no BLAS takes.
 template <class Use>
 Matrix as_float(const MatrixView& x) {
-  bool in_place = x.type == Float::f32 && x.col_stride == 1;
-  auto rows =
-      float_rows(x, in_place ? nullptr : scratch<Use, float>(x.rows * x.cols));
-  return {const_cast<float*>(rows.data), x.rows, x.cols, rows.ld};
+  if (x.type == Float::f32 && x.col_stride == 1 &&
+      (x.row_stride >= x.cols || x.rows == 1)) {
+    auto data = static_cast<float*>(const_cast<void*>(x.data));
+    return {data, x.rows, x.cols, std::max(x.row_stride, x.cols)};
+  }
+  auto data = scratch<Use, float>(x.rows * x.cols);
+  copy_rows(x, data, x.cols);
+  return {data, x.rows, x.cols, x.cols};
 }
 
 /// Where fp32 results of a matrix go: the matrix itself, or scratch that

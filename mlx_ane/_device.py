@@ -154,6 +154,8 @@ def auto_choice() -> tuple[str, str]:
     missing = _no_engine()
     if missing is not None:
         return "cpu", missing
+    from mlx_ane import _selftest
+
     verdict = _selftest.stored_verdict()
     if verdict is None:
         return "cpu", "no self-test of the Neural Engine is stored"

@@ -22,22 +22,29 @@ def scaled_dot_product_attention(
     scale: float,
     mask: str | mx.array | None = None,
     sinks: mx.array | None = None,
+    force_fused: bool = False,
     device: str | None = None,
     stream: Any = None,
 ) -> mx.array:
     """``softmax(scale * q @ k.T + mask) @ v``, as MLX's function of this name.
 
-    Grouped heads are allowed: n_q_heads is a multiple of n_kv_heads.
+    Grouped heads are allowed: n_q_heads is a multiple of n_kv_heads. Masks, types
+    and gradients (of every array, the mask too) are MLX's: without keys the result
+    is zero, a row whose keys are all hidden by a boolean or causal mask averages
+    ``v``, and one that is -inf in every place is NaN.
 
     Args:
         q (array): Queries, shape (B, n_q_heads, T_q, D).
         k (array): Keys, shape (B, n_kv_heads, T_kv, D).
-        v (array): Values, shape (B, n_kv_heads, T_kv, D_v).
+        v (array): Values, shape (B, n_kv_heads, T_kv, D_v). q, k and v are
+            promoted to one type, which must be a float; MLX computes float64.
         scale (float): Factor of the scores, usually 1 / sqrt(D).
         mask (str or array, optional): "causal", a boolean array (True attends) or
-            an array that is added; broadcast to (B, n_q_heads, T_q, T_kv).
+            an array that is added, float or integer, of a dtype that promotes to
+            that of q, k and v; broadcast to (B, n_q_heads, T_q, T_kv).
         sinks (array, optional): One logit a head, shape (n_q_heads,), that takes
-            part in the softmax and has no value.
+            part in the softmax and has no value; a dtype as for ``mask``.
+        force_fused (bool, optional): MLX's; nothing to force here.
         device (str, optional): "auto", "ane", "emulated" or "cpu"; None is
             :func:`mlx_ane.default_device`.
         stream (Stream or Device, optional): An MLX CPU stream.
@@ -52,6 +59,11 @@ def scaled_dot_product_attention(
         raise ValueError(
             f"[mlx_ane.fast.scaled_dot_product_attention] mask is {mask!r}, "
             f"need 'causal', an array or None."
+        )
+    if not hasattr(scale, "__float__"):
+        raise ValueError(
+            f"[mlx_ane.fast.scaled_dot_product_attention] scale is {scale!r}, "
+            f"need a number."
         )
     where = resolve(device, "fast.scaled_dot_product_attention")
     causal = isinstance(mask, str)

@@ -80,14 +80,15 @@ void attention(bool backward) {
   auto heads = [](Array<float>& x) {
     return Heads{x.data(), Float::f32, {1, 2, 64, 32}, {4096, 2048, 32, 1}};
   };
-  static Array<float> out(4096), dq(4096), dk(4096), dv(4096), lse(128);
+  static Array<float> out(4096), dq(4096), dk(4096), dv(4096);
+  static Array<RowSoftmax> softmax(128);
   Attention problem{heads(a), heads(b), heads(c), 0.2f, {Mask::Kind::causal}};
-  attention_forward(problem, heads(out), lse.data());
+  attention_forward(problem, heads(out), softmax.data());
   if (backward) {
     attention_backward(
         problem,
         heads(out),
-        lse.data(),
+        softmax.data(),
         heads(a),
         heads(dq),
         heads(dk),

@@ -206,8 +206,8 @@ void check_attention(const Case& c, bool gradients) {
        Float::f32,
        {0, 0, c.T, 1}},
       c.sinks ? sinks.data() : nullptr};
-  std::vector<float> lse(static_cast<size_t>(c.B * c.H * c.S));
-  attention_forward(a, out.heads, lse.data());
+  std::vector<RowSoftmax> softmax(static_cast<size_t>(c.B * c.H * c.S));
+  attention_forward(a, out.heads, softmax.data());
   auto forward = [&] { return expected(c, x, scale); };
   CHECK(close(out.values(), forward(), tolerance(c.type)));
   if (!gradients) {
@@ -220,7 +220,7 @@ void check_attention(const Case& c, bool gradients) {
   attention_backward(
       a,
       out.heads,
-      lse.data(),
+      softmax.data(),
       d_out.heads,
       dq.heads,
       dk.heads,

@@ -191,9 +191,9 @@ def test_flags_before_file_before_defaults(config) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("ane:\n  devices: cpu\n", "has the option 'devices' under ane, need one of"),
-        ("ane: cpu\n", "its block ane must map options to values"),
-        ("- 1\n", "must map options to values"),
+        ("ane:\n  devices: cpu\n", "line 2: ane.devices is unknown, need one of device,"),
+        ("ane: cpu\n", "line 1: ane is 'cpu', need options with values"),
+        ("- 1\n", "is [1], need options with values"),
         ("a: [1\n", "is no YAML"),
     ],
 )
@@ -253,7 +253,7 @@ def test_fallback_is_a_choice(fallback: str, models, data, tmp_path, capfd) -> N
     ("flags", "message"),
     [
         (["--device", "npu"], "device is 'npu', need one of"),
-        (["--predicate", "("], "predicate ['('] is no regular expression"),
+        (["--predicate", "("], "predicate: '(' is no regular expression"),
         (["--num-layers", "9"], "num_layers is 9, but the model has 2 layers"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
     ],

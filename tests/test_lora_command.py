@@ -191,7 +191,10 @@ def test_flags_before_file_before_defaults(config) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("ane:\n  devices: cpu\n", "line 2: ane.devices is unknown, need one of device,"),
+        (
+            "ane:\n  devices: cpu\n",
+            "line 2: ane.devices is unknown, need one of device,",
+        ),
         ("ane: cpu\n", "line 1: ane is 'cpu', need options with values"),
         ("- 1\n", "is [1], need options with values"),
         ("a: [1\n", "is no YAML"),

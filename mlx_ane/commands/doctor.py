@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -14,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ane import _device, _ext, _settings, optimizers
+from mlx_ane._console import to_json
 from mlx_ane._versions import BUILT_FOR_MLX, INSTALLED_MLX, __version__
 from mlx_ane.ops import linear
 from mlx_ane.verify import FORWARD_TOLERANCE, relative_error
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 if a check failed."""
     findings = examine()
-    print(json.dumps(findings, indent=2) if args.json else _text(findings))
+    print(to_json(findings) if args.json else _text(findings))
     return 0 if findings["passed"] else 1
 
 

@@ -46,9 +46,12 @@ def _finite(value: Any) -> Any:
 
 def closest(name: object, names: Iterable[str]) -> str | None:
     """The known name that `name` may have meant."""
-    known = {n.lower(): n for n in names}
-    text = str(name).strip().lower().replace("-", "_")
-    found = difflib.get_close_matches(text, known, n=1)
+
+    def plain(text: object) -> str:
+        return str(text).strip().lower().replace("-", "_")
+
+    known = {plain(n): n for n in names}
+    found = difflib.get_close_matches(plain(name), known, n=1)
     return known[found[0]] if found else None
 
 

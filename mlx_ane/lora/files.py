@@ -299,11 +299,12 @@ def _cached(base: Any) -> Any:
             self._source = source
 
         def __getitem__(self, i: int) -> Any:
-            with explaining(f"[mlx_ane.lora] {self._source}, line {i + 1}"):
+            empty = " has an empty text" if "" in self._data[i].values() else ""
+            with explaining(f"[mlx_ane.lora] {self._source}, line {i + 1}{empty}"):
                 return super().__getitem__(i)
 
         def try_rows(self, rows: list[dict[str, Any]]) -> None:
-            """The first row shows a missing template, an empty text a missing token."""
+            """The first row shows what the tokenizer lacks, an empty text no token."""
             for i, row in enumerate(rows):
                 if i == 0 or "" in row.values():
                     self[i]

@@ -204,18 +204,13 @@ def require(at: Place, value: Mapping[str, Any], keys: Iterable[str]) -> None:
         )
 
 
-def size(parse: Callable[[str], int]) -> Check:
+def size(at: Place, value: Any) -> int:
     """Bytes as a number, or as text such as 2GB."""
-
-    def check(at: Place, value: Any) -> int:
-        need = "bytes, such as 2000000 or 2GB"
-        try:
-            found = parse(value) if isinstance(value, str) else value
-        except (ArithmeticError, KeyError, ValueError):
-            raise at.wrong(value, need) from None
-        return int(number(whole=True, least=0)(at, found))
-
-    return check
+    try:
+        found = _mlx_lm("utils")._parse_size(value) if isinstance(value, str) else value
+    except (ArithmeticError, KeyError, ValueError):
+        raise at.wrong(value, "bytes, such as 2000000 or 2GB") from None
+    return int(number(whole=True, least=0)(at, found))
 
 
 def reporters(at: Place, value: Any) -> str:
@@ -332,6 +327,7 @@ OPTIONS: dict[str, Check] = {
     "save_every": number(whole=True, least=1),
     "max_seq_length": number(whole=True, least=2),
     "seed": number(whole=True, least=0, below=2**32),
+    "clear_cache_threshold": size,
     "report_to": reporters,
     "device": choice(DEVICES),
     "predicate": expressions,
@@ -362,11 +358,9 @@ def of_action(action: argparse.Action) -> Check:
         return boolean
     if action.choices:
         return choice(action.choices)
-    if action.type in (None, str):
-        return text
     if action.type in (int, float):
         return number(whole=action.type is int)
-    return size(typing.cast(Callable[[str], int], action.type))
+    return text
 
 
 def configure(
@@ -404,7 +398,7 @@ def configure(
         | {k: v for k, v in flags.items() if k in ours},
     }
     config = types.SimpleNamespace(**values)
-    _check_together(config, at)
+    _check_together(config, at, content)
     if at.ignored:
         print(
             f"mlx-ane lora: {at.file} has keys that are ignored: "
@@ -414,11 +408,13 @@ def configure(
     return config
 
 
-def _check_together(config: types.SimpleNamespace, at: Place) -> None:
+def _check_together(
+    config: types.SimpleNamespace, at: Place, content: Mapping[str, Any]
+) -> None:
     """What depends on several options."""
     if config.fine_tune_type != "full":
-        adapters = ("rank", "dropout", "scale")
-        require(at / "lora_parameters", config.lora_parameters, adapters)
+        adapters = content.get("lora_parameters") or config.lora_parameters
+        require(at / "lora_parameters", adapters, ("rank", "dropout", "scale"))
     options = config.optimizer_config.get(config.optimizer) or {}
     config.optimizer_config[config.optimizer] = mapping(
         arguments(optimizer_class(config).__init__), strict=True

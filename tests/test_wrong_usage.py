@@ -387,15 +387,15 @@ OTHERS = [
     Wrong("plan {tmp}/no/such/model", "which does not exist; give a folder or an id"),
     Wrong("plan {tmp}/a", "a file, need its folder", files={"a": ""}),
     Wrong("plan {tmp}", "config.json is no JSON", files={"config.json": "{"}),
-    Wrong("plan {tmp}", "cannot be built: ", files={"config.json": "{}"}),
+    Wrong("plan {tmp}", "cannot be loaded: ", files={"config.json": "{}"}),
     Wrong(
         "plan {tmp}",
-        "cannot be built: ",
+        "cannot be loaded: ",
         files={"config.json": '{"model_type": "lama"}'},
     ),
     Wrong(
         "plan {tmp}",
-        "cannot be built: ",
+        "cannot be loaded: ",
         files={"config.json": '{"model_type": "llama"}'},
     ),
     Wrong("plan {model} --chip M9", "chip is 'M9', need one of"),

@@ -112,6 +112,7 @@ class Side:
             stdout=subprocess.PIPE,
             env=environment,
             text=True,
+            start_new_session=True,  # Ctrl-C is the parent's to answer
         )
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("its process has no pipes")

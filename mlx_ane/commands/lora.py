@@ -145,7 +145,11 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
             if config.ane["verify"]:
                 check(model, train_set, config, plain)
             train(model, optimizer, train_set, valid_set, config, reports)
-        test = evaluate(model, test_set, config) if config.test else None
+        try:
+            test = evaluate(model, test_set, config) if config.test else None
+        except KeyboardInterrupt:
+            trained = f"the trained weights are in {config.adapter_path}"
+            raise Interrupted(trained if config.train else "nothing is saved") from None
     return {
         "train": reports.train,
         "validation": reports.validation,
@@ -158,7 +162,7 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
 def load(config: types.SimpleNamespace) -> tuple[nn.Module, Any]:
     """The model with its adapters, and its tokenizer; no weight is read yet."""
     trust = {"trust_remote_code": config.trust_remote_code}
-    with explaining(f"[mlx_ane.lora] model {config.model!r} cannot be loaded"):
+    with explaining(f"[mlx_ane.lora] model {files.described(config.model)}"):
         model, tokenizer = _mlx_lm("lora").load(
             config.model, tokenizer_config=trust, lazy=True, **trust
         )

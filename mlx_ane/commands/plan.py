@@ -10,7 +10,7 @@ from mlx import nn
 
 from mlx_ane import chips
 from mlx_ane._console import explaining, to_json
-from mlx_ane.lora.files import check_model
+from mlx_ane.lora.files import check_model, described
 from mlx_ane.planner import plan
 
 HELP = "predict programs, placement, memory and time of a model on a chip"
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         if min(value if isinstance(value, list) else [value]) < 1:
             raise ValueError(f"[mlx_ane.plan] --{flag} is {value}, need 1 or more.")
     check_model(args.model, "plan", parts=())
-    with explaining(f"[mlx_ane.plan] model {args.model!r} cannot be built"):
+    with explaining(f"[mlx_ane.plan] model {described(args.model)}"):
         model = _model(args.model)
     if args.frozen:
         model.freeze()

@@ -65,6 +65,13 @@ def check_model(
             )
 
 
+def described(model: str) -> str:
+    """The name of a model, as the begin of a sentence on why it cannot be loaded."""
+    if Path(model).exists():
+        return f"{model!r} cannot be loaded"
+    return f"{model!r} is no folder here, and the hub does not give it"
+
+
 def _mapping(file: Path, where: str) -> dict[str, Any]:
     """The content of a JSON file that maps names to values."""
     try:

@@ -409,6 +409,10 @@ def test_json_has_no_nan(models, data, tmp_path, capsys) -> None:
     assert found["train"][-1]["train_loss"] is None
 
 
+def interrupted(*args: Any) -> float:
+    raise KeyboardInterrupt
+
+
 def test_an_interruption_says_how_to_go_on(
     models, data, tmp_path, capsys, monkeypatch
 ) -> None:
@@ -439,3 +443,7 @@ def test_an_interruption_says_how_to_go_on(
     assert command_line[:2] == ["mlx-ane", "lora"]
     stop = None
     assert cli.main(command_line[1:]) == 0
+    # In the test after training, the weights are there.
+    monkeypatch.setattr(command, "evaluate", interrupted)
+    assert cli.main(["lora", *flags, "--test"]) == 130
+    assert f"the trained weights are in {tmp_path}" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from fine_tuning import data, eager, mlx_lm_lora, models  # noqa: F401
 
 from mlx_ane import cli
+from mlx_ane.commands import bench
 
 TEXT = '{"text": "a line of text"}\n'
 PAIR = '{"prompt": "a", "completion": "b"}\n'
@@ -483,3 +486,35 @@ def test_wrong_usage(wrong: Wrong, folders, capsys, monkeypatch) -> None:
         assert line.startswith(f"mlx-ane {arguments[0]}: ")
         assert line.endswith((".", "?")) or "; run: pip install" in line
     assert not (Path(folders["tmp"]) / "out").exists()
+
+
+def test_a_plot_needs_matplotlib_before_it_measures(monkeypatch, capsys) -> None:
+    real = importlib.util.find_spec
+
+    def find_spec(name: str, *args: Any) -> Any:
+        return None if name == "matplotlib" else real(name, *args)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(bench, "Sides", lambda *args: pytest.fail("it measures"))
+    assert cli.main(["bench", "--small", "--plot", "a.png"]) == 1
+    assert "run: pip install 'mlx-ane[plot]'" in capsys.readouterr().err
+
+
+def test_bench_writes_what_it_found_when_interrupted(monkeypatch, capsys) -> None:
+    def measure(cases, sides, rounds):
+        yield bench.bench.Row("pack", cases[0].name, "memcpy", None, True, [1.0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.bench, "measure", measure)
+    assert cli.main(["bench", "pack", "--small", "--against", ""]) == 130
+    out, err = capsys.readouterr()
+    assert "memcpy" in out and "the last part is incomplete" in out
+    assert "to go on: mlx-ane bench pack --small --against ''" in err
+
+
+def test_lora_without_mlx_lm(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "mlx_lm.lora", None)
+    with pytest.raises(SystemExit) as error:
+        cli.main(["lora"])
+    assert error.value.code == 2
+    assert "mlx-lm is not installed; run: pip install" in capsys.readouterr().err

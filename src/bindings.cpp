@@ -251,7 +251,7 @@ void bind_trace(nb::module_& m) {
   m.def("layer_counters", &trace::layer_counters, "Counts of each layer.");
   m.def(
       "forget_layer",
-      &trace::forget_layer,
+      &forget_layer,
       "name"_a,
       "Ends the record of a layer that is gone.");
   m.def("reset_counters", &trace::reset_counters, "Sets all counts to zero.");

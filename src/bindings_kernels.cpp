@@ -9,10 +9,9 @@
 
 #include "bindings.h"
 #include "blas/backend.h"
-#include "blas/blas.h"
-#include "blas/gemm.h"
+#include "host/loops.h"
 #include "kernels/adam.h"
-#include "kernels/loops.h"
+#include "kernels/gemm.h"
 #include "kernels/pack.h"
 #include "kernels/probe.h"
 
@@ -151,13 +150,13 @@ void adam(
   }
   kernels::AdamStep step;
   step.learning_rate = step.c1 = learning_rate;
-  step.weight_decay = weight_decay;
+  step.options.weight_decay = weight_decay;
   step.gradient_scale = gradient_scale;
   auto n = static_cast<int64_t>(p.size());
   if (passes) {
     static std::vector<float> work;
     work.resize(p.size());
-    kernels::loops().adam_passes(
+    host::loops().adam_passes(
         p.data(),
         g.data(),
         m.data(),
@@ -198,7 +197,7 @@ void memory_copy(const Array& dst, const Array& src, size_t bytes) {
   std::memcpy(dst.data(), src.data(), bytes);
 }
 
-/// The library's own call, without anything of ours around it.
+/// The BLAS on what it reads as it is: no conversion, no copy.
 void sgemm(
     const ReadFloats& a,
     const ReadFloats& b,
@@ -214,20 +213,18 @@ void sgemm(
   if (!fits) {
     refuse("got shapes that do not multiply.");
   }
-  blas::vendor::sgemm(
-      trans_a,
-      trans_b,
-      m,
-      n,
-      k,
-      1.0f,
-      a.data(),
-      a.stride(0),
-      b.data(),
-      b.stride(0),
-      0.0f,
-      c.data(),
-      c.stride(0));
+  kernels::sgemm(
+      {.trans_a = trans_a,
+       .trans_b = trans_b,
+       .m = m,
+       .n = n,
+       .k = k,
+       .a = a.data(),
+       .lda = a.stride(0),
+       .b = b.data(),
+       .ldb = b.stride(0),
+       .c = c.data(),
+       .ldc = c.stride(0)});
 }
 
 void gemm(const Array& a, const Array& b, const Array& c) {
@@ -237,21 +234,21 @@ void gemm(const Array& a, const Array& b, const Array& c) {
       right.cols != out.cols) {
     refuse("got shapes that do not multiply.");
   }
-  blas::gemm(left, right, nullptr, out);
+  kernels::gemm(left, right, nullptr, out);
 }
 
 void bind_machine(nb::module_& m) {
   m.def(
       "targets",
-      &kernels::targets,
+      &host::targets,
       "Instruction sets that this CPU runs, best first.");
   m.def(
       "target",
-      [] { return std::string(kernels::loops().name); },
+      [] { return std::string(host::loops().name); },
       "The instruction set in use.");
   m.def(
       "set_target",
-      &kernels::set_target,
+      &host::set_target,
       "name"_a,
       "Use one of targets(), or the best for \"\".");
   m.def(

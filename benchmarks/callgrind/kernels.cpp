@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "blas/blas.h"
-#include "blas/gemm.h"
+#include "host/half.h"
 #include "kernels/adam.h"
 #include "kernels/attention.h"
-#include "kernels/half.h"
+#include "kernels/gemm.h"
 #include "kernels/losses.h"
 #include "kernels/pack.h"
 
@@ -112,7 +112,8 @@ void multiply(const char* implementation) {
   blas::set_implementation(implementation);
   // (128, 192) @ (192, 128)
   MatrixView right{b.data(), Float::f32, cols, rows, rows, 1};
-  blas::gemm(matrix, right, nullptr, {c.data(), Float::f32, rows, rows, rows});
+  kernels::gemm(
+      matrix, right, nullptr, {c.data(), Float::f32, rows, rows, rows});
 }
 
 const std::map<std::string, std::function<void()>> kernels_by_name{
@@ -121,8 +122,9 @@ const std::map<std::string, std::function<void()>> kernels_by_name{
     {"sum_of_squares",
      [] { d[0] = (float)sum_of_squares(a.data(), Float::f32, n); }},
     {"float_to_half",
-     [] { from_float(a.data(), Float::f16, halves.data(), n); }},
-    {"half_to_float", [] { to_float(halves.data(), Float::f16, b.data(), n); }},
+     [] { host::from_float(a.data(), Float::f16, halves.data(), n); }},
+    {"half_to_float",
+     [] { host::to_float(halves.data(), Float::f16, b.data(), n); }},
     {"pack", [] { pack(matrix, {}, halves.data(), cols, rows, cols); }},
     {"pack_scaled",
      [] { pack_scaled(matrix, 7, halves.data(), cols, rows, cols); }},

@@ -12,43 +12,31 @@ constexpr int trans = 112;
 
 }  // namespace
 
-void sgemm(
-    bool trans_a,
-    bool trans_b,
-    int64_t m,
-    int64_t n,
-    int64_t k,
-    float alpha,
-    const float* a,
-    int64_t lda,
-    const float* b,
-    int64_t ldb,
-    float beta,
-    float* c,
-    int64_t ldc) {
+void sgemm(const Sgemm& p) {
   cblas_sgemm(
       row_major,
-      trans_a ? trans : no_trans,
-      trans_b ? trans : no_trans,
-      static_cast<int>(m),
-      static_cast<int>(n),
-      static_cast<int>(k),
-      alpha,
-      a,
-      static_cast<int>(lda),
-      b,
-      static_cast<int>(ldb),
-      beta,
-      c,
-      static_cast<int>(ldc));
+      p.trans_a ? trans : no_trans,
+      p.trans_b ? trans : no_trans,
+      static_cast<int>(p.m),
+      static_cast<int>(p.n),
+      static_cast<int>(p.k),
+      p.alpha,
+      p.a,
+      static_cast<int>(p.lda),
+      p.b,
+      static_cast<int>(p.ldb),
+      p.beta,
+      p.c,
+      static_cast<int>(p.ldc));
 }
 
 std::string name() {
   return "Accelerate";
 }
 
-// Accelerate spreads a call over the matrix units by itself.
-void set_threads(int) {
+// Over the matrix units, which have no threads of ours.
+bool spreads_calls() {
+  return true;
 }
 
 }  // namespace mlx_ane::blas::vendor

@@ -34,41 +34,19 @@ int default_threads() {
 }
 
 std::atomic<int>& thread_count() {
-  static std::atomic<int> count = [] {
-    int threads = default_threads();
-    vendor::set_threads(threads);
-    return threads;
-  }();
+  static std::atomic<int> count = default_threads();
   return count;
 }
 
 }  // namespace
 
-void sgemm(
-    bool trans_a,
-    bool trans_b,
-    int64_t m,
-    int64_t n,
-    int64_t k,
-    float alpha,
-    const float* a,
-    int64_t lda,
-    const float* b,
-    int64_t ldb,
-    float beta,
-    float* c,
-    int64_t ldc) {
-  if (m == 0 || n == 0) {
+void sgemm(const Sgemm& p) {
+  if (p.m == 0 || p.n == 0) {
     return;
   }
-  // The reference takes any k; a BLAS may reject the leading dimensions of k =
-  // 0.
-  bool plain = k == 0 || is_reference();
-  if (!plain) {
-    thread_count();
-  }
-  (plain ? reference::sgemm : vendor::sgemm)(
-      trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  // The reference takes k = 0; a BLAS may reject its leading dimensions.
+  bool plain = p.k == 0 || is_reference();
+  (plain ? reference::sgemm : vendor::sgemm)(p);
 }
 
 std::string name() {
@@ -81,13 +59,15 @@ void set_threads(int threads) {
         "[mlx_ane.set_blas_threads] got " + std::to_string(threads) +
         ", need 0 or more, pass 0 for the default.");
   }
-  int count = threads == 0 ? default_threads() : threads;
-  thread_count() = count;
-  vendor::set_threads(count);
+  thread_count() = threads == 0 ? default_threads() : threads;
 }
 
 int threads() {
   return thread_count();
+}
+
+bool spreads_calls() {
+  return !is_reference() && vendor::spreads_calls();
 }
 
 void set_implementation(const std::string& implementation) {

@@ -5,36 +5,39 @@
 #include <cstdint>
 #include <string>
 
-#include "kernels/matrix.h"
-
 namespace mlx_ane::blas {
 
 /// C (m, n) = alpha * op(A) (m, k) * op(B) (k, n) + beta * C, row-major fp32.
-void sgemm(
-    bool trans_a,
-    bool trans_b,
-    int64_t m,
-    int64_t n,
-    int64_t k,
-    float alpha,
-    const float* a,
-    int64_t lda,
-    const float* b,
-    int64_t ldb,
-    float beta,
-    float* c,
-    int64_t ldc);
+struct Sgemm {
+  bool trans_a = false;
+  bool trans_b = false;
+  int64_t m, n, k;
+  float alpha = 1.0f;
+  const float* a;
+  int64_t lda;
+  const float* b;
+  int64_t ldb;
+  float beta = 0.0f;
+  float* c;
+  int64_t ldc;
+};
+
+/// One call of the library. OpenBLAS runs it on this thread, Accelerate spreads
+/// it as it sees fit: kernels::sgemm shares a product among threads.
+void sgemm(const Sgemm& product);
 
 /// Library and kernel name, for example "OpenBLAS 0.3.34 SkylakeX".
 std::string name();
 
-/// Threads of one GEMM call. 0 restores the default (all cores, or
+/// Threads of one product. 0 restores the default (all cores, or
 /// MLX_ANE_BLAS_THREADS).
 void set_threads(int threads);
 int threads();
 
-/// "fast" (this machine's BLAS) or "reference": scalar loops at -O2, for Adam
-/// too.
+/// Whether the library spreads a call over threads by itself.
+bool spreads_calls();
+
+/// "fast" (this machine's BLAS) or "reference": scalar loops at -O2.
 void set_implementation(const std::string& implementation);
 std::string implementation();
 bool is_reference();

@@ -1,25 +1,23 @@
 // The sgemm seam over OpenBLAS (scipy-openblas32, whose symbols are prefixed).
 #include <cblas.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <thread>
 
 #include "blas/backend.h"
-#include "blas/cut.h"
-#include "kernels/pool.h"
-#include "kernels/scratch.h"
 
 namespace mlx_ane::blas::vendor {
 
 namespace {
 
 /// OpenBLAS's own threads wait for each other at barriers, so that one busy
-/// neighbour can stall them all: its calls run on one thread each, on tiles of
-/// C that our workers take one by one.
-std::atomic<int> thread_count{1};
+/// neighbour can stall them all: a call runs on one thread.
+void use_one_thread() {
+  [[maybe_unused]] static const bool once =
+      (scipy_openblas_set_num_threads(1), true);
+}
 
 /// OpenBLAS frees its buffers when the process ends: exit waits for the calls
 /// that run, and later ones (from streams that nobody waited for) stay out.
@@ -51,8 +49,6 @@ class Call {
   bool open_;
 };
 
-struct PartialUse {};
-
 CBLAS_TRANSPOSE transpose(bool trans) {
   return trans ? CblasTrans : CblasNoTrans;
 }
@@ -62,130 +58,66 @@ blasint narrow(int64_t n) {
 }
 
 /// A product with one row or column of C reads its matrix once, unpacked.
-bool as_vector(
-    bool trans_a,
-    bool trans_b,
-    int64_t m,
-    int64_t n,
-    int64_t k,
-    float alpha,
-    const float* a,
-    int64_t lda,
-    const float* b,
-    int64_t ldb,
-    float beta,
-    float* c,
-    int64_t ldc) {
-  if (m == 1) {
+bool as_vector(const Sgemm& p) {
+  if (p.m == 1) {
     scipy_cblas_sgemv(
         CblasRowMajor,
-        transpose(!trans_b),
-        narrow(trans_b ? n : k),
-        narrow(trans_b ? k : n),
-        alpha,
-        b,
-        narrow(ldb),
-        a,
-        narrow(trans_a ? lda : 1),
-        beta,
-        c,
+        transpose(!p.trans_b),
+        narrow(p.trans_b ? p.n : p.k),
+        narrow(p.trans_b ? p.k : p.n),
+        p.alpha,
+        p.b,
+        narrow(p.ldb),
+        p.a,
+        narrow(p.trans_a ? p.lda : 1),
+        p.beta,
+        p.c,
         1);
-  } else if (n == 1) {
+  } else if (p.n == 1) {
     scipy_cblas_sgemv(
         CblasRowMajor,
-        transpose(trans_a),
-        narrow(trans_a ? k : m),
-        narrow(trans_a ? m : k),
-        alpha,
-        a,
-        narrow(lda),
-        b,
-        narrow(trans_b ? 1 : ldb),
-        beta,
-        c,
-        narrow(ldc));
+        transpose(p.trans_a),
+        narrow(p.trans_a ? p.k : p.m),
+        narrow(p.trans_a ? p.m : p.k),
+        p.alpha,
+        p.a,
+        narrow(p.lda),
+        p.b,
+        narrow(p.trans_b ? 1 : p.ldb),
+        p.beta,
+        p.c,
+        narrow(p.ldc));
   }
-  return m == 1 || n == 1;
-}
-
-/// c (rows, cols) += the partial sums, in their order.
-void add_partial(
-    const float* partial,
-    int64_t count,
-    float* c,
-    int64_t ldc,
-    int64_t rows,
-    int64_t cols,
-    int threads) {
-  kernels::parallel_for(rows, threads, [&](int64_t r) {
-    for (int64_t i = 0; i < count; ++i) {
-      const float* from = partial + (i * rows + r) * cols;
-      float* to = c + r * ldc;
-      for (int64_t col = 0; col < cols; ++col) {
-        to[col] += from[col];
-      }
-    }
-  });
+  return p.m == 1 || p.n == 1;
 }
 
 }  // namespace
 
-void sgemm(
-    bool trans_a,
-    bool trans_b,
-    int64_t m,
-    int64_t n,
-    int64_t k,
-    float alpha,
-    const float* a,
-    int64_t lda,
-    const float* b,
-    int64_t ldb,
-    float beta,
-    float* c,
-    int64_t ldc) {
+void sgemm(const Sgemm& p) {
   Call call;
   if (!call.open()) {
-    reference::sgemm(
-        trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    reference::sgemm(p);
     return;
   }
-  if (as_vector(
-          trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)) {
+  use_one_thread();
+  if (as_vector(p)) {
     return;
   }
-  int threads =
-      kernels::inside_task() ? 1 : thread_count.load(std::memory_order_relaxed);
-  Cut parts = cut(trans_a, m, n, k, threads);
-  // Of all parts of k but the first: depth - 1 matrices (m, n).
-  float* partial =
-      kernels::scratch<PartialUse, float>((parts.depth - 1) * m * n);
-  kernels::parallel_for(parts.parts(), threads, [&](int64_t part) {
-    int64_t tile = part / parts.depth, d = part % parts.depth;
-    int64_t i = tile / parts.cols * parts.height;
-    int64_t j = tile % parts.cols * parts.width;
-    int64_t p = d * parts.length;
-    float* out = d == 0 ? c : partial + (d - 1) * m * n;
-    int64_t ld_out = d == 0 ? ldc : n;
-    scipy_cblas_sgemm(
-        CblasRowMajor,
-        transpose(trans_a),
-        transpose(trans_b),
-        narrow(std::min(parts.height, m - i)),
-        narrow(std::min(parts.width, n - j)),
-        narrow(std::min(parts.length, k - p)),
-        alpha,
-        a + (trans_a ? p * lda + i : i * lda + p),
-        narrow(lda),
-        b + (trans_b ? j * ldb + p : p * ldb + j),
-        narrow(ldb),
-        d == 0 ? beta : 0.0f,
-        out + i * ld_out + j,
-        narrow(ld_out));
-  });
-  if (parts.depth > 1) {
-    add_partial(partial, parts.depth - 1, c, ldc, m, n, threads);
-  }
+  scipy_cblas_sgemm(
+      CblasRowMajor,
+      transpose(p.trans_a),
+      transpose(p.trans_b),
+      narrow(p.m),
+      narrow(p.n),
+      narrow(p.k),
+      p.alpha,
+      p.a,
+      narrow(p.lda),
+      p.b,
+      narrow(p.ldb),
+      p.beta,
+      p.c,
+      narrow(p.ldc));
 }
 
 std::string name() {
@@ -195,9 +127,8 @@ std::string name() {
   return config.substr(0, end) + " " + scipy_openblas_get_corename();
 }
 
-void set_threads(int threads) {
-  scipy_openblas_set_num_threads(1);
-  thread_count = threads;
+bool spreads_calls() {
+  return false;
 }
 
 }  // namespace mlx_ane::blas::vendor

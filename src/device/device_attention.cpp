@@ -10,7 +10,8 @@
 #include "device/executables.h"
 #include "device/plan.h"
 #include "device/runner.h"
-#include "kernels/half.h"
+#include "host/half.h"
+#include "host/loops.h"
 #include "kernels/pack.h"
 #include "trace/timeline.h"
 
@@ -38,11 +39,11 @@ int64_t round_up(int64_t n, int64_t multiple) {
 
 void load_row(const MatrixView& m, int64_t r, float* out) {
   if (m.col_stride == 1) {
-    kernels::to_float(m.block(r, 0, 1, m.cols).data, m.type, out, m.cols);
+    host::to_float(m.block(r, 0, 1, m.cols).data, m.type, out, m.cols);
     return;
   }
   for (int64_t c = 0; c < m.cols; ++c) {
-    kernels::to_float(m.block(r, c, 1, 1).data, m.type, out + c, 1);
+    host::to_float(m.block(r, c, 1, 1).data, m.type, out + c, 1);
   }
 }
 
@@ -94,7 +95,7 @@ float mask_value(
   float value;
   auto* data = static_cast<const char*>(mask.data) +
                at * static_cast<int64_t>(size_of(mask.type));
-  kernels::to_float(data, mask.type, &value, 1);
+  host::to_float(data, mask.type, &value, 1);
   return value;
 }
 
@@ -199,7 +200,7 @@ class DeviceAttention {
     for (int64_t c = 0; c < m.cols; ++c) {
       row_[c] *= scale;
     }
-    kernels::from_float(row_.data(), Float::f16, dst, padded);
+    host::from_float(row_.data(), Float::f16, dst, padded);
   }
 
   void pack_heads(
@@ -265,7 +266,7 @@ class DeviceAttention {
           throw NotTaken{Placement::out_of_range};  // averages all keys, and
                                                     // not the padding
         }
-        kernels::from_float(
+        host::from_float(
             row_.data(),
             Float::f16,
             line(lock, program, 2, shape_.rows, g, r),
@@ -279,7 +280,7 @@ class DeviceAttention {
     std::fill_n(
         reinterpret_cast<uint16_t*>(lock.data()),
         shape_.heads * shape_.rows * program.output_row_bytes / 2,
-        kernels::canary);
+        host::canary);
   }
 
   void unpack(int64_t b, int64_t begin, int64_t rows, LoadedProgram& program) {
@@ -293,7 +294,7 @@ class DeviceAttention {
         auto r = h / group_ * shape_.rows + h % group_ * rows + i;
         auto* src = reinterpret_cast<const uint16_t*>(
             lock.data() + r * program.output_row_bytes);
-        kernels::to_float(src, Float::f16, row_.data(), values);
+        host::to_float(src, Float::f16, row_.data(), values);
         for (int64_t c = 0; c < values; ++c) {
           check(src[c], row_[c]);
           nonzero |= row_[c] != 0;
@@ -301,7 +302,7 @@ class DeviceAttention {
         }
         auto at = b * out_.strides[0] + h * out_.strides[1] +
                   (begin + i) * out_.strides[2];
-        kernels::from_float(
+        host::from_float(
             row_.data(),
             out_.type,
             static_cast<char*>(out_.data) +
@@ -318,7 +319,7 @@ class DeviceAttention {
   }
 
   void check(uint16_t half, float value) {
-    if (half == kernels::canary) {
+    if (half == host::canary) {
       throw DeviceError(Cause::wrote_nothing, "outputs were not written");
     }
     if (!std::isfinite(value)) {
@@ -359,7 +360,7 @@ void fill_nan(const Heads& out) {
       auto head = out.head(b, h);
       for (int64_t r = 0; r < head.rows; ++r) {
         auto* dst = const_cast<void*>(head.block(r, 0, 1, head.cols).data);
-        kernels::from_float(nan.data(), out.type, dst, head.cols);
+        host::from_float(nan.data(), out.type, dst, head.cols);
       }
     }
   }

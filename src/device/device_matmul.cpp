@@ -7,7 +7,8 @@
 
 #include "device/executables.h"
 #include "device/runner.h"
-#include "kernels/half.h"
+#include "host/half.h"
+#include "host/loops.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -22,7 +23,7 @@ constexpr int max_probes = 4;
 
 float element(const MatrixView& m, int64_t r, int64_t c) {
   float value;
-  kernels::to_float(m.block(r, c, 1, 1).data, m.type, &value, 1);
+  host::to_float(m.block(r, c, 1, 1).data, m.type, &value, 1);
   return value;
 }
 
@@ -183,7 +184,7 @@ void fill_canaries(Surface& y, size_t y_row_bytes, int64_t rows, int64_t n) {
   SurfaceLock lock(y, Surface::Access::write);
   for (int64_t r = 0; r < rows; ++r) {
     auto* row = reinterpret_cast<uint16_t*>(lock.data() + r * y_row_bytes);
-    std::fill_n(row, n, kernels::canary);
+    std::fill_n(row, n, host::canary);
   }
 }
 
@@ -441,7 +442,7 @@ void store(const std::vector<float>& sums, const MatmulCall& call) {
       }
       source = row.data();
     }
-    kernels::from_float(source, y.type, out, y.cols);
+    host::from_float(source, y.type, out, y.cols);
   }
 }
 

@@ -1,4 +1,4 @@
-// Places calls, counts what fails, pauses layers and takes devices out.
+// Places calls, counts what fails, backs off and takes devices out.
 #include "device/runner.h"
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 #include <mutex>
 #include <set>
 
-#include "blas/gemm.h"
-#include "kernels/half.h"
+#include "host/half.h"
+#include "kernels/gemm.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -22,18 +22,24 @@ using trace::Placement;
 
 // Failures in a row after which a device is taken out for the process.
 constexpr int max_failures_in_a_row = 8;
-// Longest pause of a failing layer, in calls placed on the BLAS.
-constexpr int max_pause = 256;
+constexpr int max_back_off = 256;  // calls
 
 struct Health {
   int failures_in_a_row = 0;
   std::optional<std::string> out;
 };
 
+/// A failing layer stays on the BLAS for 1, 2, 4, ... calls.
+struct BackOff {
+  int calls_left = 0;
+  int next = 1;
+};
+
 struct State {
   std::mutex mutex;
   RunnerSettings settings;
   std::map<const Device*, Health> health;
+  std::map<std::string, BackOff> back_off;  // by layer
   std::set<std::string> warned;
 };
 
@@ -70,8 +76,8 @@ void take_out(const Device& device, const std::string& why) {
 void succeeded(const Device& device, trace::Layer& layer) {
   trace::add(Counter::device_calls);
   ++layer.device_calls;
-  layer.next_pause.store(1, std::memory_order_relaxed);
   std::lock_guard lock(state().mutex);
+  state().back_off.erase(layer.name);
   state().health[&device].failures_in_a_row = 0;
 }
 
@@ -94,6 +100,13 @@ void failed(const Device& device, trace::Layer& layer, const DeviceError& e) {
   }
 }
 
+void back_off(const trace::Layer& layer) {
+  std::lock_guard lock(state().mutex);
+  auto& wait = state().back_off[layer.name];
+  wait.calls_left = wait.next;
+  wait.next = std::min(2 * wait.next, max_back_off);
+}
+
 std::string describe(
     const Device& device, const trace::Layer& layer, const DeviceError& e) {
   auto who = layer.name.empty() ? std::string("a matmul") : layer.name;
@@ -105,7 +118,7 @@ void run_on_blas(const MatmulCall& call) {
   auto flops = 2 * call.x.rows * call.x.cols * call.w.rows;
   trace::Span span("gemm_forward", call.layer->name, 0, flops);
   trace::add(Counter::gemm_forward);
-  blas::gemm(
+  kernels::gemm(
       call.x, call.w.transposed(), call.bias ? &*call.bias : nullptr, call.y);
 }
 
@@ -115,7 +128,7 @@ void fill_nan(const MatrixOut& y) {
   std::vector<float> nan(y.cols, std::numeric_limits<float>::quiet_NaN());
   auto* row = static_cast<char*>(y.data);
   for (int64_t r = 0; r < y.rows; ++r) {
-    kernels::from_float(nan.data(), y.type, row, y.cols);
+    host::from_float(nan.data(), y.type, row, y.cols);
     row += y.row_stride * static_cast<int64_t>(size_of(y.type));
   }
 }
@@ -151,31 +164,42 @@ std::optional<std::string> taken_out(const Device& device) {
 }
 
 void restore_devices() {
-  trace::end_pauses();
   std::lock_guard lock(state().mutex);
+  state().back_off.clear();
   state().health.clear();
   state().warned.clear();
 }
 
+void forget_layer(const std::string& name) {
+  {
+    std::lock_guard lock(state().mutex);
+    state().back_off.erase(name);
+  }
+  trace::forget_layer(name);
+}
+
 std::optional<Placement> placement(
     const Device& device, int64_t rows, const trace::Layer& layer) {
-  if (rows < runner_settings().min_rows) {
+  std::lock_guard lock(state().mutex);
+  if (rows < state().settings.min_rows) {
     return Placement::few_rows;
   }
-  if (taken_out(device)) {
+  if (state().health[&device].out) {
     return Placement::device_out;
   }
-  if (layer.pause.load(std::memory_order_relaxed) > 0) {
-    return Placement::back_off;
-  }
-  return std::nullopt;
+  auto back_off = state().back_off.find(layer.name);
+  bool waits =
+      back_off != state().back_off.end() && back_off->second.calls_left > 0;
+  return waits ? std::optional(Placement::back_off) : std::nullopt;
 }
 
 void run_placed(
     Device& device, int64_t rows, trace::Layer& layer, const PlacedCall& call) {
   if (auto reason = placement(device, rows, layer)) {
     if (reason == Placement::back_off) {
-      --layer.pause;
+      std::lock_guard lock(state().mutex);
+      auto& left = state().back_off[layer.name].calls_left;
+      left = std::max(left - 1, 0);  // two threads may have asked at once
     }
     layer.place(*reason);
     call.on_blas();
@@ -208,9 +232,7 @@ void run_placed(
           to_string(e.cause) + std::string(device.name()),
           what + "; recomputed on the BLAS (said once for each cause).");
     }
-    int pause = layer.next_pause.load();
-    layer.pause = pause;
-    layer.next_pause = std::min(2 * pause, max_pause);
+    back_off(layer);
   }
   call.on_blas();
 }

@@ -10,7 +10,7 @@
 #include "device/device.h"
 #include "device/plan.h"
 #include "device/weights.h"
-#include "kernels/matrix.h"
+#include "host/matrix.h"
 #include "trace/counters.h"
 
 namespace mlx_ane {
@@ -87,8 +87,11 @@ void fill_nan(const MatrixOut& y);
 /// run_placed of a matmul.
 void run_matmul(Device& device, const MatmulCall& call);
 
-/// Gives devices that were taken out, and layers that pause, another chance.
+/// Gives devices that were taken out, and layers that back off, another chance.
 void restore_devices();
+
+/// Ends the record and the back-off of a layer that is gone.
+void forget_layer(const std::string& name);
 
 /// Why a device was taken out for this process, or nothing.
 std::optional<std::string> taken_out(const Device& device);

@@ -4,9 +4,9 @@
 #include <algorithm>
 
 #include "blas/blas.h"
-#include "kernels/half.h"
-#include "kernels/loops.h"
-#include "kernels/rounding.h"
+#include "host/half.h"
+#include "host/loops.h"
+#include "host/rounding.h"
 
 namespace mlx_ane::kernels {
 
@@ -14,7 +14,7 @@ namespace {
 
 /// Elements converted at a time; the fp32 tiles of all arrays stay in L1.
 constexpr int64_t tile = 1024;
-static_assert(random_block % tile == 0);
+static_assert(host::random_block % tile == 0);
 
 /// The array from element i on, as bytes.
 const char* at(const void* data, Float type, int64_t i) {
@@ -31,7 +31,7 @@ const float* read(
   if (type == Float::f32) {
     return static_cast<const float*>(data) + i;
   }
-  to_float(at(data, type, i), type, buffer, n);
+  host::to_float(at(data, type, i), type, buffer, n);
   return buffer;
 }
 
@@ -49,15 +49,15 @@ void write_stochastic(
     int64_t index) {
   // A tile that starts anywhere crosses at most one block of the generator.
   while (n > 0) {
-    int64_t in_block = index % random_block;
-    int64_t count = std::min(n, random_block - in_block);
-    auto round = type == Float::f16 ? loops().stochastic_half
-                                    : loops().stochastic_bfloat;
+    int64_t in_block = index % host::random_block;
+    int64_t count = std::min(n, host::random_block - in_block);
+    auto round = type == Float::f16 ? host::loops().stochastic_half
+                                    : host::loops().stochastic_bfloat;
     round(
         p,
         static_cast<uint16_t*>(data) + i,
         count,
-        random_key(seed, index),
+        host::random_key(seed, index),
         static_cast<uint32_t>(in_block));
     p += count;
     i += count;
@@ -68,14 +68,16 @@ void write_stochastic(
 
 /// Any mix of types, through fp32 tiles.
 void adam_tiles(
-    const AdamTensor& t, const AdamStep& step, const AdamConstants& constants) {
+    const AdamTensor& t,
+    const AdamStep& step,
+    const host::AdamConstants& constants) {
   alignas(64) float p[tile], g[tile], m[tile], v[tile];
   for (int64_t i = 0; i < t.n; i += tile) {
     int64_t n = std::min(tile, t.n - i);
     float* p_out = write_to(t.p_out, t.p_type, i, p);
     float* m_out = write_to(t.m_out, t.state_type, i, m);
     float* v_out = write_to(t.v_out, t.state_type, i, v);
-    loops().adam(
+    host::loops().adam(
         read(t.p, t.p_type, i, n, p),
         read(t.g, t.g_type, i, n, g),
         read(t.m, t.state_type, i, n, m),
@@ -85,27 +87,27 @@ void adam_tiles(
         v_out,
         n,
         constants);
-    if (t.p_type != Float::f32 && step.stochastic) {
+    if (t.p_type != Float::f32 && step.options.stochastic) {
       write_stochastic(p, t.p_out, t.p_type, i, n, step.seed, t.offset + i);
     } else if (t.p_type != Float::f32) {
-      from_float(p, t.p_type, at(t.p_out, t.p_type, i), n);
+      host::from_float(p, t.p_type, at(t.p_out, t.p_type, i), n);
     }
     if (t.state_type != Float::f32) {
-      from_float(m, t.state_type, at(t.m_out, t.state_type, i), n);
-      from_float(v, t.state_type, at(t.v_out, t.state_type, i), n);
+      host::from_float(m, t.state_type, at(t.m_out, t.state_type, i), n);
+      host::from_float(v, t.state_type, at(t.v_out, t.state_type, i), n);
     }
   }
 }
 
 }  // namespace
 
-AdamConstants constants_of(const AdamStep& step) {
+host::AdamConstants constants_of(const AdamStep& step) {
   return {
-      .b1 = static_cast<float>(step.beta1),
-      .b2 = static_cast<float>(step.beta2),
-      .one_minus_b1 = static_cast<float>(1.0 - step.beta1),
-      .one_minus_b2 = static_cast<float>(1.0 - step.beta2),
-      .eps = static_cast<float>(step.eps),
+      .b1 = static_cast<float>(step.options.beta1),
+      .b2 = static_cast<float>(step.options.beta2),
+      .one_minus_b1 = static_cast<float>(1.0 - step.options.beta1),
+      .one_minus_b2 = static_cast<float>(1.0 - step.options.beta2),
+      .eps = static_cast<float>(step.options.eps),
       .keep = step.keep(),
       .keep_rest = step.keep_rest(),
       .c1 = step.c1,
@@ -118,10 +120,10 @@ void adam(const AdamTensor& t, const AdamStep& step) {
     adam_reference(t, step);
     return;
   }
-  AdamConstants constants = constants_of(step);
+  host::AdamConstants constants = constants_of(step);
   if (t.p_type == Float::f32 && t.g_type == Float::f32 &&
       t.state_type == Float::f32) {
-    loops().adam(
+    host::loops().adam(
         static_cast<const float*>(t.p),
         static_cast<const float*>(t.g),
         static_cast<const float*>(t.m),
@@ -138,13 +140,13 @@ void adam(const AdamTensor& t, const AdamStep& step) {
 
 double sum_of_squares(const void* g, Float type, int64_t n) {
   if (type == Float::f32) {
-    return loops().sum_of_squares(static_cast<const float*>(g), n);
+    return host::loops().sum_of_squares(static_cast<const float*>(g), n);
   }
   alignas(64) float buffer[tile];
   double sum = 0.0;
   for (int64_t i = 0; i < n; i += tile) {
     int64_t count = std::min(tile, n - i);
-    sum += loops().sum_of_squares(read(g, type, i, count, buffer), count);
+    sum += host::loops().sum_of_squares(read(g, type, i, count, buffer), count);
   }
   return sum;
 }

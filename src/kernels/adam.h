@@ -1,16 +1,29 @@
 // One fused pass of Adam/AdamW over parameters and moments of any float type.
 #pragma once
 
-#include "kernels/matrix.h"
+#include <optional>
+
+#include "host/loops.h"
+#include "host/matrix.h"
 
 namespace mlx_ane::kernels {
 
-/// Constants of one step, as mlx.optimizers computes them.
-struct AdamStep {
+/// What an optimizer was made with, as mlx.optimizers' arguments.
+struct AdamOptions {
   double beta1 = 0.9;
   double beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 0.0;
+  /// Largest norm of all gradients together.
+  std::optional<double> max_norm = {};
+  /// Stochastic rounding of 16-bit parameters: counter-based, reproducible.
+  bool stochastic = false;
+  bool operator==(const AdamOptions&) const = default;
+};
+
+/// One step, with what mlx.optimizers computes for it.
+struct AdamStep {
+  AdamOptions options;
   float learning_rate = 1e-3f;
   /// Bias correction: p -= c1 * m / (sqrt(v) * c2 + eps), with
   /// c1 = lr / (1 - beta1^t), c2 = 1 / sqrt(1 - beta2^t); lr and 1 without it.
@@ -18,8 +31,7 @@ struct AdamStep {
   float c2 = 1.0f;
   /// Multiplies every gradient (1, or the clip factor of max_norm).
   float gradient_scale = 1.0f;
-  /// Stochastic rounding of 16-bit parameters: counter-based, reproducible.
-  bool stochastic = false;
+  /// Of stochastic rounding.
   uint64_t seed = 0;
 
   /// Decay multiplies p by keep() + keep_rest(). keep() is 1 - lr wd rounded to
@@ -27,17 +39,17 @@ struct AdamStep {
   /// step and grows with their number. A fifth of it is made up for: nearer to
   /// the exact update than MLX, and within 1e-5 of MLX over hundreds of steps.
   float keep() const {
-    return 1.0f - learning_rate * static_cast<float>(weight_decay);
+    return 1.0f - learning_rate * static_cast<float>(options.weight_decay);
   }
   float keep_rest() const {
-    auto exact = 1.0 - static_cast<double>(learning_rate) * weight_decay;
+    auto exact =
+        1.0 - static_cast<double>(learning_rate) * options.weight_decay;
     return static_cast<float>((exact - keep()) / 5);
   }
 };
 
 /// The step as the loops take it (loops.h).
-struct AdamConstants;
-AdamConstants constants_of(const AdamStep& step);
+host::AdamConstants constants_of(const AdamStep& step);
 
 /// One tensor of n elements. Outputs may alias the inputs of the same name.
 struct AdamTensor {

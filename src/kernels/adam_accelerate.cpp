@@ -36,7 +36,7 @@ void adam_tile(
     float* m_out,
     float* v_out,
     int64_t n,
-    const AdamConstants& k) {
+    const host::AdamConstants& k) {
   alignas(64) float scaled[tile], work[tile];
   auto length = static_cast<vDSP_Length>(n);
   auto count = static_cast<int>(n);
@@ -62,7 +62,7 @@ void adam_tile(
 double time_of(AdamLoop adam) {
   constexpr int64_t n = 1 << 16;
   std::vector<float> p(n, 1), g(n, 0.5f), m(n, 0.1f), v(n, 0.01f);
-  AdamConstants constants{
+  host::AdamConstants constants{
       .b1 = 0.9f,
       .b2 = 0.999f,
       .one_minus_b1 = 0.1f,
@@ -105,7 +105,7 @@ void adam_accelerate(
     float* m_out,
     float* v_out,
     int64_t n,
-    const AdamConstants& constants) {
+    const host::AdamConstants& constants) {
   for (int64_t i = 0; i < n; i += tile) {
     adam_tile(
         p + i,

@@ -5,12 +5,12 @@
 #include <cstdint>
 #include <string>
 
-#include "kernels/loops.h"
+#include "host/loops.h"
 
 namespace mlx_ane::kernels {
 
-/// One step on fp32 arrays, as Loops::adam.
-using AdamLoop = decltype(Loops::adam);
+/// One step on fp32 arrays, as host::Loops::adam.
+using AdamLoop = decltype(host::Loops::adam);
 
 /// Adam in tiles that stay in L1, each function of vDSP and vForce reading and
 /// writing the tile. Differs from the loop by fp32 rounding.
@@ -23,7 +23,7 @@ void adam_accelerate(
     float* m_out,
     float* v_out,
     int64_t n,
-    const AdamConstants& constants);
+    const host::AdamConstants& constants);
 
 /// The faster of `portable` and adam_accelerate on this machine, timed once a
 /// process in about a millisecond. `portable` where there is no Accelerate.

@@ -6,11 +6,11 @@
 #include <cmath>
 #include <limits>
 
-#include "blas/blas.h"
-#include "kernels/half.h"
-#include "kernels/loops.h"
-#include "kernels/rows.h"
-#include "kernels/scratch.h"
+#include "host/half.h"
+#include "host/loops.h"
+#include "host/rows.h"
+#include "host/scratch.h"
+#include "kernels/gemm.h"
 
 namespace mlx_ane::kernels {
 
@@ -48,10 +48,10 @@ struct Sizes {
 };
 
 template <class Use>
-FloatRows as_float(const MatrixView& x) {
+host::FloatRows as_float(const MatrixView& x) {
   bool in_place = x.type == Float::f32 && x.col_stride == 1;
-  return float_rows(
-      x, in_place ? nullptr : scratch<Use, float>(x.rows * x.cols));
+  return host::float_rows(
+      x, in_place ? nullptr : host::scratch<Use, float>(x.rows * x.cols));
 }
 
 MatrixView rows_of(const MatrixView& x, int64_t first, int64_t n) {
@@ -66,7 +66,7 @@ class FloatOut {
   explicit FloatOut(const MatrixView& target) : target_(target) {
     bool direct = target.type == Float::f32;
     data = direct ? static_cast<float*>(const_cast<void*>(target.data))
-                  : scratch<Use, float>(target.rows * target.cols);
+                  : host::scratch<Use, float>(target.rows * target.cols);
     ld = direct ? target.row_stride : target.cols;
   }
 
@@ -81,7 +81,7 @@ class FloatOut {
     auto row_bytes =
         target_.row_stride * static_cast<int64_t>(size_of(target_.type));
     for (int64_t r = 0; target_.type != Float::f32 && r < target_.rows; ++r) {
-      from_float(
+      host::from_float(
           data + r * ld, target_.type, bytes + r * row_bytes, target_.cols);
     }
   }
@@ -121,7 +121,7 @@ void apply_mask(
     auto size = static_cast<int64_t>(size_of(mask.type));
     for (int64_t j = 0; j < keys; ++j) {
       float value;
-      to_float(data + (offset + j * stride) * size, mask.type, &value, 1);
+      host::to_float(data + (offset + j * stride) * size, mask.type, &value, 1);
       scores[j] += value;
     }
   }
@@ -130,25 +130,23 @@ void apply_mask(
 /// Scaled scores of query rows `first` .. `first` + rows against `keys` keys.
 void score_tile(
     const Attention& a,
-    const FloatRows& q,
-    const FloatRows& k,
+    const host::FloatRows& q,
+    const host::FloatRows& k,
     int64_t rows,
     int64_t keys,
     float* scores) {
-  blas::sgemm(
-      false,
-      true,
-      rows,
-      keys,
-      a.q.shape[3],
-      a.scale,
-      q.data,
-      q.ld,
-      k.data,
-      k.ld,
-      0.0f,
-      scores,
-      keys);
+  sgemm(
+      {.trans_b = true,
+       .m = rows,
+       .n = keys,
+       .k = a.q.shape[3],
+       .alpha = a.scale,
+       .a = q.data,
+       .lda = q.ld,
+       .b = k.data,
+       .ldb = k.ld,
+       .c = scores,
+       .ldc = keys});
 }
 
 /// Keys that any row of a tile needs. A row that sees none averages them all.
@@ -183,7 +181,7 @@ float softmax_row(
     float* lse) {
   int64_t visible = visible_keys(a, n, row);
   apply_mask(a.mask, at.batch, at.head, row, scores, visible);
-  float maximum = loops().maximum(scores, visible);
+  float maximum = host::loops().maximum(scores, visible);
   if (averages_all(a, at, maximum)) {
     std::fill_n(scores, keys, 1.0f);
     *lse = 0.0f;
@@ -192,7 +190,7 @@ float softmax_row(
   if (at.sink != nullptr) {
     maximum = std::max(maximum, *at.sink);
   }
-  float sum = loops().exp_sum(scores, 1.0f, maximum, scores, visible);
+  float sum = host::loops().exp_sum(scores, 1.0f, maximum, scores, visible);
   std::fill(scores + visible, scores + keys, 0.0f);
   if (at.sink != nullptr) {
     sum += std::exp(*at.sink - maximum);
@@ -205,14 +203,14 @@ void forward_tile(
     const Attention& a,
     const Sizes& n,
     const Head& at,
-    const FloatRows& k,
-    const FloatRows& v,
+    const host::FloatRows& k,
+    const host::FloatRows& v,
     int64_t first,
     const Heads& out,
     float* logsumexp) {
   int64_t rows = std::min(tile_rows, n.S - first);
   int64_t keys = tile_keys(a, n, first, rows);
-  auto scores = scratch<ScoreUse, float>(tile_rows * n.T);
+  auto scores = host::scratch<ScoreUse, float>(tile_rows * n.T);
   auto q =
       as_float<QueryUse>(rows_of(a.q.head(at.batch, at.head), first, rows));
   score_tile(a, q, k, rows, keys, scores);
@@ -225,22 +223,18 @@ void forward_tile(
     }
   }
   FloatOut<OutUse> y(rows_of(out.head(at.batch, at.head), first, rows));
-  blas::sgemm(
-      false,
-      false,
-      rows,
-      n.E,
-      keys,
-      1.0f,
-      scores,
-      keys,
-      v.data,
-      v.ld,
-      0.0f,
-      y.data,
-      y.ld);
+  sgemm(
+      {.m = rows,
+       .n = n.E,
+       .k = keys,
+       .a = scores,
+       .lda = keys,
+       .b = v.data,
+       .ldb = v.ld,
+       .c = y.data,
+       .ldc = y.ld});
   for (int64_t r = 0; r < rows; ++r) {
-    loops().scale_add(y.data + r * y.ld, 1.0f / sums[r], 0.0f, n.E);
+    host::loops().scale_add(y.data + r * y.ld, 1.0f / sums[r], 0.0f, n.E);
   }
   y.finish();
 }
@@ -273,13 +267,13 @@ void probabilities(
     float* row = scores + r * keys;
     int64_t visible = visible_keys(a, n, first + r);
     apply_mask(a.mask, at.batch, at.head, first + r, row, visible);
-    bool averages = averages_all(a, at, loops().maximum(row, visible));
+    bool averages = averages_all(a, at, host::loops().maximum(row, visible));
     free[r] = averages ? 0.0f : 1.0f;
     if (averages) {
       std::fill_n(row, keys, 1.0f / static_cast<float>(keys));
       continue;
     }
-    loops().exp_sum(row, 1.0f, logsumexp[first + r], row, visible);
+    host::loops().exp_sum(row, 1.0f, logsumexp[first + r], row, visible);
     std::fill(row + visible, row + keys, 0.0f);
   }
 }
@@ -288,8 +282,8 @@ void backward_tile(
     const Attention& a,
     const Sizes& n,
     const Head& at,
-    const FloatRows& k,
-    const FloatRows& v,
+    const host::FloatRows& k,
+    const host::FloatRows& v,
     int64_t first,
     const float* logsumexp,
     const Gradients& to) {
@@ -302,46 +296,42 @@ void backward_tile(
   auto y = as_float<OutUse>(tile_of(to.out));
   auto dy = as_float<OutGradUse>(tile_of(to.d_out));
   // p, ds: (rows, keys)
-  auto p = scratch<ScoreUse, float>(tile_rows * n.T);
-  auto ds = scratch<ScoreGradUse, float>(tile_rows * n.T);
+  auto p = host::scratch<ScoreUse, float>(tile_rows * n.T);
+  auto ds = host::scratch<ScoreGradUse, float>(tile_rows * n.T);
   float free[tile_rows];
   score_tile(a, q, k, rows, keys, p);
   probabilities(a, n, at, first, rows, keys, logsumexp, p, free);
   if (to.dv != nullptr) {
     // dv += p' dy
-    blas::sgemm(
-        true,
-        false,
-        keys,
-        n.E,
-        rows,
-        1.0f,
-        p,
-        keys,
-        dy.data,
-        dy.ld,
-        1.0f,
-        to.dv,
-        to.dv_ld);
+    sgemm(
+        {.trans_a = true,
+         .m = keys,
+         .n = n.E,
+         .k = rows,
+         .a = p,
+         .lda = keys,
+         .b = dy.data,
+         .ldb = dy.ld,
+         .beta = 1.0f,
+         .c = to.dv,
+         .ldc = to.dv_ld});
   }
   // ds = p (dy v' - rowsum(dy y)) scale
-  blas::sgemm(
-      false,
-      true,
-      rows,
-      keys,
-      n.E,
-      1.0f,
-      dy.data,
-      dy.ld,
-      v.data,
-      v.ld,
-      0.0f,
-      ds,
-      keys);
+  sgemm(
+      {.trans_b = true,
+       .m = rows,
+       .n = keys,
+       .k = n.E,
+       .a = dy.data,
+       .lda = dy.ld,
+       .b = v.data,
+       .ldb = v.ld,
+       .c = ds,
+       .ldc = keys});
   for (int64_t r = 0; r < rows; ++r) {
-    float delta = loops().dot(dy.data + r * dy.ld, y.data + r * y.ld, n.E);
-    loops().softmax_backward(
+    float delta =
+        host::loops().dot(dy.data + r * dy.ld, y.data + r * y.ld, n.E);
+    host::loops().softmax_backward(
         p + r * keys, delta, a.scale * free[r], ds + r * keys, keys);
     if (to.d_sink != nullptr) {
       *to.d_sink -= std::exp(*at.sink - logsumexp[first + r]) * delta;
@@ -349,38 +339,32 @@ void backward_tile(
   }
   if (to.dq.data != nullptr) {
     FloatOut<QueryGradUse> dq(tile_of(to.dq));
-    blas::sgemm(
-        false,
-        false,
-        rows,
-        n.D,
-        keys,
-        1.0f,
-        ds,
-        keys,
-        k.data,
-        k.ld,
-        0.0f,
-        dq.data,
-        dq.ld);
+    sgemm(
+        {.m = rows,
+         .n = n.D,
+         .k = keys,
+         .a = ds,
+         .lda = keys,
+         .b = k.data,
+         .ldb = k.ld,
+         .c = dq.data,
+         .ldc = dq.ld});
     dq.finish();
   }
   if (to.dk != nullptr) {
     // dk += ds' q
-    blas::sgemm(
-        true,
-        false,
-        keys,
-        n.D,
-        rows,
-        1.0f,
-        ds,
-        keys,
-        q.data,
-        q.ld,
-        1.0f,
-        to.dk,
-        to.dk_ld);
+    sgemm(
+        {.trans_a = true,
+         .m = keys,
+         .n = n.D,
+         .k = rows,
+         .a = ds,
+         .lda = keys,
+         .b = q.data,
+         .ldb = q.ld,
+         .beta = 1.0f,
+         .c = to.dk,
+         .ldc = to.dk_ld});
   }
 }
 

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "kernels/matrix.h"
+#include "host/matrix.h"
 
 namespace mlx_ane::kernels {
 

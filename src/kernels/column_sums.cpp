@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <array>
 
-#include "kernels/half.h"
+#include "host/half.h"
 
 namespace mlx_ane::kernels {
 
@@ -15,10 +15,10 @@ constexpr int64_t panel = 512;
 void add_row(const MatrixView& x, int64_t r, float* row, double* sums) {
   auto line = x.block(r, 0, 1, x.cols);
   if (x.col_stride == 1) {
-    to_float(line.data, x.type, row, x.cols);
+    host::to_float(line.data, x.type, row, x.cols);
   } else {
     for (int64_t c = 0; c < x.cols; ++c) {
-      to_float(line.block(0, c, 1, 1).data, x.type, row + c, 1);
+      host::to_float(line.block(0, c, 1, 1).data, x.type, row + c, 1);
     }
   }
   for (int64_t c = 0; c < x.cols; ++c) {
@@ -41,7 +41,7 @@ void column_sums(const MatrixView& x, Float type, void* out) {
     std::copy_n(sums.begin(), width, row.begin());
     auto* dst =
         static_cast<char*>(out) + begin * static_cast<int64_t>(size_of(type));
-    from_float(row.data(), type, dst, width);
+    host::from_float(row.data(), type, dst, width);
   }
 }
 

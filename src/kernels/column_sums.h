@@ -1,7 +1,7 @@
 // Sums over the rows of a matrix: the gradient of a bias.
 #pragma once
 
-#include "kernels/matrix.h"
+#include "host/matrix.h"
 
 namespace mlx_ane::kernels {
 

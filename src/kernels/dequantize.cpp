@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/half.h"
+#include "host/half.h"
 
 namespace mlx_ane::kernels {
 
@@ -59,7 +59,7 @@ void unpack_codes(
 
 float typed(const void* data, Float type, int64_t i) {
   float value;
-  to_float(
+  host::to_float(
       static_cast<const char*>(data) + i * static_cast<int64_t>(size_of(type)),
       type,
       &value,

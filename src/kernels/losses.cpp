@@ -5,10 +5,10 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/half.h"
-#include "kernels/loops.h"
-#include "kernels/rows.h"
-#include "kernels/scratch.h"
+#include "host/half.h"
+#include "host/loops.h"
+#include "host/rows.h"
+#include "host/scratch.h"
 
 namespace mlx_ane::kernels {
 
@@ -24,8 +24,9 @@ constexpr int64_t tile = 1024;
 const float* logits_row(const MatrixView& logits, int64_t t) {
   MatrixView row = logits.block(t, 0, 1, logits.cols);
   bool in_place = logits.type == Float::f32 && logits.col_stride == 1;
-  return float_rows(
-             row, in_place ? nullptr : scratch<RowUse, float>(logits.cols))
+  return host::float_rows(
+             row,
+             in_place ? nullptr : host::scratch<RowUse, float>(logits.cols))
       .data;
 }
 
@@ -39,7 +40,7 @@ const float* read(
   if (type == Float::f32) {
     return static_cast<const float*>(data) + i;
   }
-  to_float(static_cast<const uint16_t*>(data) + i, type, buffer, n);
+  host::to_float(static_cast<const uint16_t*>(data) + i, type, buffer, n);
   return buffer;
 }
 
@@ -50,7 +51,7 @@ float* target_of(void* data, Float type, int64_t i, float* buffer) {
 
 void write(const float* values, void* data, Float type, int64_t i, int64_t n) {
   if (type != Float::f32) {
-    from_float(values, type, static_cast<uint16_t*>(data) + i, n);
+    host::from_float(values, type, static_cast<uint16_t*>(data) + i, n);
   }
 }
 
@@ -64,10 +65,10 @@ void cross_entropy_forward(
     float* logsumexp) {
   for (int64_t t = 0; t < logits.rows; ++t) {
     const float* x = logits_row(logits, t);
-    float maximum = loops().maximum(x, logits.cols);
+    float maximum = host::loops().maximum(x, logits.cols);
     // Rows of -infinity alone have no finite shift.
     float shift = std::isfinite(maximum) ? maximum : 0.0f;
-    float sum = loops().exp_sum(x, 1.0f, shift, nullptr, logits.cols);
+    float sum = host::loops().exp_sum(x, 1.0f, shift, nullptr, logits.cols);
     logsumexp[t] = shift + std::log(sum);
     if (!valid(targets[t], logits)) {
       loss[t] = std::numeric_limits<float>::quiet_NaN();
@@ -75,7 +76,7 @@ void cross_entropy_forward(
     }
     loss[t] = logsumexp[t] - (1.0f - label_smoothing) * x[targets[t]];
     if (label_smoothing != 0.0f) {
-      loss[t] -= label_smoothing * loops().sum(x, logits.cols) /
+      loss[t] -= label_smoothing * host::loops().sum(x, logits.cols) /
                  static_cast<float>(logits.cols);
     }
   }
@@ -91,13 +92,13 @@ void cross_entropy_backward(
   float smooth = label_smoothing / static_cast<float>(logits.cols);
   auto size = static_cast<int64_t>(size_of(d_logits.type));
   bool direct = d_logits.type == Float::f32;
-  float* buffer = direct ? nullptr : scratch<OutUse, float>(logits.cols);
+  float* buffer = direct ? nullptr : host::scratch<OutUse, float>(logits.cols);
   for (int64_t t = 0; t < logits.rows; ++t) {
     const float* x = logits_row(logits, t);
     auto row =
         static_cast<char*>(d_logits.data) + t * d_logits.row_stride * size;
     float* out = direct ? reinterpret_cast<float*>(row) : buffer;
-    loops().exp_scale(
+    host::loops().exp_scale(
         x, logsumexp[t], d_loss[t], -smooth * d_loss[t], out, logits.cols);
     if (valid(targets[t], logits)) {
       out[targets[t]] -= (1.0f - label_smoothing) * d_loss[t];
@@ -114,7 +115,7 @@ void swiglu_forward(
   for (int64_t i = 0; i < n; i += tile) {
     int64_t count = std::min(tile, n - i);
     float* result = target_of(out, type, i, gates);
-    loops().swiglu(
+    host::loops().swiglu(
         read(gate, type, i, count, gates),
         read(up, type, i, count, ups),
         result,
@@ -136,7 +137,7 @@ void swiglu_backward(
     int64_t count = std::min(tile, n - i);
     float* gate_result = target_of(d_gate, type, i, gates);
     float* up_result = target_of(d_up, type, i, ups);
-    loops().swiglu_backward(
+    host::loops().swiglu_backward(
         read(gate, type, i, count, gates),
         read(up, type, i, count, ups),
         read(d_out, type, i, count, grads),

@@ -1,7 +1,7 @@
 // Fused cross-entropy and SwiGLU: forward and backward in one read each.
 #pragma once
 
-#include "kernels/matrix.h"
+#include "host/matrix.h"
 
 namespace mlx_ane::kernels {
 

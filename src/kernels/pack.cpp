@@ -6,11 +6,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/half.h"
-#include "kernels/loops.h"
-#include "kernels/rows.h"
-#include "kernels/scratch.h"
-#include "kernels/streaming.h"
+#include "host/half.h"
+#include "host/loops.h"
+#include "host/rows.h"
+#include "host/scratch.h"
+#include "host/streaming.h"
 
 namespace mlx_ane::kernels {
 
@@ -47,21 +47,22 @@ double scaled_sum(const float* x, int64_t n, int exponent) {
 /// 2^log2_norm.
 bool fits(const float* x, int64_t n, int exponent, int log2_norm) {
   double bound = std::ldexp(1.0, 2 * log2_norm);
-  double sum = loops().half_sum_of_squares(x, exponent, n);
+  double sum = host::loops().half_sum_of_squares(x, exponent, n);
   // The fp32 sum decides unless it is as close as its own error.
   if (sum < bound * (1.0 - 0x1p-12) || sum > bound * (1.0 + 0x1p-12)) {
     return sum < bound;
   }
   sum = 0.0;
   for (int64_t c = 0; c < n; ++c) {
-    double value = half_to_float(float_to_half(std::ldexp(x[c], exponent)));
+    double value =
+        host::half_to_float(host::float_to_half(std::ldexp(x[c], exponent)));
     sum += value * value;
   }
   return sum <= bound;
 }
 
 RowScale row_scale(const float* x, int64_t n, int log2_norm) {
-  RowNorm norm = loops().row_norm(x, n);
+  host::RowNorm norm = host::loops().row_norm(x, n);
   RowScale scale;
   scale.nonzero = norm.max_bits != 0;
   scale.finite = norm.max_bits < 0x7f800000;
@@ -90,7 +91,7 @@ RowScale row_scale(const float* x, int64_t n, int log2_norm) {
 
 /// Sets the scales of rows first .. first + n, whose fp32 values are `rows`.
 void measure(
-    const FloatRows& rows,
+    const host::FloatRows& rows,
     int64_t first,
     int64_t n,
     int64_t cols,
@@ -123,19 +124,20 @@ void each_block(const MatrixView& x, Body body) {
   bool row_wise = x.col_stride == 1;
   int64_t block = row_wise ? 1 : 32;
   bool in_place = row_wise && x.type == Float::f32;
-  float* buffer = in_place ? nullptr : scratch<RowUse, float>(block * x.cols);
+  float* buffer =
+      in_place ? nullptr : host::scratch<RowUse, float>(block * x.cols);
   for (int64_t r = 0; r < x.rows; r += block) {
     int64_t n = std::min(block, x.rows - r);
-    body(r, n, float_rows(x.block(r, 0, n, x.cols), buffer));
+    body(r, n, host::float_rows(x.block(r, 0, n, x.cols), buffer));
   }
 }
 
 void convert_row(
     const float* x, int exponent, uint16_t* dst, int64_t n, bool stream) {
   if (exponent == 0) {
-    loops().float_to_half(x, dst, n, stream);
+    host::loops().float_to_half(x, dst, n, stream);
   } else {
-    loops().scale_to_half(x, exponent, dst, n, stream);
+    host::loops().scale_to_half(x, exponent, dst, n, stream);
   }
 }
 
@@ -160,8 +162,8 @@ void pack_rows(
     int64_t ld,
     int64_t rows_padded,
     int64_t cols_padded) {
-  bool stream = worth_streaming(dst, x.rows * x.cols * 2);
-  each_block(x, [&](int64_t first, int64_t n, const FloatRows& rows) {
+  bool stream = host::worth_streaming(dst, x.rows * x.cols * 2);
+  each_block(x, [&](int64_t first, int64_t n, const host::FloatRows& rows) {
     const int16_t* exponent = exponent_of(first, n, rows);
     for (int64_t r = 0; r < n; ++r) {
       uint16_t* out = dst + (first + r) * ld;
@@ -186,11 +188,13 @@ void fill_panel(
   bool in_place = x.col_stride == 1 && x.type == Float::f32;
   // Rows that are converted wait in L1; columns need more at a time.
   int64_t block = in_place ? exponent_of.rows : x.col_stride == 1 ? 2 : 32;
-  float* buffer = in_place ? nullptr : scratch<RowUse, float>(block * x.cols);
+  float* buffer =
+      in_place ? nullptr : host::scratch<RowUse, float>(block * x.cols);
   for (int64_t r = 0; r < n; r += block) {
     int64_t count = std::min(block, n - r);
-    FloatRows rows = float_rows(x.block(first + r, 0, count, x.cols), buffer);
-    loops().pair_rows(
+    host::FloatRows rows =
+        host::float_rows(x.block(first + r, 0, count, x.cols), buffer);
+    host::loops().pair_rows(
         rows.data,
         rows.ld,
         count,
@@ -202,7 +206,7 @@ void fill_panel(
 }
 
 /// The rows of the next panel, where they are one run of memory.
-Prefetch next_panel(const MatrixView& x, int64_t first, int64_t tiles) {
+host::Prefetch next_panel(const MatrixView& x, int64_t first, int64_t tiles) {
   bool one_run = x.col_stride == 1 && x.row_stride == x.cols;
   if (!one_run || first >= x.rows || tiles == 0) {
     return {};
@@ -216,7 +220,7 @@ Prefetch next_panel(const MatrixView& x, int64_t first, int64_t tiles) {
 
 /// Whether pack_columns may and should stream its results.
 bool streams_columns(const MatrixView& x, const uint16_t* dst, int64_t ld) {
-  return ld % 32 == 0 && worth_streaming(dst, x.rows * x.cols * 2);
+  return ld % 32 == 0 && host::worth_streaming(dst, x.rows * x.cols * 2);
 }
 
 /// pack_transposed, with exponents as in pack_rows.
@@ -238,7 +242,7 @@ void pack_columns(
       panel_bytes / (2 * panel_ld) / 32 * 32,
       32,
       stream ? panel_rows : warm_rows);
-  auto panel = scratch<PanelUse, uint32_t>(height / 2 * panel_ld);
+  auto panel = host::scratch<PanelUse, uint32_t>(height / 2 * panel_ld);
   auto halves = reinterpret_cast<uint16_t*>(panel);
   // Elements before the first whole line of dst, where streaming starts.
   int64_t head = stream && !aligned_to_line(dst)
@@ -255,7 +259,7 @@ void pack_columns(
       std::fill_n(panel + i * panel_ld, x.cols, 0u);
     }
     int64_t tiles = (n / 2 + 15) / 16 * ((x.cols + 15) / 16);
-    loops().transpose_pairs(
+    host::loops().transpose_pairs(
         halves,
         2 * panel_ld,
         n / 2,
@@ -263,7 +267,7 @@ void pack_columns(
         dst + start,
         ld,
         stream && !partial_line,
-        stream ? next_panel(x, next, tiles) : Prefetch{});
+        stream ? next_panel(x, next, tiles) : host::Prefetch{});
     if (n % 2 == 1) {
       for (int64_t c = 0; c < x.cols; ++c) {
         dst[c * ld + next - 1] = halves[(n / 2 * panel_ld + c) * 2];
@@ -278,7 +282,8 @@ struct Given {
   std::span<const int16_t> exponent;
   /// Rows to ask for at a time.
   static constexpr int64_t rows = panel_rows;
-  const int16_t* operator()(int64_t first, int64_t, const FloatRows&) const {
+  const int16_t* operator()(
+      int64_t first, int64_t, const host::FloatRows&) const {
     return exponent.empty() ? nullptr : exponent.data() + first;
   }
 };
@@ -290,7 +295,7 @@ struct Measured {
   RowScales& scales;
   static constexpr int64_t rows = 2;
   const int16_t* operator()(
-      int64_t first, int64_t n, const FloatRows& block) const {
+      int64_t first, int64_t n, const host::FloatRows& block) const {
     measure(block, first, n, cols, log2_norm, scales);
     return scales.exponent.data() + first;
   }
@@ -300,7 +305,7 @@ struct Measured {
 
 RowScales row_scales(const MatrixView& x, int log2_norm) {
   RowScales scales = make_scales(x.rows);
-  each_block(x, [&](int64_t first, int64_t n, const FloatRows& rows) {
+  each_block(x, [&](int64_t first, int64_t n, const host::FloatRows& rows) {
     measure(rows, first, n, x.cols, log2_norm, scales);
   });
   return scales;

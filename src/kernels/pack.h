@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/matrix.h"
+#include "host/matrix.h"
 
 namespace mlx_ane::kernels {
 
@@ -60,10 +60,6 @@ RowScales pack_scaled_transposed(
     int64_t ld,
     int64_t rows_padded,
     int64_t cols_padded);
-
-/// The half that fills an output surface before evaluation. A NaN whose payload
-/// no arithmetic produces, so a surviving one shows what was never written.
-inline constexpr uint16_t canary = 0x7e5a;
 
 /// What unpacking saw in one output tile; indices are of the first offender.
 struct UnpackReport {

@@ -3,7 +3,7 @@
 
 #include <chrono>
 
-#include "kernels/loops.h"
+#include "host/loops.h"
 
 namespace mlx_ane::kernels {
 
@@ -16,15 +16,15 @@ double fma_peak(double seconds) {
   // The mean, not the best moment: a busy neighbour slows GEMMs as it slows
   // this.
   while (elapsed < seconds) {
-    keep = keep + loops().fma_rounds(rounds);
-    flops += 2.0 * 12 * loops().lanes * rounds;
+    keep = keep + host::loops().fma_rounds(rounds);
+    flops += 2.0 * 12 * host::loops().lanes * rounds;
     elapsed = std::chrono::duration<double>(Clock::now() - start).count();
   }
   return flops / elapsed / 1e9;
 }
 
 void adam_twin(float* p, const float* g, float* m, float* v, int64_t n) {
-  loops().adam_twin(p, g, m, v, n);
+  host::loops().adam_twin(p, g, m, v, n);
 }
 
 }  // namespace mlx_ane::kernels

@@ -3,11 +3,11 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/half.h"
-#include "kernels/loops.h"
+#include "host/half.h"
+#include "host/loops.h"
+#include "host/scratch.h"
+#include "host/streaming.h"
 #include "kernels/pack.h"
-#include "kernels/scratch.h"
-#include "kernels/streaming.h"
 
 namespace mlx_ane::kernels {
 
@@ -40,7 +40,7 @@ void inspect_row(
     std::span<const uint8_t> col_finite,
     UnpackReport& report) {
   for (int64_t c = 0; c < cols; ++c) {
-    report.canaries += src[c] == canary;
+    report.canaries += src[c] == host::canary;
     bool expected = row_finite && (col_finite.empty() || col_finite[c]);
     if (expected && (src[c] & 0x7c00) == 0x7c00 && report.nonfinite++ == 0) {
       report.bad_row = row;
@@ -59,7 +59,7 @@ void unpack_extreme_row(
     int64_t cols) {
   for (int64_t c = 0; c < cols; ++c) {
     int exponent = row_exp + (col_exp.empty() ? 0 : col_exp[c]);
-    float value = std::ldexp(half_to_float(src[c]), -exponent);
+    float value = std::ldexp(host::half_to_float(src[c]), -exponent);
     y[c] = accumulate ? y[c] + value : value;
   }
 }
@@ -87,26 +87,26 @@ UnpackReport unpack(
     auto [min, max] = std::minmax_element(col_exp.begin(), col_exp.end());
     low = *min;
     high = *max;
-    col_factor = scratch<FactorUse, float>(cols);
+    col_factor = host::scratch<FactorUse, float>(cols);
     for (int64_t c = 0; c < cols; ++c) {
       col_factor[c] = std::ldexp(1.0f, -col_exp[c]);
     }
   }
   uint16_t* col_bits = nullptr;
   if (!col_nonzero.empty()) {
-    col_bits = scratch<ColumnUse, uint16_t>(cols);
+    col_bits = host::scratch<ColumnUse, uint16_t>(cols);
     std::fill_n(col_bits, cols, uint16_t{0});
   }
-  bool stream = !accumulate && worth_streaming(y, rows * cols * 4);
+  bool stream = !accumulate && host::worth_streaming(y, rows * cols * 4);
   for (int64_t r = 0; r < rows; ++r) {
     const uint16_t* x = src + r * ld;
     int exponent = row_exp.empty() ? 0 : row_exp[r];
     bool fits = exact(low, high) && exact(exponent, exponent) &&
                 exact(exponent + low, exponent + high);
     // An extreme row still goes through the loop, for what it holds.
-    float* out = fits ? y + r * y_ld : scratch<ExtremeUse, float>(cols);
+    float* out = fits ? y + r * y_ld : host::scratch<ExtremeUse, float>(cols);
     float row_factor = fits ? std::ldexp(1.0f, -exponent) : 1.0f;
-    HalfRowBits bits = loops().unpack_row(
+    host::HalfRowBits bits = host::loops().unpack_row(
         x,
         row_factor,
         fits ? col_factor : nullptr,
@@ -139,15 +139,16 @@ void unpack_transposed(
     int64_t cols,
     float* y,
     int64_t y_ld) {
-  bool stream = worth_streaming(y, rows * cols * 4);
+  bool stream = host::worth_streaming(y, rows * cols * 4);
   // Streamed lines go out as they are made; others wait in L1 for their row.
   int64_t height = stream ? streamed_rows : panel_rows;
   int64_t width = stream ? cols : std::min(cols, panel_cols);
-  auto panel = scratch<PanelUse, uint32_t>(panel_rows / 2 * (panel_cols + 64));
+  auto panel =
+      host::scratch<PanelUse, uint32_t>(panel_rows / 2 * (panel_cols + 64));
   for (int64_t r = 0; r < rows; r += height) {
     int64_t n = std::min(height, rows - r);
     for (int64_t c = 0; c < cols; c += width) {
-      loops().unpack_columns(
+      host::loops().unpack_columns(
           src + c * ld + r,
           ld,
           n / 2 * 2,
@@ -158,7 +159,7 @@ void unpack_transposed(
     }
     int64_t last = r + n - 1;
     for (int64_t c = 0; n % 2 == 1 && c < cols; ++c) {
-      y[last * y_ld + c] = half_to_float(src[c * ld + last]);
+      y[last * y_ld + c] = host::half_to_float(src[c * ld + last]);
     }
   }
 }

@@ -111,16 +111,12 @@ struct UpdateTask {
   int first;
 
   void operator()() const {
-    kernels::AdamStep step;
-    step.beta1 = options.beta1;
-    step.beta2 = options.beta2;
-    step.eps = options.eps;
-    step.weight_decay = options.weight_decay;
-    step.learning_rate = gate[Gate::learning_rate];
-    step.c1 = gate[Gate::c1];
-    step.c2 = gate[Gate::c2];
-    step.gradient_scale = gate[Gate::clip];
-    step.stochastic = options.stochastic;
+    kernels::AdamStep step{
+        .options = options,
+        .learning_rate = gate[Gate::learning_rate],
+        .c1 = gate[Gate::c1],
+        .c2 = gate[Gate::c2],
+        .gradient_scale = gate[Gate::clip]};
     auto number = static_cast<uint64_t>(gate[Gate::step_number]);
     for (size_t i = 0; i < tensors.size(); ++i) {
       auto& t = tensors[i];

@@ -14,15 +14,7 @@
 
 namespace mlx_ane {
 
-struct AdamOptions {
-  double beta1;
-  double beta2;
-  double eps;
-  double weight_decay;
-  std::optional<double> max_norm;
-  bool stochastic = false;
-  bool operator==(const AdamOptions&) const = default;
-};
+using kernels::AdamOptions;
 
 struct AdamResult {
   std::vector<mx::array> parameters;

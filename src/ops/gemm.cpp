@@ -4,8 +4,8 @@
 
 #include "mlx/backend/cpu/encoder.h"
 
-#include "blas/gemm.h"
 #include "device/runner.h"
+#include "kernels/gemm.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
@@ -80,7 +80,7 @@ struct GemmTask {
         0,
         2 * left.rows * left.cols * right.cols);
     trace::add(counter(options.role));
-    blas::gemm(left, right, nullptr, out);
+    kernels::gemm(left, right, nullptr, out);
   }
 
   void run_on(

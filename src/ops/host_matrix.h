@@ -7,7 +7,7 @@
 
 #include "mlx/mlx.h"
 
-#include "kernels/matrix.h"
+#include "host/matrix.h"
 
 namespace mlx_ane {
 

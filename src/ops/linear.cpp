@@ -3,8 +3,8 @@
 
 #include "mlx/backend/cpu/encoder.h"
 
-#include "blas/gemm.h"
 #include "device/runner.h"
+#include "kernels/gemm.h"
 #include "ops/failure.h"
 #include "ops/gemm.h"
 #include "ops/host_matrix.h"
@@ -29,7 +29,7 @@ struct BlasTask {
     auto flops = 2 * y.rows * w.cols * y.cols;
     trace::Span span("gemm_forward", layer->name, 0, flops);
     trace::add(trace::Counter::gemm_forward);
-    blas::gemm(x.view(), w.transposed(), bias ? &*bias : nullptr, y);
+    kernels::gemm(x.view(), w.transposed(), bias ? &*bias : nullptr, y);
   }
 };
 

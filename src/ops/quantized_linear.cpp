@@ -5,10 +5,9 @@
 
 #include "mlx/backend/cpu/encoder.h"
 
-#include "blas/blas.h"
-#include "blas/gemm.h"
 #include "device/runner.h"
-#include "kernels/half.h"
+#include "host/half.h"
+#include "kernels/gemm.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
@@ -87,7 +86,7 @@ void run_on_blas(
     out.cols = rows;
     out.data = static_cast<char*>(y.data) +
                begin * static_cast<int64_t>(size_of(y.type));
-    blas::gemm(x, view.transposed(), part ? &*part : nullptr, out);
+    kernels::gemm(x, view.transposed(), part ? &*part : nullptr, out);
   }
 }
 
@@ -96,11 +95,11 @@ void load(const MatrixView& x, float* out) {
   for (int64_t r = 0; r < x.rows; ++r, out += x.cols) {
     auto row = x.block(r, 0, 1, x.cols);
     if (x.col_stride == 1) {
-      kernels::to_float(row.data, x.type, out, x.cols);
+      host::to_float(row.data, x.type, out, x.cols);
       continue;
     }
     for (int64_t c = 0; c < x.cols; ++c) {
-      kernels::to_float(row.block(0, c, 1, 1).data, x.type, out + c, 1);
+      host::to_float(row.block(0, c, 1, 1).data, x.type, out + c, 1);
     }
   }
 }
@@ -123,23 +122,20 @@ void run_dx(
     auto rows = std::min(panel_rows, w.rows - begin);
     kernels::dequantize_rows(w, begin, rows, panel.data());
     load(dy.block(0, begin, dy.rows, rows), left.data());
-    blas::sgemm(
-        false,
-        false,
-        dy.rows,
-        w.cols,
-        rows,
-        1.0f,
-        left.data(),
-        rows,
-        panel.data(),
-        w.cols,
-        1.0f,
-        out,
-        w.cols);
+    kernels::sgemm(
+        {.m = dy.rows,
+         .n = w.cols,
+         .k = rows,
+         .a = left.data(),
+         .lda = rows,
+         .b = panel.data(),
+         .ldb = w.cols,
+         .beta = 1.0f,
+         .c = out,
+         .ldc = w.cols});
   }
   if (!direct) {
-    kernels::from_float(out, dx.type, dx.data, dx.rows * dx.cols);
+    host::from_float(out, dx.type, dx.data, dx.rows * dx.cols);
   }
 }
 

@@ -171,12 +171,4 @@ void reset_counters() {
   }
 }
 
-void end_pauses() {
-  std::lock_guard lock(registry().mutex);
-  for (auto& [name, record] : registry().layers) {
-    record->pause = 0;
-    record->next_pause = 1;
-  }
-}
-
 }  // namespace mlx_ane::trace

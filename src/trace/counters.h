@@ -69,10 +69,6 @@ class Layer {
       placed{};
   std::atomic<int64_t> bytes{0};
   std::atomic<int64_t> nanoseconds{0};
-  /// Calls left on the BLAS after a failure, and the length of the next such
-  /// pause (runner's back-off).
-  std::atomic<int> pause{0};
-  std::atomic<int> next_pause{1};
 
   void place(Placement reason);
   void fall_back(const std::string& cause);
@@ -94,8 +90,5 @@ void forget_layer(const std::string& name);
 std::map<std::string, int64_t> counters();
 std::map<std::string, std::map<std::string, double>> layer_counters();
 void reset_counters();
-
-/// Lets every layer that pauses after failures use its device again.
-void end_pauses();
 
 }  // namespace mlx_ane::trace

@@ -12,7 +12,7 @@
 #include "device/apple/staging.h"
 #include "device/programs.h"
 #include "doubles.h"
-#include "kernels/half.h"
+#include "host/half.h"
 
 namespace apple_test {
 
@@ -58,7 +58,7 @@ void fill(Surface& surface, const Port& port, Layout layout, F value) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < port.shape[3]; ++c) {
       halves[r * ld + c] =
-          kernels::float_to_half(natural ? value(r, c) : value(c, r));
+          host::float_to_half(natural ? value(r, c) : value(c, r));
     }
   }
 }
@@ -99,7 +99,7 @@ struct Matmul {
           sum += x_value(r, k) * w_value(c, k);
         }
         worst = std::max(
-            worst, std::abs(kernels::half_to_float(halves[r * ld + c]) - sum));
+            worst, std::abs(host::half_to_float(halves[r * ld + c]) - sum));
       }
     }
     return worst;

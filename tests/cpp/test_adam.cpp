@@ -4,9 +4,9 @@
 #include <random>
 
 #include "check.h"
+#include "host/half.h"
+#include "host/loops.h"
 #include "kernels/adam.h"
-#include "kernels/half.h"
-#include "kernels/loops.h"
 
 using namespace mlx_ane;
 using namespace mlx_ane::kernels;
@@ -17,15 +17,15 @@ const int64_t sizes[] = {0, 1, 15, 16, 17, 1023, 1024, 1025, 5000};
 
 template <class Body>
 void each_target(Body body) {
-  for (auto& name : targets()) {
-    set_target(name);
+  for (auto& name : host::targets()) {
+    host::set_target(name);
     int before = check::failures();
     body();
     if (check::failures() != before) {
       std::printf("  with target %s\n", name.c_str());
     }
   }
-  set_target("");
+  host::set_target("");
 }
 
 /// An array of `type`, 8 bytes past an aligned address (2 for halves).
@@ -38,7 +38,7 @@ struct Array {
       : type(type),
         n(static_cast<int64_t>(values.size())),
         bytes(values.size() * 4 + 80, 0xa5) {
-    from_float(values.data(), type, data(), n);
+    host::from_float(values.data(), type, data(), n);
   }
   void* data() {
     auto base = reinterpret_cast<uintptr_t>(bytes.data());
@@ -47,7 +47,7 @@ struct Array {
   }
   std::vector<float> values() {
     std::vector<float> out(static_cast<size_t>(n));
-    to_float(data(), type, out.data(), n);
+    host::to_float(data(), type, out.data(), n);
     return out;
   }
 };
@@ -72,7 +72,7 @@ bool near(double got, double want, Float type, double magnitude) {
 
 AdamStep a_step() {
   AdamStep step;
-  step.weight_decay = 0.01;
+  step.options.weight_decay = 0.01;
   step.learning_rate = 1e-3f;
   step.c1 = 1e-3f / (1.0f - 0.9f * 0.9f);
   step.c2 = 1.0f / std::sqrt(1.0f - 0.999f * 0.999f);
@@ -174,11 +174,11 @@ std::vector<uint16_t> stochastic_step(
   std::vector<uint16_t> p(static_cast<size_t>(n));
   std::vector<float> values(p.size(), start), g(p.size()), m(p.size(), 1.0f);
   std::vector<float> v(p.size(), 1.0f);
-  from_float(values.data(), type, p.data(), n);
+  host::from_float(values.data(), type, p.data(), n);
   AdamStep step;
   step.c1 = 3e-5f;
   step.seed = seed;
-  step.stochastic = true;
+  step.options.stochastic = true;
   kernel(
       {p.data(),
        g.data(),
@@ -205,17 +205,17 @@ TEST(stochastic_rounding_is_unbiased_and_reproducible) {
     for (float start : {0.75f, 2e-5f}) {
       auto want = stochastic_step(adam_reference, type, start, n, 0, 5);
       std::vector<float> values(n);
-      to_float(want.data(), type, values.data(), n);
+      host::to_float(want.data(), type, values.data(), n);
       double mean = 0.0;
       for (float value : values) {
         mean += value / n;
       }
       float rounded;
-      to_float(want.data(), type, &rounded, 1);
+      host::to_float(want.data(), type, &rounded, 1);
       float stored;
-      auto first =
-          type == Float::f16 ? float_to_half(start) : float_to_bfloat(start);
-      to_float(&first, type, &stored, 1);
+      auto first = type == Float::f16 ? host::float_to_half(start)
+                                      : host::float_to_bfloat(start);
+      host::to_float(&first, type, &stored, 1);
       double exact = stored - 3e-5 * 0.9 / std::sqrt(0.999);
       double step =
           std::abs(exact) * (type == Float::f16 ? 0x1p-10 : 0x1p-7) + 0x1p-24;
@@ -232,7 +232,7 @@ TEST(stochastic_rounding_is_unbiased_and_reproducible) {
       for (float value : {NAN, INFINITY, -INFINITY}) {
         auto p = stochastic_step(adam, type, value, 5, 0, 1);
         float back;
-        to_float(&p[4], type, &back, 1);
+        host::to_float(&p[4], type, &back, 1);
         CHECK(std::isnan(value) ? std::isnan(back) : back == value);
       }
     });

@@ -37,20 +37,20 @@ float sgemm_error(bool trans_a, bool trans_b, float beta) {
   auto b = values((trans_b ? n : k) * ldb, 2);
   auto c = values(m * ldc, 3);
   auto before = c;
-  blas::sgemm(
-      trans_a,
-      trans_b,
-      m,
-      n,
-      k,
-      0.5f,
-      a.data(),
-      lda,
-      b.data(),
-      ldb,
-      beta,
-      c.data(),
-      ldc);
+  kernels::sgemm(
+      {.trans_a = trans_a,
+       .trans_b = trans_b,
+       .m = m,
+       .n = n,
+       .k = k,
+       .alpha = 0.5f,
+       .a = a.data(),
+       .lda = lda,
+       .b = b.data(),
+       .ldb = ldb,
+       .beta = beta,
+       .c = c.data(),
+       .ldc = ldc});
   float worst = 0;
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < ldc; ++j) {
@@ -71,7 +71,7 @@ float sgemm_error(bool trans_a, bool trans_b, float beta) {
 
 /// Largest difference between both bodies over any output, in place.
 float adam_difference(float keep_rest) {
-  kernels::AdamConstants constants{
+  host::AdamConstants constants{
       .b1 = 0.9f,
       .b2 = 0.99f,
       .one_minus_b1 = 0.1f,
@@ -91,7 +91,7 @@ float adam_difference(float keep_rest) {
     }
     auto p2 = p, m2 = m, v2 = v;
     std::vector<float> q(n), m3(n), v3(n);
-    kernels::loops().adam(
+    host::loops().adam(
         p.data(),
         g.data(),
         m.data(),
@@ -142,7 +142,7 @@ TEST(adam_equals_the_loop) {
 }
 
 TEST(the_faster_adam_is_one_of_the_two) {
-  auto portable = kernels::loops().adam;
+  auto portable = host::loops().adam;
   auto chosen = kernels::fastest_adam(portable);
   bool accelerate = chosen == kernels::adam_accelerate;
   CHECK(accelerate || chosen == portable);

@@ -190,7 +190,7 @@ Result soak(int cycles) {
     if (random() % 16 == 0) {
       std::filesystem::remove_all(programs_cache());
     }
-    layer.pause = 0;
+    restore_devices();
     result.wrong += !one_product(device, layer, random);
     result.hung += abandoned_calls() > 0;
     emulated::set_faults("");

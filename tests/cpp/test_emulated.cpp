@@ -12,7 +12,7 @@
 #include "device/emulated/rules.h"
 #include "device/emulated/state.h"
 #include "device/programs.h"
-#include "kernels/half.h"
+#include "host/half.h"
 
 using namespace mlx_ane;
 
@@ -29,7 +29,7 @@ void fill(
   for (int64_t r = 0; r < rows; ++r) {
     auto* row = reinterpret_cast<uint16_t*>(lock.data() + r * row_bytes(port));
     for (int64_t c = 0; c < cols; ++c) {
-      row[c] = kernels::float_to_half(value(r, c));
+      row[c] = host::float_to_half(value(r, c));
     }
   }
 }
@@ -37,7 +37,7 @@ void fill(
 float read(Surface& surface, const Port& port, int64_t r, int64_t c) {
   SurfaceLock lock(surface, Surface::Access::read);
   auto* row = reinterpret_cast<uint16_t*>(lock.data() + r * row_bytes(port));
-  return kernels::half_to_float(row[c]);
+  return host::half_to_float(row[c]);
 }
 
 /// Text of a function with inputs and an add of the first two.
@@ -155,7 +155,7 @@ TEST(matmul_program_of_both_layouts_and_dialects) {
             sum += layout == Layout::natural ? one(i, k) * two(j, k)
                                              : one(k, i) * two(k, j);
           }
-          auto want = kernels::half_to_float(kernels::float_to_half(sum));
+          auto want = host::half_to_float(host::float_to_half(sum));
           CHECK(read(*y, source.outputs[0], i, j) == want);
         }
       }

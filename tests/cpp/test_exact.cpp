@@ -6,7 +6,7 @@
 
 #include "check.h"
 #include "device/emulated/exact.h"
-#include "kernels/half.h"
+#include "host/half.h"
 
 using namespace mlx_ane;
 using namespace mlx_ane::emulated;
@@ -82,14 +82,14 @@ std::vector<uint16_t> halves(size_t n, float scale, std::mt19937& random) {
   std::normal_distribution<float> normal(0, scale);
   std::vector<uint16_t> out(n);
   for (auto& h : out) {
-    h = kernels::float_to_half(normal(random));
+    h = host::float_to_half(normal(random));
   }
   return out;
 }
 
 std::vector<float> floats(const std::vector<uint16_t>& from) {
   std::vector<float> out(from.size());
-  kernels::to_float(
+  host::to_float(
       from.data(), Float::f16, out.data(), static_cast<int64_t>(from.size()));
   return out;
 }
@@ -107,14 +107,14 @@ uint16_t dot(
       bias,
       &y,
       numerics);
-  return kernels::float_to_half(y);
+  return host::float_to_half(y);
 }
 
 float dot_of(
     const std::vector<float>& x,
     const std::vector<float>& w,
     Numerics numerics) {
-  return kernels::half_to_float(dot(x, w, numerics));
+  return host::half_to_float(dot(x, w, numerics));
 }
 
 std::vector<std::string> kernel_names() {
@@ -155,7 +155,7 @@ TEST(fixed_point_equals_the_oracle) {
         for (int64_t j = 0; j < n; ++j) {
           auto want = oracle(&x[i * k], &w[j], k, n, &bias[i]);
           overflows += (want & 0x7fff) == 0x7c00;
-          CHECK(kernels::float_to_half(y[i * n + j]) == want);
+          CHECK(host::float_to_half(y[i * n + j]) == want);
         }
       }
     }
@@ -220,7 +220,7 @@ TEST(figures_of_the_m6_study) {
   // The bias starts the accumulator.
   float bias = 32752;
   CHECK(dot({16, -16}, {1, 1}, q, &bias) == 0x7c00);
-  CHECK(dot({-16, 16}, {1, 1}, q, &bias) == kernels::float_to_half(32752));
+  CHECK(dot({-16, 16}, {1, 1}, q, &bias) == host::float_to_half(32752));
   // No fp16 partial sums: 4096 ones are exact.
   std::vector<float> ones(4096, 1.0f);
   ones[0] = 2049 - 4095;
@@ -248,7 +248,7 @@ TEST(figures_of_other_chips) {
   float third = 0x1.554p-2f;  // 1365 * 2^-12; its square needs 21 bits
   CHECK(
       dot_of({third}, {third}, h3) ==
-      kernels::half_to_float(kernels::float_to_half(third * third)));
+      host::half_to_float(host::float_to_half(third * third)));
   // M1: groups of four in fp16, then fp32 (Bryngelson).
   auto m1 = Numerics::groups_of_four;
   CHECK(dot_of({2048, 1, 0, 0}, {1, 1, 0, 0}, m1) == 2048);

@@ -5,9 +5,9 @@
 #include <random>
 
 #include "check.h"
+#include "host/half.h"
+#include "host/loops.h"
 #include "kernels/attention.h"
-#include "kernels/half.h"
-#include "kernels/loops.h"
 #include "kernels/losses.h"
 
 using namespace mlx_ane;
@@ -45,8 +45,8 @@ struct Tensor {
                                     : static_cast<void*>(halves.data() + 1);
     for (size_t i = 0; i < values.size(); ++i) {
       auto value = static_cast<float>(values[i]);
-      from_float(&value, type, at(i), 1);
-      to_float(at(i), type, &value, 1);
+      host::from_float(&value, type, at(i), 1);
+      host::to_float(at(i), type, &value, 1);
       values[i] = value;
     }
   }
@@ -69,7 +69,7 @@ struct Tensor {
     Values out(static_cast<size_t>(B * H * S * D));
     for (size_t i = 0; i < out.size(); ++i) {
       float value;
-      to_float(at(i), heads.type, &value, 1);
+      host::to_float(at(i), heads.type, &value, 1);
       out[i] = value;
     }
     return out;
@@ -391,10 +391,10 @@ TEST(every_target_computes_exp_alike) {
     x.push_back(value);
   }
   x.insert(x.end(), {-INFINITY, INFINITY, NAN, 0.0f, -0.0f});
-  for (auto& name : targets()) {
-    set_target(name);
+  for (auto& name : host::targets()) {
+    host::set_target(name);
     std::vector<float> y(x.size());
-    loops().exp_sum(x.data(), 1.0f, 0.0f, y.data(), (int64_t)x.size());
+    host::loops().exp_sum(x.data(), 1.0f, 0.0f, y.data(), (int64_t)x.size());
     int wrong = 0;
     for (size_t i = 0; i < x.size(); ++i) {
       double exact = std::exp(static_cast<double>(x[i]));
@@ -406,7 +406,7 @@ TEST(every_target_computes_exp_alike) {
     }
     CHECK(wrong == 0);
   }
-  set_target("");
+  host::set_target("");
 }
 
 CHECK_MAIN()

@@ -8,11 +8,11 @@
 #include <thread>
 
 #include "blas/blas.h"
-#include "blas/cut.h"
-#include "blas/gemm.h"
 #include "check.h"
-#include "kernels/half.h"
-#include "kernels/pool.h"
+#include "host/half.h"
+#include "host/pool.h"
+#include "kernels/gemm.h"
+#include "kernels/partition.h"
 
 using namespace mlx_ane;
 
@@ -40,14 +40,14 @@ struct Matrix {
     std::normal_distribution<float> normal;
     for (int64_t i = -span; i < span; ++i) {
       float value = normal(random);
-      kernels::from_float(&value, type, base + i * size, 1);
+      host::from_float(&value, type, base + i * size, 1);
     }
     view = {base, type, rows, cols, row_stride, col_stride};
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < cols; ++c) {
         float value;
         auto at = base + (r * row_stride + c * col_stride) * size;
-        kernels::to_float(at, type, &value, 1);
+        host::to_float(at, type, &value, 1);
         values.push_back(value);
       }
     }
@@ -88,13 +88,13 @@ void check_gemm(
   // NaN shows whatever is read before it is written, and guards the padding.
   std::vector<uint8_t> out(static_cast<size_t>(m * ld) * size + 8, 0xff);
   MatrixOut c{out.data() + 8, out_type, m, n, ld};
-  blas::gemm(a.view, b.view, bias ? &bias->view : nullptr, c);
+  kernels::gemm(a.view, b.view, bias ? &bias->view : nullptr, c);
   bool right = true, untouched = true;
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < ld; ++j) {
       float got;
       auto at = out.data() + 8 + static_cast<size_t>(i * ld + j) * size;
-      kernels::to_float(at, out_type, &got, 1);
+      host::to_float(at, out_type, &got, 1);
       if (j >= n) {
         untouched &= std::isnan(got);
         continue;
@@ -180,7 +180,7 @@ TEST(cut_covers_a_product_once) {
     int64_t m = 1 + random() % 3000, n = 1 + random() % 3000;
     int64_t k = 1 + random() % 9000;
     int threads = 1 + static_cast<int>(random() % 4);
-    auto c = blas::cut(random() % 2 == 0, m, n, k, threads);
+    auto c = kernels::partition(random() % 2 == 0, m, n, k, threads);
     CHECK((c.rows - 1) * c.height < m && c.rows * c.height >= m);
     CHECK((c.cols - 1) * c.width < n && c.cols * c.width >= n);
     CHECK((c.depth - 1) * c.length < k && c.depth * c.length >= k);
@@ -188,22 +188,32 @@ TEST(cut_covers_a_product_once) {
     CHECK(threads > 1 || c.parts() == 1);
   }
   // A long product of few rows and columns is cut in depth, a tall one in rows.
-  CHECK(blas::cut(false, 256, 768, 32000, 2).depth == 8);
-  CHECK(blas::cut(true, 32000, 768, 256, 2).rows == 8);
+  CHECK(kernels::partition(false, 256, 768, 32000, 2).depth == 8);
+  CHECK(kernels::partition(true, 32000, 768, 256, 2).rows == 8);
 }
 
 TEST(sgemm_adds_the_parts_of_k) {
   std::mt19937 random(8);
   constexpr int64_t m = 41, n = 37, k = 3001, ldc = n + 5;
   blas::set_threads(3);
-  CHECK(blas::cut(false, m, n, k, 3).depth > 1);
+  CHECK(kernels::partition(false, m, n, k, 3).depth > 1);
   Matrix a = make(m, k, Float::f32, 0, random);
   Matrix b = make(k, n, Float::f32, 0, random);
   auto a_data = static_cast<const float*>(a.view.data);
   auto b_data = static_cast<const float*>(b.view.data);
   std::vector<float> c(m * ldc, 2.0f);
-  blas::sgemm(
-      false, false, m, n, k, 0.5f, a_data, k, b_data, n, 3.0f, c.data(), ldc);
+  kernels::sgemm(
+      {.m = m,
+       .n = n,
+       .k = k,
+       .alpha = 0.5f,
+       .a = a_data,
+       .lda = k,
+       .b = b_data,
+       .ldb = n,
+       .beta = 3.0f,
+       .c = c.data(),
+       .ldc = ldc});
   bool right = true, untouched = true;
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < ldc; ++j) {
@@ -231,20 +241,20 @@ TEST(sgemm_takes_vectors_with_padding) {
         for (auto* x : {&a, &b}) {
           std::generate(x->begin(), x->end(), [&] { return normal(random); });
         }
-        blas::sgemm(
-            trans_a,
-            trans_b,
-            m,
-            n,
-            k,
-            0.5f,
-            a.data(),
-            ld,
-            b.data(),
-            ld,
-            3.0f,
-            c.data(),
-            ld);
+        kernels::sgemm(
+            {.trans_a = trans_a,
+             .trans_b = trans_b,
+             .m = m,
+             .n = n,
+             .k = k,
+             .alpha = 0.5f,
+             .a = a.data(),
+             .lda = ld,
+             .b = b.data(),
+             .ldb = ld,
+             .beta = 3.0f,
+             .c = c.data(),
+             .ldc = ld});
         for (int64_t i = 0; i < m; ++i) {
           for (int64_t j = 0; j < n; ++j) {
             double want = 6.0;
@@ -269,7 +279,7 @@ TEST(gemm_passes_nan_and_infinity_on) {
   data[3 * 20 + 4] = NAN;
   data[5 * 20 + 6] = INFINITY;
   std::vector<float> c(400);
-  blas::gemm(a.view, b.view, nullptr, {c.data(), Float::f32, 20, 20, 20});
+  kernels::gemm(a.view, b.view, nullptr, {c.data(), Float::f32, 20, 20, 20});
   for (int i = 0; i < 400; ++i) {
     CHECK(std::isfinite(c[i]) == (i / 20 != 3 && i / 20 != 5));
   }
@@ -282,7 +292,8 @@ TEST(gemm_runs_from_several_threads_at_once) {
   Matrix b = make(190, 210, Float::f32, 1, random);
   auto product = [&] {
     std::vector<float> c(200 * 210);
-    blas::gemm(a.view, b.view, nullptr, {c.data(), Float::f32, 200, 210, 210});
+    kernels::gemm(
+        a.view, b.view, nullptr, {c.data(), Float::f32, 200, 210, 210});
     return c;
   };
   auto want = product();
@@ -306,15 +317,15 @@ TEST(parallel_for_runs_each_task_once_and_rethrows) {
   for (int threads : {1, 2, 5}) {
     std::vector<std::atomic<int>> runs(100);
     std::atomic<int> nested{0};
-    kernels::parallel_for(100, threads, [&](int64_t i) {
+    host::parallel_for(100, threads, [&](int64_t i) {
       ++runs[i];
-      kernels::parallel_for(3, threads, [&](int64_t) { ++nested; });
+      host::parallel_for(3, threads, [&](int64_t) { ++nested; });
     });
     CHECK(
         std::all_of(runs.begin(), runs.end(), [](auto& n) { return n == 1; }));
     CHECK(nested == 300);
     CHECK_THROWS(std::runtime_error, "task 7", {
-      kernels::parallel_for(20, threads, [](int64_t i) {
+      host::parallel_for(20, threads, [](int64_t i) {
         if (i == 7) {
           throw std::runtime_error("task 7");
         }

@@ -7,11 +7,11 @@
 #include <random>
 
 #include "check.h"
+#include "host/half.h"
+#include "host/loops.h"
+#include "host/rounding.h"
 #include "kernels/adam.h"
-#include "kernels/half.h"
-#include "kernels/loops.h"
 #include "kernels/pack.h"
-#include "kernels/rounding.h"
 
 using namespace mlx_ane;
 using namespace mlx_ane::kernels;
@@ -23,15 +23,15 @@ const int64_t sizes[] = {0, 1, 2, 7, 15, 16, 17, 31, 33, 64, 100, 257, 1025};
 /// Every instruction set that this CPU runs.
 template <class Body>
 void each_target(Body body) {
-  for (auto& name : targets()) {
-    set_target(name);
+  for (auto& name : host::targets()) {
+    host::set_target(name);
     int before = check::failures();
     body();
     if (check::failures() != before) {
       std::printf("  with target %s\n", name.c_str());
     }
   }
-  set_target("");
+  host::set_target("");
 }
 
 /// n elements that start `offset` bytes past an aligned address, with guards
@@ -95,7 +95,7 @@ double nearest_half(double f) {
 TEST(every_half_converts_both_ways) {
   for (uint32_t h = 0; h < 65536; ++h) {
     auto half = static_cast<uint16_t>(h);
-    float value = half_to_float(half);
+    float value = host::half_to_float(half);
     int exponent = (h >> 10) & 31, mantissa = h & 1023;
     double magnitude = exponent == 0 ? std::ldexp(mantissa, -24)
                        : exponent == 31
@@ -103,15 +103,15 @@ TEST(every_half_converts_both_ways) {
                            : std::ldexp(1024 + mantissa, exponent - 25);
     if (std::isnan(magnitude)) {
       CHECK(std::isnan(value));
-      CHECK(float_to_half(value) == (half | 0x200));
+      CHECK(host::float_to_half(value) == (half | 0x200));
     } else {
       CHECK(value == (h & 0x8000 ? -magnitude : magnitude));
-      CHECK(float_to_half(value) == half);
+      CHECK(host::float_to_half(value) == half);
     }
-    float wide = bfloat_to_float(half);
+    float wide = host::bfloat_to_float(half);
     CHECK(bits(wide) == h << 16);
     CHECK(
-        float_to_bfloat(wide) ==
+        host::float_to_bfloat(wide) ==
         (std::isnan(wide) ? static_cast<uint16_t>(h | 0x40) : half));
   }
 }
@@ -126,20 +126,20 @@ TEST(floats_round_to_nearest_even) {
       f = std::ldexp(
           std::frexp(f, &unused), static_cast<int>(random() % 45) - 28);
     }
-    float back = half_to_float(float_to_half(f));
+    float back = host::half_to_float(host::float_to_half(f));
     double want = nearest_half(f);
     CHECK(std::isnan(want) ? std::isnan(back) : back == want);
     if (!std::isnan(f)) {
       uint32_t b = bits(f);
       uint32_t low = b & 0xffff0000u, tail = b & 0xffffu;
       bool up = tail > 0x8000 || (tail == 0x8000 && (low & 0x10000));
-      CHECK(float_to_bfloat(f) == (low + (up ? 0x10000 : 0)) >> 16);
+      CHECK(host::float_to_bfloat(f) == (low + (up ? 0x10000 : 0)) >> 16);
     }
   }
-  CHECK(float_to_half(65519.9f) == 0x7bff);
-  CHECK(float_to_half(65520.0f) == 0x7c00);
-  CHECK(float_to_half(0x1p-25f) == 0);
-  CHECK(float_to_half(0x1.000002p-25f) == 1);
+  CHECK(host::float_to_half(65519.9f) == 0x7bff);
+  CHECK(host::float_to_half(65520.0f) == 0x7c00);
+  CHECK(host::float_to_half(0x1p-25f) == 0);
+  CHECK(host::float_to_half(0x1.000002p-25f) == 1);
 }
 
 TEST(array_conversion_equals_scalar_at_any_size_and_alignment) {
@@ -153,19 +153,19 @@ TEST(array_conversion_equals_scalar_at_any_size_and_alignment) {
           for (int64_t i = 0; i < n; ++i) {
             halves[i] = static_cast<uint16_t>(random());
           }
-          to_float(halves.data(), type, wide.data(), n);
+          host::to_float(halves.data(), type, wide.data(), n);
           bool f16 = type == Float::f16;
           for (int64_t i = 0; i < n; ++i) {
-            float want =
-                f16 ? half_to_float(halves[i]) : bfloat_to_float(halves[i]);
+            float want = f16 ? host::half_to_float(halves[i])
+                             : host::bfloat_to_float(halves[i]);
             CHECK(bits(wide[i]) == bits(want));
             wide[i] = any_float(random) * (i % 3 == 0 ? 1e-30f : 1.0f);
           }
-          from_float(wide.data(), type, back.data(), n);
+          host::from_float(wide.data(), type, back.data(), n);
           for (int64_t i = 0; i < n; ++i) {
             CHECK(
-                back[i] ==
-                (f16 ? float_to_half(wide[i]) : float_to_bfloat(wide[i])));
+                back[i] == (f16 ? host::float_to_half(wide[i])
+                                : host::float_to_bfloat(wide[i])));
           }
           CHECK(wide.intact() && halves.intact() && back.intact());
         }
@@ -212,13 +212,13 @@ struct Matrix {
     std::normal_distribution<double> normal(0.0, scale);
     for (int64_t i = -span; i < span; ++i) {
       auto value = static_cast<float>(normal(random));
-      from_float(&value, type, base + i * size, 1);
+      host::from_float(&value, type, base + i * size, 1);
     }
     view = {base, type, rows, cols, row, col};
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < cols; ++c) {
         float value;
-        to_float(base + (r * row + c * col) * size, type, &value, 1);
+        host::to_float(base + (r * row + c * col) * size, type, &value, 1);
         values.push_back(value);
       }
     }
@@ -259,7 +259,7 @@ void check_pack(
         want = 0x1234;
       } else if (r < rows && c < cols) {
         int e = exponent.empty() ? 0 : exponent[r];
-        want = float_to_half(std::ldexp(x.values[r * cols + c], e));
+        want = host::float_to_half(std::ldexp(x.values[r * cols + c], e));
       }
       equal &= dst[i * ld + j] == want;
     }
@@ -431,7 +431,7 @@ void check_unpack(const UnpackCase& k, std::mt19937& random) {
   }
   for (int64_t i = 0; i < k.rows * ld; ++i) {
     uint32_t kind = random() % 50;
-    src[i] = kind == 0   ? canary
+    src[i] = kind == 0   ? host::canary
              : kind == 1 ? 0x7c00
              : kind < 5  ? 0
                          : static_cast<uint16_t>(random() & 0xbbff);
@@ -467,10 +467,11 @@ void check_unpack(const UnpackCase& k, std::mt19937& random) {
         continue;
       }
       uint16_t h = src[r * ld + c];
-      float value = std::ldexp(half_to_float(h), -(row_exp[r] + col_exp[c]));
+      float value =
+          std::ldexp(host::half_to_float(h), -(row_exp[r] + col_exp[c]));
       value = k.accumulate ? value + old : value;
       equal &= std::isnan(value) ? std::isnan(out) : out == value;
-      want.canaries += h == canary;
+      want.canaries += h == host::canary;
       bool finite = (h & 0x7c00) != 0x7c00;
       if (!finite && row_finite[r] && col_finite[c] && want.nonfinite++ == 0) {
         want.bad_row = r;
@@ -529,7 +530,7 @@ TEST(unpack_transposed_inverts_pack_transposed) {
       bool equal = true;
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < cols; ++c) {
-          equal &= y[r * y_ld + c] == half_to_float(src[c * ld + r]);
+          equal &= y[r * y_ld + c] == host::half_to_float(src[c * ld + r]);
         }
       }
       CHECK(equal);

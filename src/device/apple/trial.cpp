@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "device/apple/apple.h"
-#include "kernels/pack.h"
+#include "host/loops.h"
 
 namespace mlx_ane::apple {
 
@@ -112,7 +112,7 @@ Trial run_trial(
   }
   for (size_t i = 0; i < out.size(); ++i) {
     auto& port = source.outputs[i];
-    write(*out[i], port, Halves(elements(port), kernels::canary));
+    write(*out[i], port, Halves(elements(port), host::canary));
   }
   Trial trial;
   std::shared_ptr<Executable> executable;
@@ -124,7 +124,7 @@ Trial run_trial(
   for (size_t i = 0; i < out.size(); ++i) {
     trial.outputs.push_back(read(*out[i], source.outputs[i]));
     trial.unwritten += std::count(
-        trial.outputs[i].begin(), trial.outputs[i].end(), kernels::canary);
+        trial.outputs[i].begin(), trial.outputs[i].end(), host::canary);
   }
   auto best = std::numeric_limits<double>::infinity();
   for (int i = 0; i < repeats; ++i) {

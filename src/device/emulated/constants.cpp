@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/half.h"
+#include "host/half.h"
 
 namespace mlx_ane::emulated {
 
@@ -37,11 +37,11 @@ std::shared_ptr<Literal> decode(
     out->floats.resize(n);
     auto* to = out->floats.data();
     if (dtype == DType::fp16) {
-      kernels::to_float(bytes, Float::f16, to, n);
+      host::to_float(bytes, Float::f16, to, n);
     } else if (dtype == DType::fp32) {
       std::memcpy(to, bytes, n * 4);
     } else if (dtype == DType::bf16) {
-      kernels::to_float(bytes, Float::bf16, to, n);
+      host::to_float(bytes, Float::bf16, to, n);
     } else {
       for (int64_t i = 0; i < n; ++i) {
         to[i] = static_cast<float>(load<double>(bytes, i));

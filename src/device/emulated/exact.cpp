@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "device/emulated/exact_kernels.h"
-#include "kernels/half.h"
+#include "host/half.h"
 
 namespace mlx_ane::emulated {
 
@@ -253,10 +253,9 @@ float dot_groups_of_four(
     for (auto j = i; j < std::min(i + 4, k); ++j) {
       group += static_cast<double>(x[j]) * w[j];
     }
-    sum += kernels::half_to_float(
-        kernels::float_to_half(static_cast<float>(group)));
+    sum += host::half_to_float(host::float_to_half(static_cast<float>(group)));
   }
-  return kernels::half_to_float(kernels::float_to_half(sum));
+  return host::half_to_float(host::float_to_half(sum));
 }
 
 /// c(i, j) = dot(row i of op(a), column j of op(b)), both decoded and dense.

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "kernels/half.h"
+#include "host/half.h"
 
 namespace mlx_ane::emulated {
 
@@ -25,8 +25,8 @@ void round_to_half(float* values, int64_t n) {
   uint16_t halves[block];
   for (int64_t i = 0; i < n; i += block) {
     auto count = std::min(block, n - i);
-    kernels::from_float(values + i, Float::f16, halves, count);
-    kernels::to_float(halves, Float::f16, values + i, count);
+    host::from_float(values + i, Float::f16, halves, count);
+    host::to_float(halves, Float::f16, values + i, count);
   }
 }
 

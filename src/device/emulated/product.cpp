@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "blas/blas.h"
 #include "device/emulated/exact.h"
+#include "kernels/gemm.h"
 
 namespace mlx_ane::emulated {
 
@@ -33,20 +33,19 @@ void multiply(
       std::fill_n(c + i * p.n, p.n, bias[i]);
     }
   }
-  blas::sgemm(
-      p.transpose_a,
-      p.transpose_b,
-      p.m,
-      p.n,
-      p.k,
-      1.0f,
-      a,
-      p.transpose_a ? p.m : p.k,
-      b,
-      p.transpose_b ? p.k : p.n,
-      bias ? 1.0f : 0.0f,
-      c,
-      p.n);
+  kernels::sgemm(
+      {.trans_a = p.transpose_a,
+       .trans_b = p.transpose_b,
+       .m = p.m,
+       .n = p.n,
+       .k = p.k,
+       .a = a,
+       .lda = p.transpose_a ? p.m : p.k,
+       .b = b,
+       .ldb = p.transpose_b ? p.k : p.n,
+       .beta = bias ? 1.0f : 0.0f,
+       .c = c,
+       .ldc = p.n});
 }
 
 }  // namespace mlx_ane::emulated

@@ -2,14 +2,14 @@
 #include <cmath>
 
 #include "device/emulated/lines.h"
-#include "kernels/half.h"
+#include "host/half.h"
 
 namespace mlx_ane::emulated {
 
 namespace {
 
 float to_half(float x) {
-  return kernels::half_to_float(kernels::float_to_half(x));
+  return host::half_to_float(host::float_to_half(x));
 }
 
 /// A reduction as a fold: start, step(accumulator, value), finish(result, n).

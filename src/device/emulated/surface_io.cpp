@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "device/device.h"
-#include "kernels/half.h"
+#include "host/half.h"
 
 namespace mlx_ane::emulated {
 
@@ -31,7 +31,7 @@ void load_row(const std::byte* from, DType type, void* to, int64_t n) {
   auto* ints = static_cast<int32_t*>(to);
   switch (type) {
     case DType::fp16:
-      kernels::to_float(from, Float::f16, static_cast<float*>(to), n);
+      host::to_float(from, Float::f16, static_cast<float*>(to), n);
       return;
     case DType::int8:
       return widen<int8_t>(from, ints, n);
@@ -51,7 +51,7 @@ void store_row(const void* from, DType type, std::byte* to, int64_t n) {
   auto* ints = static_cast<const int32_t*>(from);
   switch (type) {
     case DType::fp16:
-      kernels::from_float(static_cast<const float*>(from), Float::f16, to, n);
+      host::from_float(static_cast<const float*>(from), Float::f16, to, n);
       return;
     case DType::int8:
     case DType::uint8:

@@ -1,6 +1,6 @@
 // Worker threads that share the tasks of one call with the thread that makes
 // it.
-#include "kernels/pool.h"
+#include "host/pool.h"
 
 #include <algorithm>
 #include <atomic>
@@ -10,7 +10,7 @@
 #include <mutex>
 #include <thread>
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 namespace {
 
@@ -125,4 +125,4 @@ bool inside_task() {
   return at_a_task;
 }
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

@@ -1,9 +1,9 @@
 // Rows of a matrix view of any type and strides as contiguous fp32.
 #pragma once
 
-#include "kernels/matrix.h"
+#include "host/matrix.h"
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 /// Rows in place or in scratch: row i starts at data + i * ld.
 struct FloatRows {
@@ -18,4 +18,4 @@ FloatRows float_rows(const MatrixView& x, float* scratch);
 /// Row-major fp32 copy of the view, rows `ld` elements apart.
 void copy_rows(const MatrixView& x, float* dst, int64_t ld);
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

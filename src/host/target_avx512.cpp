@@ -1,5 +1,5 @@
 // The loops for x86-64 with AVX-512 (F, BW, DQ, VL).
-#include "kernels/target.h"
+#include "host/target.h"
 
 #if defined(__x86_64__)
 
@@ -22,9 +22,9 @@
 
 #define MLX_ANE_LANES 16
 #define MLX_ANE_AVX512
-#include "kernels/loops_body.h"
+#include "host/loops_body.h"
 
-const Loops mlx_ane::kernels::avx512_loops = loops_of("avx512");
+const Loops mlx_ane::host::avx512_loops = loops_of("avx512");
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <functional>
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 /// Runs body(0) .. body(tasks - 1), each once, on this thread and on up to
 /// threads - 1 workers, and returns when all are done. Tasks are taken one by
@@ -18,4 +18,4 @@ void parallel_for(
 /// Whether this thread is at a task, where calls run serially.
 bool inside_task();
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

@@ -1,9 +1,9 @@
-// Chooses the cut that packs and adds the least.
-#include "blas/cut.h"
+// Chooses the partition that packs and adds the least.
+#include "kernels/partition.h"
 
 #include <algorithm>
 
-namespace mlx_ane::blas {
+namespace mlx_ane::kernels {
 
 namespace {
 
@@ -13,11 +13,11 @@ constexpr double shared_size = 4e6;
 /// shorter call ends before its worker gets such a core, and only pays for
 /// them.
 constexpr double long_size = 1e9;
-constexpr int64_t smallest_side = 96;
+constexpr int64_t min_side = 96;
 /// Shorter parts of k do not pay for adding their sums.
-constexpr int64_t smallest_depth = 1024;
+constexpr int64_t min_depth = 1024;
 /// Elements of partial sums: 16 MB.
-constexpr int64_t most_partial = 4 << 20;
+constexpr int64_t max_partial = 4 << 20;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -29,14 +29,14 @@ int64_t part_length(int64_t side, int64_t count) {
   return ceil_div(ceil_div(side, count), unit) * unit;
 }
 
-Cut cut_into(
+Partition divide(
     int64_t m,
     int64_t n,
     int64_t k,
     int64_t rows,
     int64_t cols,
     int64_t depth) {
-  Cut c;
+  Partition c;
   c.height = part_length(m, rows);
   c.width = part_length(n, cols);
   c.length = part_length(k, depth);
@@ -48,25 +48,26 @@ Cut cut_into(
 
 }  // namespace
 
-Cut cut(bool trans_a, int64_t m, int64_t n, int64_t k, int threads) {
-  Cut best = cut_into(m, n, k, 1, 1, 1);
+Partition partition(
+    bool trans_a, int64_t m, int64_t n, int64_t k, int threads) {
+  Partition best = divide(m, n, k, 1, 1, 1);
   double size = static_cast<double>(m) * n * k;
   if (threads <= 1 || size <= shared_size) {
     return best;
   }
   int64_t wanted = threads * (size < long_size ? 2 : 4);
-  int64_t most_depth = std::clamp<int64_t>(
-      std::min(k / smallest_depth, most_partial / (m * n)), 1, wanted);
+  int64_t max_depth = std::clamp<int64_t>(
+      std::min(k / min_depth, max_partial / (m * n)), 1, wanted);
   double best_cost = 0;
   for (int64_t rows = 1; rows <= wanted; ++rows) {
     for (int64_t cols = 1; rows * cols <= wanted; ++cols) {
-      bool thin = (rows > 1 && m / rows < smallest_side) ||
-                  (cols > 1 && n / cols < smallest_side);
+      bool thin = (rows > 1 && m / rows < min_side) ||
+                  (cols > 1 && n / cols < min_side);
       if (thin) {
         continue;
       }
-      int64_t depth = std::min(ceil_div(wanted, rows * cols), most_depth);
-      Cut c = cut_into(m, n, k, rows, cols, depth);
+      int64_t depth = std::min(ceil_div(wanted, rows * cols), max_depth);
+      Partition c = divide(m, n, k, rows, cols, depth);
       // Each tile packs its rows and columns; partial sums are written, read
       // and added. Transposed rows were measured to cost twice as much.
       double cost = static_cast<double>(c.rows) * n * k +
@@ -83,4 +84,4 @@ Cut cut(bool trans_a, int64_t m, int64_t n, int64_t k, int threads) {
   return best;
 }
 
-}  // namespace mlx_ane::blas
+}  // namespace mlx_ane::kernels

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/half.h"
+#include "host/half.h"
 
 #ifndef MLX_ANE_LANES
 #error "define MLX_ANE_LANES, the floats of one register, before simd.h"
@@ -165,7 +165,7 @@ inline V half_to_float(H h) {
 #else
   V x;
   for (int i = 0; i < lanes; ++i) {
-    x[i] = mlx_ane::kernels::half_to_float(h[i]);
+    x[i] = mlx_ane::host::half_to_float(h[i]);
   }
   return x;
 #endif
@@ -182,7 +182,7 @@ inline H float_to_half(V x) {
 #else
   H h;
   for (int i = 0; i < lanes; ++i) {
-    h[i] = mlx_ane::kernels::float_to_half(x[i]);
+    h[i] = mlx_ane::host::float_to_half(x[i]);
   }
   return h;
 #endif

@@ -1,11 +1,11 @@
 // Rows of a matrix view of any type and strides as contiguous fp32.
-#include "kernels/rows.h"
+#include "host/rows.h"
 
 #include <cstdlib>
 
-#include "kernels/half.h"
+#include "host/half.h"
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 namespace {
 
@@ -67,4 +67,4 @@ FloatRows float_rows(const MatrixView& x, float* scratch) {
   return {scratch, x.cols};
 }
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 /// What one row needs for its power-of-two scale.
 struct RowNorm {
@@ -20,6 +20,10 @@ struct AdamConstants {
   float b1, b2, one_minus_b1, one_minus_b2, eps, keep, keep_rest, c1, c2,
       gradient_scale;
 };
+
+/// The half that fills an output surface before evaluation. A NaN whose payload
+/// no arithmetic produces, so a surviving one shows what was never written.
+inline constexpr uint16_t canary = 0x7e5a;
 
 /// Any bit set in a row of halves.
 struct HalfRowBits {
@@ -174,4 +178,4 @@ std::vector<std::string> targets();
 /// otherwise.
 void set_target(const std::string& name);
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

@@ -1,5 +1,5 @@
 // The loops for x86-64 with AVX2, FMA and F16C.
-#include "kernels/target.h"
+#include "host/target.h"
 
 #if defined(__x86_64__)
 
@@ -13,9 +13,9 @@
 
 #define MLX_ANE_LANES 8
 #define MLX_ANE_AVX2
-#include "kernels/loops_body.h"
+#include "host/loops_body.h"
 
-const Loops mlx_ane::kernels::avx2_loops = loops_of("avx2");
+const Loops mlx_ane::host::avx2_loops = loops_of("avx2");
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -5,9 +5,9 @@
 #include <bit>
 #include <cstdint>
 
-#include "kernels/half.h"
+#include "host/half.h"
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 /// Elements that share one key; the index within it is hashed per element.
 inline constexpr int64_t random_block = 4096;
@@ -56,4 +56,4 @@ inline uint16_t stochastic_half(float f, uint32_t random) {
       sign | ((magnitude - (112u << 23) + (random >> 19)) >> 13));
 }
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

@@ -10,21 +10,20 @@
 #include <arm_neon.h>
 #endif
 
-#include "kernels/half.h"
-#include "kernels/loops.h"
-#include "kernels/pack.h"
+#include "host/half.h"
+#include "host/loops.h"
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 extern const Loops generic_loops;
 extern const Loops neon_loops;
 extern const Loops avx2_loops;
 extern const Loops avx512_loops;
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host
 
-using mlx_ane::kernels::AdamConstants;
-using mlx_ane::kernels::HalfRowBits;
-using mlx_ane::kernels::Loops;
-using mlx_ane::kernels::Prefetch;
-using mlx_ane::kernels::RowNorm;
+using mlx_ane::host::AdamConstants;
+using mlx_ane::host::HalfRowBits;
+using mlx_ane::host::Loops;
+using mlx_ane::host::Prefetch;
+using mlx_ane::host::RowNorm;

@@ -2,9 +2,9 @@
 // the CPU.
 #pragma once
 
-#include "kernels/matrix.h"
+#include "host/matrix.h"
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 /// dst[i] = fp32 of src[i]; `type` is the type of src (f32 copies).
 void to_float(const void* src, Float type, float* dst, int64_t n);
@@ -18,4 +18,4 @@ uint16_t float_to_half(float f);
 float bfloat_to_float(uint16_t b);
 uint16_t float_to_bfloat(float f);
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <cstdint>
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 /// True if reading a few lines of data[0 .. bytes) takes as long as from
 /// memory: 5 to 15 ns a line from a cache, 80 and more from memory.
@@ -27,4 +27,4 @@ inline bool worth_streaming(const void* data, int64_t bytes) {
   return bytes > small && (bytes > large || is_cold(data, bytes));
 }
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

@@ -1,10 +1,15 @@
-// GEMM on matrices of any float type and strides, accumulated in fp32 by the
-// BLAS.
+// GEMM shared among threads: fp32 as the BLAS takes it, or any float type and
+// strides.
 #pragma once
 
-#include "kernels/matrix.h"
+#include "blas/blas.h"
+#include "host/matrix.h"
 
-namespace mlx_ane::blas {
+namespace mlx_ane::kernels {
+
+/// blas::sgemm in parts that threads take one by one. Results depend on shape
+/// and number of threads alone.
+void sgemm(const blas::Sgemm& product);
 
 /// c (m, n) = a (m, k) @ b (k, n) [+ bias, a (1, n) view, on every row].
 /// Any type and strides for a, b and bias; c is row-major in its own type and
@@ -16,4 +21,4 @@ void gemm(
     const MatrixView* bias,
     const MatrixOut& c);
 
-}  // namespace mlx_ane::blas
+}  // namespace mlx_ane::kernels

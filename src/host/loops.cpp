@@ -1,12 +1,12 @@
 // Chooses the loops for this CPU.
-#include "kernels/loops.h"
+#include "host/loops.h"
 
 #include <atomic>
 #include <stdexcept>
 
-#include "kernels/target.h"
+#include "host/target.h"
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 namespace {
 
@@ -66,4 +66,4 @@ void set_target(const std::string& name) {
       ", or \"\" for the best.");
 }
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 /// A growing buffer aligned to a cache line. Use it through scratch().
 class ScratchBuffer {
@@ -39,4 +39,4 @@ T* scratch(int64_t n) {
   return static_cast<T*>(buffer.at_least(static_cast<size_t>(n) * sizeof(T)));
 }
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

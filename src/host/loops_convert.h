@@ -174,7 +174,7 @@ HalfRowBits unpack_row_loop(
   each_register(n, head, [&](int64_t i, int64_t count) {
     bool whole = count == lanes;
     H h = load_count<H>(x + i, count);
-    canaries |= cast<H>(h == mlx_ane::kernels::canary);
+    canaries |= cast<H>(h == mlx_ane::host::canary);
     H magnitude = h & uint16_t{0x7fff};
     largest = largest > magnitude ? largest : magnitude;
     if (col_bits != nullptr) {

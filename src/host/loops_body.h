@@ -1,12 +1,12 @@
 // Every loop of loops.h for one instruction set; the tail of each target_*.cpp.
-#include "kernels/simd.h"
+#include "host/simd.h"
 
-#include "kernels/loops_convert.h"
+#include "host/loops_convert.h"
 
-#include "kernels/loops_adam.h"
-#include "kernels/loops_probe.h"
-#include "kernels/loops_softmax.h"
-#include "kernels/loops_transpose.h"
+#include "host/loops_adam.h"
+#include "host/loops_probe.h"
+#include "host/loops_softmax.h"
+#include "host/loops_transpose.h"
 
 namespace {
 

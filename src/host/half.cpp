@@ -1,12 +1,12 @@
 // Conversion between fp32 and the 16-bit float types.
-#include "kernels/half.h"
+#include "host/half.h"
 
 #include <bit>
 #include <cstring>
 
-#include "kernels/loops.h"
+#include "host/loops.h"
 
-namespace mlx_ane::kernels {
+namespace mlx_ane::host {
 
 float half_to_float(uint16_t h) {
   uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
@@ -96,4 +96,4 @@ void from_float(const float* src, Float type, void* dst, int64_t n) {
   }
 }
 
-}  // namespace mlx_ane::kernels
+}  // namespace mlx_ane::host

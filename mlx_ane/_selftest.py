@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_ane import _ext
+from mlx_ane._console import to_json
 from mlx_ane._settings import ROUTES, settings
 
 _apple: Any = getattr(_ext, "apple", None)
@@ -337,7 +338,7 @@ def main() -> int:
         return 0
     verdict = run_in_subprocess(arguments.timeout)
     if arguments.json:
-        print(json.dumps(asdict(verdict), indent=2))
+        print(to_json(asdict(verdict)))
     else:
         for finding in verdict.findings:
             print("  ".join(f"{key} {value}" for key, value in finding.items()))

@@ -19,14 +19,12 @@ from mlx_ane.convert import _find, _shape, _Site
 from mlx_ane.nn import _Placed, to_plain
 from mlx_ane.report import table
 
-#: |dot product| from which an engine returns infinity or zero (M6 study, ANEForge).
-CLIFF = 32752.0
-#: Depth at which a dot product is split, the same on every chip.
-MAX_CONTRACTION: int = _ext.planning.limits("h16g")["max_contraction"]
+#: |dot product| from which an engine returns infinity or zero, on any chip.
+CLIFF: float = _ext.planning.limits("h16")["overflow_from"]
 
 #: Rows of x and of W are scaled to norms of at most 2^7, so that no sum of their
-#: products passes 2^14 (log2_max_sum in src/device/limits.h).
-LOG2_NORM = 7
+#: products passes 2^14 (log2_max_sum in src/mil/limits.h).
+LOG2_NORM: int = _ext.planning.limits("h16")["log2_max_sum"] // 2
 
 #: Largest ||y - ref|| / ||ref|| that passes: by device, and by the output's dtype,
 #: whose rounding no device can avoid.
@@ -231,7 +229,8 @@ def _plain_layers(sites: list[_Site]) -> Iterator[None]:
 def _new_check(site: _Site) -> LayerCheck:
     n, k = _shape(to_plain(site.module))
     device = site.module.device
-    splits = 1 if device == "cpu" else -(-k // MAX_CONTRACTION)
+    limits = None if device == "cpu" else _ext.planning.device_limits(device)
+    splits = -(-k // limits["max_contraction"]) if limits else 1
     return LayerCheck(site.path, (n, k), device, k_splits=splits, layer=site.module)
 
 
@@ -265,7 +264,7 @@ def _compare(check: LayerCheck, x: mx.array, y: mx.array) -> None:
 
 def _min_rows() -> int:
     """Rows below which a call is placed on the BLAS."""
-    return int(_ext.planning.limits("h16g")["min_rows"])
+    return int(_ext.planning.min_rows())
 
 
 def _scales(rows: Any, so_far: tuple[int, int] | None = None) -> tuple[int, int]:

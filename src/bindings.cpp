@@ -164,10 +164,10 @@ void bind_devices(nb::module_& m) {
       "name"_a,
       "Why a device cannot be used here, or None.");
   m.def(
-      "taken_out",
-      [](const std::string& name) { return taken_out(get_device(name)); },
+      "disabled",
+      [](const std::string& name) { return disabled(get_device(name)); },
       "name"_a,
-      "Why a device was taken out for this process, or None.");
+      "Why a device is disabled for this process, or None.");
   m.def(
       "device_info",
       [](const std::string& name) { return get_device(name).info(); },
@@ -228,8 +228,7 @@ void bind_caches(nb::module_& m) {
         restore_devices();
       },
       "Drops staged weights, idle programs and memory kept for outputs; "
-      "devices "
-      "taken out are retried.");
+      "disabled devices are retried.");
   m.def(
       "set_cache_limit",
       [](size_t bytes) { return weight_store().set_limit(bytes); },

@@ -184,12 +184,12 @@ void adam(
       step);
 }
 
-void adam_twin(
+void adam_traffic(
     const Floats& p, const ReadFloats& g, const Floats& m, const Floats& v) {
   if (g.size() != p.size() || m.size() != p.size() || v.size() != p.size()) {
     refuse("got arrays of different sizes, need one size.");
   }
-  kernels::adam_twin(
+  kernels::adam_traffic(
       p.data(), g.data(), m.data(), v.data(), static_cast<int64_t>(p.size()));
 }
 
@@ -325,8 +325,8 @@ void bind_kernels(nb::module_& m) {
       "One AdamW step in place on float32 arrays: fused, as plain loops, or in "
       "ten passes, whose gradient_scale must be 1.");
   m.def(
-      "adam_twin",
-      &adam_twin,
+      "adam_traffic",
+      &adam_traffic,
       "p"_a,
       "g"_a,
       "m"_a,

@@ -155,7 +155,7 @@ void bind_check(nb::module_& m) {
           "severity",
           [](const mil::Rule& r) { return mil::to_string(r.severity); })
       .def_prop_ro(
-          "moment", [](const mil::Rule& r) { return mil::to_string(r.stage); })
+          "stage", [](const mil::Rule& r) { return mil::to_string(r.stage); })
       .def_prop_ro("disputed", &mil::Rule::disputed)
       .def_prop_ro("why", [](const mil::Rule& r) { return r.why; })
       .def_prop_ro("source", [](const mil::Rule& r) { return r.source; })

@@ -229,11 +229,11 @@ def test_repeated_failures_take_the_device_out() -> None:
     with faults("evaluate_false"):
         for model in models:
             mx.eval(model(x))
-    assert "8 calls failed in a row" in _ext.taken_out(ENGINE)
+    assert "8 calls failed in a row" in _ext.disabled(ENGINE)
     assert fallbacks() == {"evaluate_failed": 8}
     assert ane.counters()["placed_device_out"] == 2
     ane.clear_cache()
-    assert _ext.taken_out(ENGINE) is None
+    assert _ext.disabled(ENGINE) is None
     ane.reset_counters()
     mx.eval(models[0](x))
 
@@ -297,7 +297,7 @@ with ane.emulated.faults("hang:count=1"):
         print("value", mx.array_equal(y, mx.full((40, 96), 64.0)).item())
     except RuntimeError as error:
         print("error", error)
-    print("out", _ext.taken_out("emulated"))
+    print("out", _ext.disabled("emulated"))
     mx.eval(ane.linear(x, w, device="emulated"))
     print("placed", ane.counters()["placed_device_out"])
     print("abandoned", _ext.abandoned_calls())
@@ -424,11 +424,11 @@ def right():
     return mx.array_equal(ane.linear(x, w, device="emulated"), 64 * mx.ones((40, 96)))
 with ane.emulated.faults("slow:ms=20"):
     print("right", all(right().item() for _ in range(10)))
-print("calls", ane.counters()["device_calls"], _ext.taken_out("emulated"))
+print("calls", ane.counters()["device_calls"], _ext.disabled("emulated"))
 start = time.monotonic()
 with ane.emulated.faults("hang:count=1"):
     print("after a hang", right().item())
-print("found", 1.5 < time.monotonic() - start < 20, _ext.taken_out("emulated")[:11])
+print("found", 1.5 < time.monotonic() - start < 20, _ext.disabled("emulated")[:11])
 """
 
 

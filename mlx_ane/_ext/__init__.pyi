@@ -43,8 +43,8 @@ def adam(parameters: Sequence[mlx.core.array], gradients: Sequence[mlx.core.arra
 def unavailable(name: str) -> str | None:
     """Why a device cannot be used here, or None."""
 
-def taken_out(name: str) -> str | None:
-    """Why a device was taken out for this process, or None."""
+def disabled(name: str) -> str | None:
+    """Why a device is disabled for this process, or None."""
 
 def device_info(name: str) -> dict[str, str]:
     """Facts about a device, by name."""
@@ -63,7 +63,7 @@ def set_layout(name: str) -> None:
 
 def clear_cache() -> None:
     """
-    Drops staged weights, idle programs and memory kept for outputs; devices taken out are retried.
+    Drops staged weights, idle programs and memory kept for outputs; disabled devices are retried.
     """
 
 def set_cache_limit(bytes: int) -> int:

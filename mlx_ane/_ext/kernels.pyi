@@ -45,7 +45,7 @@ def adam(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g:
     One AdamW step in place on float32 arrays: fused, as plain loops, or in ten passes, whose gradient_scale must be 1.
     """
 
-def adam_twin(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], m: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], v: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:
+def adam_traffic(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], m: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], v: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:
     """The memory traffic of adam alone; leaves meaningless values."""
 
 def sgemm(a: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], b: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], c: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], *, trans_a: bool = False, trans_b: bool = False) -> None:

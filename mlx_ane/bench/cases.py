@@ -91,7 +91,7 @@ def _adam(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
     }
     for name, shapes in lists.items():
         variants = [
-            Variant("bandwidth twin", "ours", {"how": "twin"}, checked=False),
+            Variant("bandwidth bound", "ours", {"how": "traffic"}, checked=False),
             Variant("kernel", "ours", {"how": "kernel"}),
             Variant("update", "ours", {"how": "update"}),
             Variant("ten passes", "ours", {"how": "passes"}),
@@ -108,7 +108,7 @@ def _adam(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
             name,
             {"shapes": shapes},
             tuple(variants),
-            "bandwidth twin",
+            "bandwidth bound",
             28e-9 * elements,
             "GB/s",
             targets.get(name, {}),

@@ -68,8 +68,8 @@ def _adam(spec: dict[str, Any]) -> Timed:
 
     def run() -> None:
         for arrays in tensors:
-            if spec["how"] == "twin":
-                kernels.adam_twin(*arrays)
+            if spec["how"] == "traffic":
+                kernels.adam_traffic(*arrays)
             else:
                 kernels.adam(
                     *arrays,
@@ -80,7 +80,7 @@ def _adam(spec: dict[str, Any]) -> Timed:
                 )
 
     def first() -> NDArray[Any]:
-        if spec["how"] == "twin":
+        if spec["how"] == "traffic":
             return np.zeros(0)
         run()
         return np.concatenate([sample(arrays[0]) for arrays in tensors])

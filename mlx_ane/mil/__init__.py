@@ -50,7 +50,7 @@ class Rule:
     severity: str
     #: When the engine notices: ``parse``, ``compile``, ``load``, ``evaluate``, or
     #: ``never`` (wrong values without a word).
-    moment: str
+    stage: str
     #: A report contradicts it, for some route, chip or macOS or for all; the
     #: stricter one is the default.
     disputed: bool
@@ -147,6 +147,6 @@ def check(
 def rules() -> list[Rule]:
     """Every rule that `check` knows, sorted by id."""
     return [
-        Rule(r.id, r.severity, r.moment, r.disputed, r.why, r.source, r.against)
+        Rule(r.id, r.severity, r.stage, r.disputed, r.why, r.source, r.against)
         for r in _ext.mil.rules()
     ]

@@ -460,7 +460,7 @@ std::optional<trace::Placement> run_on_device(
   if (!matmul.load_programs() ||
       (!call.w.data && !matmul.serves(*call.staged))) {
     if (call.staged) {
-      weight_store().give_back(call.staged);
+      weight_store().discard(call.staged);
     }
     return trace::Placement::over_budget;
   }

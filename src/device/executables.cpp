@@ -13,9 +13,9 @@ namespace mlx_ane {
 namespace {
 
 // A call may compute this many times its rows in a larger program.
-constexpr int64_t most_padding = 4;
+constexpr int64_t max_padding = 4;
 // Longest pause, in misses, before a device that refused is asked again.
-constexpr uint64_t longest_wait = 1024;
+constexpr uint64_t max_wait = 1024;
 
 /// Bytes of each of a program's input surfaces: all of one size.
 size_t input_bytes(const ProgramShape& shape, const Source& source) {
@@ -117,7 +117,7 @@ std::shared_ptr<LoadedProgram> ExecutableCache::get(
       throw;
     }
     // Other users of the engine share its cap, and some caps count compiles.
-    refusals.wait = std::min(2 * refusals.wait + 1, longest_wait);
+    refusals.wait = std::min(2 * refusals.wait + 1, max_wait);
     refusals.until = clock_ + refusals.wait;
     return larger(key);
   }
@@ -159,7 +159,7 @@ bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
 std::shared_ptr<LoadedProgram> ExecutableCache::larger(const Key& key) {
   auto* wanted = std::get_if<MatmulShape>(&key.second);
   for (auto rows : row_buckets) {
-    if (!wanted || rows > most_padding * wanted->s) {
+    if (!wanted || rows > max_padding * wanted->s) {
       break;
     }
     auto shape = *wanted;

@@ -1,4 +1,4 @@
-// Places calls, counts what fails, backs off and takes devices out.
+// Places calls, counts failures, lets layers back off and disables devices.
 #include "device/runner.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ namespace {
 using trace::Counter;
 using trace::Placement;
 
-// Failures in a row after which a device is taken out for the process.
+// Failures in a row after which a device is disabled for the process.
 constexpr int max_failures_in_a_row = 8;
 constexpr int max_back_off = 256;  // calls
 
@@ -69,14 +69,14 @@ void warn_once(const std::string& key, const std::string& line) {
   std::fprintf(stderr, "[mlx_ane] warning: %s\n", line.c_str());
 }
 
-void take_out(const Device& device, const std::string& why) {
+void disable(const Device& device, const std::string& why) {
   std::lock_guard lock(state().mutex);
   auto& health = state().health[&device];
   if (!health.out) {
     health.out = why;
     std::fprintf(
         stderr,
-        "[mlx_ane] warning: device %s is taken out for this process: %s. Its "
+        "[mlx_ane] warning: device %s is disabled for this process: %s. Its "
         "layers run on the BLAS; run `mlx-ane doctor`.\n",
         std::string(device.name()).c_str(),
         why.c_str());
@@ -94,7 +94,7 @@ void succeeded(const Device& device, trace::Layer& layer) {
 void failed(const Device& device, trace::Layer& layer, const DeviceError& e) {
   layer.fall_back(to_string(e.cause));
   if (e.cause == Cause::hang) {
-    take_out(device, std::string("a call hung (") + e.what() + ")");
+    disable(device, std::string("a call hung (") + e.what() + ")");
     return;
   }
   int failures;
@@ -103,7 +103,7 @@ void failed(const Device& device, trace::Layer& layer, const DeviceError& e) {
     failures = ++state().health[&device].failures_in_a_row;
   }
   if (failures >= max_failures_in_a_row) {
-    take_out(
+    disable(
         device,
         std::to_string(failures) + " calls failed in a row, the last with " +
             to_string(e.cause) + " (" + e.what() + ")");
@@ -177,7 +177,7 @@ void set_runner_settings(const RunnerSettings& settings) {
   state().settings = settings;
 }
 
-std::optional<std::string> taken_out(const Device& device) {
+std::optional<std::string> disabled(const Device& device) {
   std::lock_guard lock(state().mutex);
   return state().health[&device].out;
 }

@@ -90,13 +90,13 @@ void fill_nan(const MatrixOut& y);
 /// run_placed of a matmul.
 void run_matmul(Device& device, const MatmulCall& call);
 
-/// Gives devices that were taken out, and layers that back off, another chance.
+/// Gives disabled devices, and layers that back off, another chance.
 void restore_devices();
 
 /// Ends the record and the back-off of a layer that is gone.
 void forget_layer(const std::string& name);
 
-/// Why a device was taken out for this process, or nothing.
-std::optional<std::string> taken_out(const Device& device);
+/// Why a device is disabled for this process, or nothing.
+std::optional<std::string> disabled(const Device& device);
 
 }  // namespace mlx_ane

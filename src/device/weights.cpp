@@ -15,7 +15,7 @@ namespace {
 // nothing beside a matmul.
 constexpr uint64_t sweep_interval = 32;
 // Refused weights that are remembered; a model has fewer.
-constexpr size_t most_asked = 1 << 16;
+constexpr size_t max_asked = 1 << 16;
 
 size_t staged_bytes(const Device& device, const MatmulPlan& plan) {
   size_t total = 0;
@@ -70,7 +70,7 @@ std::shared_ptr<StagedWeight> WeightStore::get(
   auto asked = asked_.find(owner.get());
   if (!make_room(bytes, asked == asked_.end() ? 0 : asked->second)) {
     trace::add(trace::Counter::weight_store_over_budget);
-    if (asked_.size() >= most_asked) {
+    if (asked_.size() >= max_asked) {
       asked_.clear();
     }
     asked_[owner.get()] = clock_;
@@ -118,7 +118,7 @@ void WeightStore::drop(std::map<const void*, Buffer>::iterator buffer) {
   buffers_.erase(buffer);
 }
 
-void WeightStore::give_back(const std::shared_ptr<StagedWeight>& weight) {
+void WeightStore::discard(const std::shared_ptr<StagedWeight>& weight) {
   std::lock_guard lock(mutex_);
   for (auto buffer = buffers_.begin(); buffer != buffers_.end(); ++buffer) {
     auto& entries = buffer->second.entries;

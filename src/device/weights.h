@@ -70,7 +70,7 @@ class WeightStore {
       const std::vector<Owner>& companions = {});
 
   /// Drops an entry that its call did not fill, as it was placed elsewhere.
-  void give_back(const std::shared_ptr<StagedWeight>& weight);
+  void discard(const std::shared_ptr<StagedWeight>& weight);
 
   /// Drops every entry made from this buffer: its owner is about to write it.
   void release(const void* owner);

@@ -153,7 +153,7 @@ struct Loops {
 
   /// 12 registers of fused multiply-adds a round; see probe.h.
   float (*fma_rounds)(int64_t rounds);
-  void (*adam_twin)(float* p, const float* g, float* m, float* v, int64_t n);
+  void (*adam_traffic)(float* p, const float* g, float* m, float* v, int64_t n);
   /// adam in ten passes over whole arrays, each one vector function, as code
   /// without a fused kernel does it; t is n elements of work. For the
   /// benchmark.

@@ -39,7 +39,7 @@ constexpr Loops loops_of(const char* name) {
       .swiglu = swiglu_loop,
       .swiglu_backward = swiglu_backward_loop,
       .fma_rounds = fma_rounds_loop,
-      .adam_twin = adam_twin_loop,
+      .adam_traffic = adam_traffic_loop,
       .adam_passes = adam_passes_loop,
   };
 }

@@ -25,7 +25,8 @@ float fma_rounds_loop(int64_t rounds) {
   return sum(total);
 }
 
-void adam_twin_loop(float* p, const float* g, float* m, float* v, int64_t n) {
+void adam_traffic_loop(
+    float* p, const float* g, float* m, float* v, int64_t n) {
   for (int64_t i = 0; i + lanes <= n; i += lanes) {
     U old_p = load<U>(reinterpret_cast<const uint32_t*>(p + i));
     V old_m = load<V>(m + i), old_v = load<V>(v + i);

@@ -23,8 +23,8 @@ double fma_peak(double seconds) {
   return flops / elapsed / 1e9;
 }
 
-void adam_twin(float* p, const float* g, float* m, float* v, int64_t n) {
-  host::loops().adam_twin(p, g, m, v, n);
+void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n) {
+  host::loops().adam_traffic(p, g, m, v, n);
 }
 
 }  // namespace mlx_ane::kernels

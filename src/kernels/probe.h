@@ -10,6 +10,6 @@ double fma_peak(double seconds);
 
 /// The memory traffic of adam() and nothing else: four reads, three writes.
 /// Leaves meaningless values.
-void adam_twin(float* p, const float* g, float* m, float* v, int64_t n);
+void adam_traffic(float* p, const float* g, float* m, float* v, int64_t n);
 
 }  // namespace mlx_ane::kernels

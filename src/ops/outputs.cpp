@@ -20,7 +20,7 @@ namespace {
 using mx::allocator::Buffer;
 
 /// Below this, the C library keeps freed memory itself.
-constexpr size_t smallest = 1 << 20;
+constexpr size_t min_bytes = 1 << 20;
 constexpr int64_t default_limit = int64_t{1} << 30;
 
 /// A buffer goes once this many times all that is held was asked for, and it
@@ -156,7 +156,7 @@ bool mlx_has_a_cache() {
 }  // namespace
 
 void allocate(mx::array& out) {
-  bool kept = out.nbytes() >= smallest && out.nbytes() <= kept_output_limit();
+  bool kept = out.nbytes() >= min_bytes && out.nbytes() <= kept_output_limit();
   if (!kept || mlx_has_a_cache()) {
     out.set_data(mx::allocator::malloc(out.nbytes()));
     return;

@@ -384,7 +384,7 @@ TEST(malformed_faults_name_the_valid_words) {
         {"nan:rate=2", "from 0.0"},
         {"nan:count=-1", "from 0"},
         {"nan:count=x", "need a number"},
-        {"nan:site=load", "strikes at evaluate"},
+        {"nan:site=load", "is injected at evaluate"},
         {"slow:site=moon", "need one of surface"}}) {
     CHECK_THROWS(std::invalid_argument, part, emulated::set_faults(text));
   }

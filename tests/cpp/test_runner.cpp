@@ -194,12 +194,12 @@ TEST(a_device_that_keeps_failing_is_taken_out) {
     p.layer = std::make_shared<trace::Layer>(std::to_string(i));  // none waits
     run_matmul(device(), p.call());
   }
-  CHECK(taken_out(device()).has_value());
+  CHECK(disabled(device()).has_value());
   Problem p(64, 64, 64);
   run_matmul(device(), p.call());
   CHECK(p.layer->stats()["placed_device_out"] == 1);
   restore_devices();
-  CHECK(!taken_out(device()).has_value());
+  CHECK(!disabled(device()).has_value());
 }
 
 TEST(non_finite_operands_are_not_the_devices_fault) {
@@ -340,7 +340,7 @@ TEST(a_refusal_is_a_placement_and_not_asked_again_at_once) {
   }
   // Asked at the 1st, 2nd and 5th call: pauses of 1, 3 and 7.
   CHECK(trace::counters()["compiles"] == 3);
-  CHECK(!taken_out(device()));
+  CHECK(!disabled(device()));
 }
 
 TEST(a_call_past_its_bound_is_left_behind) {

@@ -37,8 +37,8 @@ static NSError* status_error(const struct double_status* status) {
 }
 
 // A fault that was asked for at this step: sets *failed, and *error or raises.
-static void strike(const char* site, BOOL* failed, NSError** error) {
-  const char* kind = double_strike(site);
+static void inject(const char* site, BOOL* failed, NSError** error) {
+  const char* kind = double_fault(site);
   *failed = kind != NULL;
   if (kind == NULL) {
     return;
@@ -55,7 +55,7 @@ static void strike(const char* site, BOOL* failed, NSError** error) {
 // Objects that answer nil where a fault was asked for.
 static BOOL gives_nil(const char* site) {
   BOOL failed;
-  strike(site, &failed, NULL);
+  inject(site, &failed, NULL);
   return failed;
 }
 
@@ -262,7 +262,7 @@ static BOOL gives_nil(const char* site) {
                  error:(NSError**)error {
   BOOL failed;
   double_log("compile");
-  strike("compile", &failed, error);
+  inject("compile", &failed, error);
   if (failed) {
     return NO;
   }
@@ -301,7 +301,7 @@ static BOOL gives_nil(const char* site) {
   BOOL failed;
   struct double_status status = {0};
   double_log("load");
-  strike("load", &failed, error);
+  inject("load", &failed, error);
   if (failed) {
     return NO;
   }
@@ -417,7 +417,7 @@ static BOOL gives_nil(const char* site) {
   struct double_status status = {0};
   struct double_memory inputs[16] = {{0}}, outputs[16] = {{0}};
   double_log("evaluate");
-  strike("evaluate", &failed, error);
+  inject("evaluate", &failed, error);
   if (failed) {
     return NO;
   }

@@ -33,7 +33,7 @@ struct double_memory {
 
 /* The emulated engine, seen from C. Ports are in its symbol order: by name. */
 struct double_engine {
-  /* An out_of_memory fault strikes the next surface. */
+  /* An out_of_memory fault hits the next surface. */
   int (*refuses_surface)(void);
   void* (*create)(
       const char* text,
@@ -63,8 +63,8 @@ const struct double_engine* double_get_engine(void);
  * exception. The next `count` passes of that site fail so. */
 void double_inject(const char* site, const char* kind, int count);
 void double_clear_faults(void);
-/* The kind that strikes now, or NULL; counts it off. */
-const char* double_strike(const char* site);
+/* The kind injected now, or NULL; counts it off. */
+const char* double_fault(const char* site);
 
 /* Symbols are listed in reverse order of name, as no framework does: tells
  * binding by name from binding by the ASCII rule. */

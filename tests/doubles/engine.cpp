@@ -110,8 +110,8 @@ const char* port_name(void* handle, int output, size_t index) {
 
 int refuses_surface() {
   bool refused = false;
-  for (auto& strike : emulated::strikes(emulated::Site::surface)) {
-    refused |= !emulated::wait_out(strike);
+  for (auto& injected : emulated::injected_faults(emulated::Site::surface)) {
+    refused |= !emulated::wait_out(injected);
   }
   return refused;
 }

@@ -105,7 +105,7 @@ static Code release(Handle* handle, enum kind kind) {
 #define STEP(name, argument, wanted)                          \
   do {                                                        \
     double_log("e5_" name);                                   \
-    if (double_strike("e5_" name)) {                          \
+    if (double_fault("e5_" name)) {                          \
       return fail(FAILED, "injected fault");                  \
     }                                                         \
     if ((argument) == NULL || (argument)->kind != (wanted)) { \
@@ -273,7 +273,7 @@ Code e5rt_execution_stream_operation_prepare_op_for_encode(Handle operation) {
 
 Code e5rt_buffer_object_alloc(Handle* out, size_t bytes, uint32_t type) {
   double_log("e5_buffer");
-  if (double_strike("e5_buffer") || double_get_engine()->refuses_surface()) {
+  if (double_fault("e5_buffer") || double_get_engine()->refuses_surface()) {
     return fail(FAILED, "no memory");
   }
   if (type > 2) {

@@ -59,7 +59,7 @@ void double_clear_faults(void) {
   pthread_mutex_unlock(&mutex);
 }
 
-const char* double_strike(const char* site) {
+const char* double_fault(const char* site) {
   const char* kind = NULL;
   pthread_mutex_lock(&mutex);
   for (size_t i = 0; i < MAX_FAULTS && kind == NULL; ++i) {

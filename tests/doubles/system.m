@@ -25,7 +25,7 @@ IOSurfaceRef IOSurfaceCreate(const void* dictionary) {
   NSDictionary* properties = (NSDictionary*)dictionary;
   size_t width = property(properties, kIOSurfaceWidth);
   size_t bytes = property(properties, kIOSurfaceAllocSize);
-  if (double_strike("surface") || double_get_engine()->refuses_surface() ||
+  if (double_fault("surface") || double_get_engine()->refuses_surface() ||
       width == 0 || bytes == 0 || property(properties, kIOSurfaceHeight) != 1 ||
       property(properties, kIOSurfaceBytesPerElement) != 1 ||
       property(properties, kIOSurfaceBytesPerRow) < width ||
@@ -68,7 +68,7 @@ void CFRelease(const void* object) {
 int IOSurfaceLock(IOSurfaceRef surface, uint32_t options, uint32_t* seed) {
   (void)options;
   (void)seed;
-  if (double_strike("lock")) {
+  if (double_fault("lock")) {
     return (int)0xe00002bc;
   }
   __atomic_add_fetch(&surface->locks, 1, __ATOMIC_ACQ_REL);

@@ -13,19 +13,19 @@ float sigmoid(float x) {
   return 1.0f / (1.0f + std::exp(-x));
 }
 
-Built sigmoid_op(const Call& call) {
+LoweredOp sigmoid_op(const Call& call) {
   return unary_table(call, sigmoid, table_sigmoid);
 }
 
-Built tanh_op(const Call& call) {
+LoweredOp tanh_op(const Call& call) {
   return unary_table(call, [](float x) { return std::tanh(x); }, table_tanh);
 }
 
-Built silu(const Call& call) {
+LoweredOp silu(const Call& call) {
   return unary_table(call, [](float x) { return x * sigmoid(x); }, table_silu);
 }
 
-Built gelu(const Call& call) {
+LoweredOp gelu(const Call& call) {
   auto mode = call.text("mode", "EXACT");
   if (mode == "EXACT") {
     return unary_table(
@@ -51,46 +51,46 @@ Built gelu(const Call& call) {
       call, [](float x) { return x * sigmoid(1.702f * x); }, table_gelu);
 }
 
-Built relu(const Call& call) {
+LoweredOp relu(const Call& call) {
   return unary_float(call, [](float x) { return x > 0 ? x : x != x ? x : 0; });
 }
 
-Built relu6(const Call& call) {
+LoweredOp relu6(const Call& call) {
   return unary_float(call, [](float x) {
     return x > 6 ? 6 : x > 0 || x != x ? x : 0;
   });
 }
 
-Built leaky_relu(const Call& call) {
+LoweredOp leaky_relu(const Call& call) {
   return unary_float(call, [a = call.number("alpha", 0.01f)](float x) {
     return x >= 0 ? x : a * x;
   });
 }
 
-Built clamped_relu(const Call& call) {
+LoweredOp clamped_relu(const Call& call) {
   auto a = call.number("alpha", 1.0f), b = call.number("beta", 1.0f);
   return unary_float(
       call, [=](float x) { return std::min(b, x >= 0 ? x : a * x); });
 }
 
-Built thresholded_relu(const Call& call) {
+LoweredOp thresholded_relu(const Call& call) {
   return unary_float(call, [a = call.number("alpha", 1.0f)](float x) {
     return x >= a ? x : 0;
   });
 }
 
-Built elu(const Call& call) {
+LoweredOp elu(const Call& call) {
   return unary_float(call, [a = call.number("alpha", 1.0f)](float x) {
     return x >= 0 ? x : a * std::expm1(x);
   });
 }
 
-Built linear_activation(const Call& call) {
+LoweredOp linear_activation(const Call& call) {
   auto a = call.number("alpha", 1.0f), b = call.number("beta", 0.0f);
   return unary_float(call, [=](float x) { return a * x + b; });
 }
 
-Built scaled_tanh(const Call& call) {
+LoweredOp scaled_tanh(const Call& call) {
   auto a = call.number("alpha", 1.0f), b = call.number("beta", 1.0f);
   return unary_table(
       call,
@@ -98,7 +98,7 @@ Built scaled_tanh(const Call& call) {
       [=](float x) { return a * table_tanh(b * x); });
 }
 
-Built sigmoid_hard(const Call& call) {
+LoweredOp sigmoid_hard(const Call& call) {
   auto a = call.number("alpha", 0.2f), b = call.number("beta", 0.5f);
   return unary_float(
       call, [=](float x) { return std::clamp(a * x + b, 0.0f, 1.0f); });
@@ -115,11 +115,11 @@ float narrow_softplus(float x) {
   return e >= 65520.0f ? INFINITY : std::log1p(e);
 }
 
-Built softplus(const Call& call) {
+LoweredOp softplus(const Call& call) {
   return unary_table(call, softplus_of, narrow_softplus);
 }
 
-Built softsign(const Call& call) {
+LoweredOp softsign(const Call& call) {
   return unary_float(call, [](float x) { return x / (1 + std::fabs(x)); });
 }
 
@@ -136,11 +136,11 @@ Shape channel_shape(const Call& call, const char* name) {
   return out;
 }
 
-Built prelu(const Call& call) {
+LoweredOp prelu(const Call& call) {
   auto x = call.operand("x"), a = call.operand("alpha"), z = call.results[0];
   auto shape = channel_shape(call, "alpha");
   Loop<2> loop(x.shape(), {&x.shape(), &shape});
-  return Built({x.type}, [=](const Frame& frame) {
+  return LoweredOp({x.type}, [=](const Frame& frame) {
     auto *px = x.floats(frame), *pa = a.floats(frame), *out = z.floats(frame);
     loop.run([&](int64_t at, auto offset, int64_t n, auto step) {
       for (int64_t i = 0; i < n; ++i) {
@@ -151,13 +151,13 @@ Built prelu(const Call& call) {
   });
 }
 
-Built softplus_parametric(const Call& call) {
+LoweredOp softplus_parametric(const Call& call) {
   auto x = call.operand("x"), a = call.operand("alpha"),
        b = call.operand("beta"), z = call.results[0];
   auto shape = channel_shape(call, "alpha");
   channel_shape(call, "beta");
   Loop<2> loop(x.shape(), {&x.shape(), &shape});
-  return Built({x.type}, [=](const Frame& frame) {
+  return LoweredOp({x.type}, [=](const Frame& frame) {
     auto *px = x.floats(frame), *pa = a.floats(frame), *pb = b.floats(frame);
     auto* out = z.floats(frame);
     loop.run([&](int64_t at, auto offset, int64_t n, auto step) {
@@ -188,14 +188,14 @@ void softmax_line(const float* x, float* out, int64_t n, int64_t stride) {
   }
 }
 
-Built softmax(const Call& call) {
+LoweredOp softmax(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   call.need(mil::is_float(x.type.dtype), "x must be fp16 or fp32");
   call.need(!x.shape().empty(), "x must not be a scalar");
   auto axis = call.axis(call.integer("axis", -1), x.shape().size());
   auto n = x.shape()[axis], stride = strides_of(x.shape())[axis];
   auto outer = n * stride == 0 ? 0 : x.size() / (n * stride);
-  return Built({x.type}, [=](const Frame& frame) {
+  return LoweredOp({x.type}, [=](const Frame& frame) {
     auto *a = x.floats(frame), *out = z.floats(frame);
     for (int64_t o = 0; o < outer; ++o) {
       for (int64_t i = 0; i < stride; ++i) {

@@ -26,7 +26,7 @@ void softmax_rows(float* scores, int64_t rows, int64_t cols) {
 
 // query (..., L, E), key (..., S, E), value (..., S, V), attn_mask (..., L, S):
 // bool (attend where true) or added to the scores. fp16 between the steps.
-Built scaled_dot_product_attention(const Call& call) {
+LoweredOp scaled_dot_product_attention(const Call& call) {
   auto q = call.operand("query"), k = call.operand("key"),
        v = call.operand("value"), mask = call.optional("attn_mask"),
        z = call.results[0];
@@ -58,9 +58,9 @@ Built scaled_dot_product_attention(const Call& call) {
   auto shape = qs;
   shape[rank - 1] = d;
   auto scale = 1.0f / std::sqrt(static_cast<float>(e));
-  Built built({{q.type.dtype, shape}});
-  built.scratch_bytes = size * element_size;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{q.type.dtype, shape}});
+  lowered.scratch_bytes = size * element_size;
+  lowered.kernel = [=](const Frame& frame) {
     auto* scores = reinterpret_cast<float*>(frame.scratch);
     for (int64_t b = 0; b < batches; ++b) {
       multiply(
@@ -100,7 +100,7 @@ Built scaled_dot_product_attention(const Call& call) {
           frame.numerics);
     }
   };
-  return built;
+  return lowered;
 }
 
 constexpr Op table[] = {

@@ -63,15 +63,15 @@ bool is_pointwise(const Window& w) {
 
 // weight (O, I / groups, kernel): each group is (O/g, I/g * kernel) times the
 // columns (I/g * kernel, out) of its channels.
-Built conv(const Call& call) {
+LoweredOp conv(const Call& call) {
   auto c = convolution(call, false);
   auto w = window_of(call, c.x.shape(), c.kernel);
   auto in = c.in_channels / c.groups, out = c.out_channels / c.groups;
   Product p{out, w.out_size(), in * w.kernel_size()};
   bool pointwise = is_pointwise(w);
-  Built built({{c.x.type.dtype, w.shape(c.batch, c.out_channels)}});
-  built.scratch_bytes = pointwise ? 0 : p.k * p.n * element_size;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{c.x.type.dtype, w.shape(c.batch, c.out_channels)}});
+  lowered.scratch_bytes = pointwise ? 0 : p.k * p.n * element_size;
+  lowered.kernel = [=](const Frame& frame) {
     auto *x = c.x.floats(frame), *weight = c.weight.floats(frame);
     auto* bias = c.bias ? c.bias.floats(frame) : nullptr;
     auto* y = c.z.floats(frame);
@@ -92,7 +92,7 @@ Built conv(const Call& call) {
           frame.numerics);
     }
   };
-  return built;
+  return lowered;
 }
 
 /// The window of which conv_transpose is the transpose: `in` is its output.
@@ -143,16 +143,16 @@ Window transposed_window(const Call& call, const Convolution& c) {
 
 // weight (I, O / groups, kernel): columns = weightᵀ x, added where they came
 // from.
-Built conv_transpose(const Call& call) {
+LoweredOp conv_transpose(const Call& call) {
   auto c = convolution(call, true);
   auto w = transposed_window(call, c);
   auto in = c.in_channels / c.groups, out = c.out_channels / c.groups;
   Product p{out * w.kernel_size(), w.out_size(), in, true, false};
   Shape shape = {c.batch, c.out_channels};
   shape.insert(shape.end(), w.in + 3 - w.rank, w.in + 3);
-  Built built({{c.x.type.dtype, shape}});
-  built.scratch_bytes = p.m * p.n * element_size;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{c.x.type.dtype, shape}});
+  lowered.scratch_bytes = p.m * p.n * element_size;
+  lowered.kernel = [=](const Frame& frame) {
     auto *x = c.x.floats(frame), *weight = c.weight.floats(frame);
     auto* bias = c.bias ? c.bias.floats(frame) : nullptr;
     auto* columns = reinterpret_cast<float*>(frame.scratch);
@@ -173,7 +173,7 @@ Built conv_transpose(const Call& call) {
       col2im(w, out, columns, y);
     }
   };
-  return built;
+  return lowered;
 }
 
 constexpr Op table[] = {

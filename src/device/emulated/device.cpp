@@ -170,9 +170,9 @@ class EmulatedDevice : public Device {
     return emulated::limits_of_chip(emulated::options().chip);
   }
   std::shared_ptr<Surface> make_surface(size_t bytes) override {
-    for (auto& strike : emulated::strikes(emulated::Site::surface)) {
-      if (!emulated::wait_out(strike)) {
-        bool gone = strike.fault == emulated::Fault::device_gone;
+    for (auto& injected : emulated::injected_faults(emulated::Site::surface)) {
+      if (!emulated::wait_out(injected)) {
+        bool gone = injected.fault == emulated::Fault::device_gone;
         throw DeviceError(
             gone ? Cause::unavailable : Cause::out_of_memory,
             "[mlx_ane.emulated] a surface of " + std::to_string(bytes) +

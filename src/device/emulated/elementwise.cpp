@@ -66,33 +66,33 @@ Shape binary_shape(const Call& call) {
 
 /// F has overloads for float and int32_t.
 template <class F>
-Built arithmetic(const Call& call) {
+LoweredOp arithmetic(const Call& call) {
   auto shape = binary_shape(call);
   auto dtype = call.operand("x").type.dtype;
   if (mil::is_float(dtype)) {
-    return Built(
+    return LoweredOp(
         {{dtype, shape}}, binary_kernel<float, float>(call, shape, F{}));
   }
   auto f = [dtype](int32_t a, int32_t b) { return wrap(F{}(a, b), dtype); };
-  return Built(
+  return LoweredOp(
       {{dtype, shape}}, binary_kernel<int32_t, int32_t>(call, shape, f));
 }
 
 template <class F>
-Built comparison(const Call& call) {
+LoweredOp comparison(const Call& call) {
   auto shape = binary_shape(call);
   auto kernel = mil::is_float(call.operand("x").type.dtype)
                     ? binary_kernel<float, int32_t>(call, shape, F{})
                     : binary_kernel<int32_t, int32_t>(call, shape, F{});
-  return Built({{DType::boolean, shape}}, kernel);
+  return LoweredOp({{DType::boolean, shape}}, kernel);
 }
 
 template <class F>
-Built logical(const Call& call) {
+LoweredOp logical(const Call& call) {
   auto shape = binary_shape(call);
   call.need(
       call.operand("x").type.dtype == DType::boolean, "x and y must be bool");
-  return Built(
+  return LoweredOp(
       {{DType::boolean, shape}},
       binary_kernel<int32_t, int32_t>(call, shape, F{}));
 }
@@ -194,20 +194,20 @@ float sign(float x) {
 }
 
 template <float (*f)(float)>
-Built unary(const Call& call) {
+LoweredOp unary(const Call& call) {
   return unary_float(call, [](float x) { return f(x); });
 }
 
 /// Of integers, the value itself (or its absolute value, sign or square).
 template <float (*f)(float), int32_t (*g)(int32_t)>
-Built unary_any(const Call& call) {
+LoweredOp unary_any(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   if (mil::is_float(x.type.dtype)) {
     return unary<f>(call);
   }
   auto dtype = x.type.dtype;
   call.need(dtype != DType::string, "x must hold numbers");
-  return Built({x.type}, [=, n = x.size()](const Frame& frame) {
+  return LoweredOp({x.type}, [=, n = x.size()](const Frame& frame) {
     auto* a = x.ints(frame);
     auto* out = z.ints(frame);
     for (int64_t i = 0; i < n; ++i) {
@@ -233,39 +233,39 @@ float square(float x) {
 }
 
 // MIL keeps these away from their poles by an epsilon.
-Built log(const Call& call) {
+LoweredOp log(const Call& call) {
   return unary_float(call, [e = call.number("epsilon", 1e-45f)](float x) {
     return std::log(x + e);
   });
 }
-Built inverse(const Call& call) {
+LoweredOp inverse(const Call& call) {
   return unary_float(call, [e = call.number("epsilon", 1e-4f)](float x) {
     return 1.0f / (x + e);
   });
 }
-Built rsqrt(const Call& call) {
+LoweredOp rsqrt(const Call& call) {
   return unary_float(call, [e = call.number("epsilon", 1e-12f)](float x) {
     return 1.0f / std::sqrt(x + e);
   });
 }
 
-Built clip(const Call& call) {
+LoweredOp clip(const Call& call) {
   auto low = call.number("alpha", -INFINITY);
   auto high = call.number("beta", INFINITY);
   return unary_float(call, [=](float x) {
     return x < low ? low : x > high ? high : x;
   });
 }
-Built threshold(const Call& call) {
+LoweredOp threshold(const Call& call) {
   return unary_float(call, [a = call.number("alpha", 0.0f)](float x) {
     return x < a ? a : x;
   });
 }
 
-Built logical_not(const Call& call) {
+LoweredOp logical_not(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   call.need(x.type.dtype == DType::boolean, "x must be bool");
-  return Built({x.type}, [=, n = x.size()](const Frame& frame) {
+  return LoweredOp({x.type}, [=, n = x.size()](const Frame& frame) {
     auto* a = x.ints(frame);
     auto* out = z.ints(frame);
     for (int64_t i = 0; i < n; ++i) {
@@ -274,16 +274,16 @@ Built logical_not(const Call& call) {
   });
 }
 
-Built select(const Call& call) {
+LoweredOp select(const Call& call) {
   auto cond = call.operand("cond"), a = call.operand("a"),
        b = call.operand("b"), z = call.results[0];
   call.need(cond.type.dtype == DType::boolean, "cond must be bool");
   call.need(a.type.dtype == b.type.dtype, "a and b must have one dtype");
   auto shape = broadcast(cond.shape(), broadcast(a.shape(), b.shape()));
   Loop<3> loop(shape, {&cond.shape(), &a.shape(), &b.shape()});
-  Built built({{a.type.dtype, shape}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{a.type.dtype, shape}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     auto *c = cond.ints(frame), *pa = a.ints(frame), *pb = b.ints(frame);
     auto* out = z.ints(frame);
     loop.run([&](int64_t at, auto offset, int64_t n, auto step) {
@@ -293,7 +293,7 @@ Built select(const Call& call) {
       }
     });
   };
-  return built;
+  return lowered;
 }
 
 constexpr Op table[] = {

@@ -1,5 +1,4 @@
-// Stages of the emulated engine: limits and faults at the moment the engine has
-// them.
+// The emulated engine: compile, load and evaluate with their limits and faults.
 #include "device/emulated/engine.h"
 
 #include <algorithm>
@@ -44,18 +43,18 @@ uint64_t identity_of(std::string_view text, const Weights& weights) {
 
 /// Carries out the faults of a call that do not touch its results, and returns
 /// those that do.
-std::vector<Strike> suffer(
+std::vector<InjectedFault> suffer(
     Site site, uint64_t program, const std::string& shapes) {
   auto stage = site == Site::compile    ? Stage::compile
                : site == Site::evaluate ? Stage::evaluate
                                         : Stage::load;
-  std::vector<Strike> rest;
-  for (auto& strike : strikes(site, program, shapes)) {
-    std::string name = to_string(strike.fault);
+  std::vector<InjectedFault> rest;
+  for (auto& injected : injected_faults(site, program, shapes)) {
+    std::string name = to_string(injected.fault);
     auto refuse = [&](Answer answer) {
       return refusal(stage, answer, name, "injected fault");
     };
-    switch (strike.fault) {
+    switch (injected.fault) {
       case Fault::compile_error:
         throw refuse(Answer::compilation_failure);
       case Fault::load_fails:
@@ -69,8 +68,8 @@ std::vector<Strike> suffer(
       case Fault::device_gone:
         throw refuse(Answer::inference_error);
       default:
-        if (!wait_out(strike)) {
-          rest.push_back(strike);
+        if (!wait_out(injected)) {
+          rest.push_back(injected);
         }
     }
   }
@@ -142,14 +141,14 @@ struct Procedure {
 };
 
 /// Changes the share of a result that a fault asks for.
-void corrupt(float* values, int64_t n, const Strike& strike) {
-  auto state = strike.random;
+void corrupt(float* values, int64_t n, const InjectedFault& injected) {
+  auto state = injected.random;
   for (int64_t i = 0; i < n; ++i) {
     state = state * 6364136223846793005 + 1442695040888963407;
-    if (static_cast<double>(state >> 11) * 0x1p-53 >= strike.share) {
+    if (static_cast<double>(state >> 11) * 0x1p-53 >= injected.share) {
       continue;
     }
-    switch (strike.fault) {
+    switch (injected.fault) {
       case Fault::nan:
         values[i] = __builtin_nanf("");
         break;
@@ -267,7 +266,7 @@ class Loaded : public EngineProgram {
   void store(
       Procedure& p,
       std::span<const SurfaceBytes> surfaces,
-      const std::vector<Strike>& faults) {
+      const std::vector<InjectedFault>& faults) {
     for (size_t i = 0; i < p.outputs.size(); ++i) {
       auto& type = p.outputs[i].type;
       auto* values = p.graph->output(p.output_order[i]);

@@ -1,4 +1,4 @@
-// Parses fault specifications and decides, reproducibly, when each strikes.
+// Parses fault specifications and decides, reproducibly, when each is injected.
 #include "device/emulated/faults.h"
 
 #include <algorithm>
@@ -26,8 +26,8 @@ namespace {
 
 struct Kind {
   const char* name;
-  Site site;      // where it strikes unless `site=` says otherwise
-  bool anywhere;  // may strike at other sites
+  Site site;      // injected here unless `site=` says otherwise
+  bool anywhere;  // allowed at other sites
 };
 
 // In the order of Fault.
@@ -55,7 +55,7 @@ struct Injection {
   Fault fault{};
   Site site{};
   double rate = 1;
-  int64_t count = -1;  // strikes left to give, -1 = no end
+  int64_t count = -1;  // injections at most, -1 = no end
   int64_t call = 0;    // only this call of the site, from 1
   int64_t after = 0;   // calls of the site that are spared
   uint64_t seed = 0;
@@ -64,8 +64,9 @@ struct Injection {
   int64_t milliseconds = 0;
 
   int64_t calls = 0;  // that matched the filter
-  int64_t struck = 0;
-  std::set<uint64_t> programs;  // struck by a fault that strikes each once
+  int64_t injected = 0;
+  std::set<uint64_t>
+      programs;  // already hit by a fault that comes once a program
 };
 
 [[noreturn]] void refuse(const std::string& what) {
@@ -116,7 +117,7 @@ void set_site(Injection& injection, std::string_view value) {
       injection.site = static_cast<Site>(i);
       if (!kind.anywhere && injection.site != kind.site) {
         refuse(
-            std::string(kind.name) + " strikes at " + to_string(kind.site) +
+            std::string(kind.name) + " is injected at " + to_string(kind.site) +
             ", not at " + std::string(value) + ".");
       }
       return;
@@ -197,7 +198,7 @@ std::vector<Injection> parse(const std::string& specification) {
   return out;
 }
 
-/// splitmix64: the same strikes for the same seed on every platform.
+/// splitmix64: the same faults for the same seed on every platform.
 uint64_t mix(uint64_t x) {
   x += 0x9e3779b97f4a7c15;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
@@ -247,9 +248,9 @@ bool matches(
          std::string_view(hex).starts_with(injection.program);
 }
 
-/// Whether this call of a matching program is struck.
+/// Whether this call of a matching program fails.
 bool decide(Injection& injection, uint64_t program, uint64_t random) {
-  if (injection.fault == Fault::device_gone && injection.struck > 0) {
+  if (injection.fault == Fault::device_gone && injection.injected > 0) {
     return true;
   }
   ++injection.calls;
@@ -257,7 +258,7 @@ bool decide(Injection& injection, uint64_t program, uint64_t random) {
                    injection.fault == Fault::first_call_fails;
   if (injection.calls <= injection.after ||
       (injection.call && injection.calls != injection.call) ||
-      (injection.count >= 0 && injection.struck >= injection.count) ||
+      (injection.count >= 0 && injection.injected >= injection.count) ||
       (each_once && !injection.programs.insert(program).second)) {
     return false;
   }
@@ -318,19 +319,19 @@ std::map<std::string, int64_t> fault_counts() {
   std::lock_guard lock(t.mutex);
   std::map<std::string, int64_t> out;
   for (auto& injection : t.injections) {
-    out[to_string(injection.fault)] += injection.struck;
+    out[to_string(injection.fault)] += injection.injected;
   }
   return out;
 }
 
-std::vector<Strike> strikes(
+std::vector<InjectedFault> injected_faults(
     Site site, uint64_t program, const std::string& shapes) {
   auto& t = table();
   std::lock_guard lock(t.mutex);
   read_environment(t);
-  std::vector<Strike> out;
+  std::vector<InjectedFault> out;
   for (auto& injection : t.injections) {
-    bool gone = injection.fault == Fault::device_gone && injection.struck > 0;
+    bool gone = injection.fault == Fault::device_gone && injection.injected > 0;
     if (!gone &&
         (injection.site != site || !matches(injection, program, shapes))) {
       continue;
@@ -338,7 +339,7 @@ std::vector<Strike> strikes(
     auto random =
         mix(injection.seed ^ mix(static_cast<uint64_t>(injection.calls)));
     if (decide(injection, program, random)) {
-      ++injection.struck;
+      ++injection.injected;
       out.push_back(
           {injection.fault,
            mix(random),
@@ -349,13 +350,14 @@ std::vector<Strike> strikes(
   return out;
 }
 
-bool wait_out(const Strike& strike) {
-  if (strike.fault == Fault::hang) {
-    hang(strike.milliseconds);
+bool wait_out(const InjectedFault& injected) {
+  if (injected.fault == Fault::hang) {
+    hang(injected.milliseconds);
     return true;
   }
-  if (strike.fault == Fault::slow) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(strike.milliseconds));
+  if (injected.fault == Fault::slow) {
+    std::this_thread::sleep_for(
+        std::chrono::milliseconds(injected.milliseconds));
     return true;
   }
   return false;

@@ -11,7 +11,7 @@
 
 namespace mlx_ane::emulated {
 
-/// Where a fault may strike.
+/// Where a fault may be injected.
 enum class Site { surface, compile, load, evaluate };
 const char* to_string(Site site);
 
@@ -33,10 +33,10 @@ enum class Fault {
 };
 const char* to_string(Fault fault);
 
-/// One strike, with what the engine needs to carry it out.
-struct Strike {
+/// A fault in one call, with what the engine needs to carry it out.
+struct InjectedFault {
   Fault fault;
-  uint64_t random;       // of the seed and the strike's number
+  uint64_t random;       // of the seed and the number of the injection
   double share;          // of the values that nan and wrong_values change
   int64_t milliseconds;  // of slow; most of hang, 0 = until released
 };
@@ -45,13 +45,13 @@ struct Strike {
 /// removes them. Throws std::invalid_argument that names the valid words.
 void set_faults(const std::string& specification);
 std::string faults();
-/// Strikes since set_faults, by fault.
+/// Injections since set_faults, by fault.
 std::map<std::string, int64_t> fault_counts();
 
-/// The faults that strike this call. `program` is the program's identity and
+/// The faults injected into this call. `program` is the program's identity and
 /// `shapes` its ports, "a0_x=1x1x64x96,...", which the `program` filter
 /// searches.
-std::vector<Strike> strikes(
+std::vector<InjectedFault> injected_faults(
     Site site, uint64_t program = 0, const std::string& shapes = "");
 
 /// Whether a fault that blocks a call is injected.
@@ -61,7 +61,7 @@ std::chrono::milliseconds evaluate_bound();
 void set_evaluate_bound(std::chrono::milliseconds bound);
 
 /// Carries out `hang` and `slow`; false for a fault that the site carries out.
-bool wait_out(const Strike& strike);
+bool wait_out(const InjectedFault& injected);
 
 /// Blocks as a wedged driver does, until release_hangs() or `milliseconds`.
 void hang(int64_t milliseconds);

@@ -32,7 +32,7 @@ int64_t product(Shape::const_iterator begin, Shape::const_iterator end) {
 
 // x (B..., outer..., axis, inner...), indices (B..., I...)
 // -> (B..., outer..., I..., inner...)
-Built gather(const Call& call) {
+LoweredOp gather(const Call& call) {
   auto x = call.operand("x"), indices = index_operand(call),
        z = call.results[0];
   auto axis = call.axis(call.integer("axis", 0), x.shape().size());
@@ -51,9 +51,9 @@ Built gather(const Call& call) {
   auto inner = product(xs.begin() + axis + 1, xs.end());
   auto size = xs[axis], picks = product(is.begin() + batch_dims, is.end());
   call.need(size > 0 || picks == 0, "x is empty along the axis");
-  Built built({{x.type.dtype, shape}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{x.type.dtype, shape}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     auto* out = z.ints(frame);
     for (int64_t bo = 0; bo < batches * outer; ++bo) {
       auto* picked = indices.ints(frame) + bo / outer * picks;
@@ -64,7 +64,7 @@ Built gather(const Call& call) {
       }
     }
   };
-  return built;
+  return lowered;
 }
 
 /// x and indices of one shape but along `axis`.
@@ -89,13 +89,13 @@ struct Along {
   }
 };
 
-Built gather_along_axis(const Call& call) {
+LoweredOp gather_along_axis(const Call& call) {
   auto x = call.operand("x"), indices = index_operand(call),
        z = call.results[0];
   Along a(call, x, indices);
-  Built built({{x.type.dtype, indices.shape()}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{x.type.dtype, indices.shape()}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     auto *in = x.ints(frame), *out = z.ints(frame);
     auto* picked = indices.ints(frame);
     for (int64_t o = 0; o < a.outer; ++o) {
@@ -107,7 +107,7 @@ Built gather_along_axis(const Call& call) {
       }
     }
   };
-  return built;
+  return lowered;
 }
 
 /// Indices whose last axis addresses the first axes of data.
@@ -157,7 +157,7 @@ struct Points {
   }
 };
 
-Built gather_nd(const Call& call) {
+LoweredOp gather_nd(const Call& call) {
   auto x = call.operand("x"), indices = index_operand(call),
        z = call.results[0];
   Points p(call, x.shape(), indices.shape(), call.integer("batch_dims", 0));
@@ -165,9 +165,9 @@ Built gather_nd(const Call& call) {
   Shape shape(indices.shape().begin(), indices.shape().end() - 1);
   auto used = call.integer("batch_dims", 0) + p.depth;
   shape.insert(shape.end(), x.shape().begin() + used, x.shape().end());
-  Built built({{x.type.dtype, shape}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{x.type.dtype, shape}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     auto* out = z.ints(frame);
     auto* point = indices.ints(frame);
     for (int64_t i = 0; i < p.batches * p.count; ++i) {
@@ -177,7 +177,7 @@ Built gather_nd(const Call& call) {
       point += p.depth;
     }
   };
-  return built;
+  return lowered;
 }
 
 enum class Mode { add, div, max, min, mul, sub, update };
@@ -218,15 +218,15 @@ T combine(Mode mode, T old, T value) {
 
 /// Result = data with `store(put)` applied, put(position, update position).
 template <class Store>
-Built scatter_kernel(const Call& call, Mode mode, Store store) {
+LoweredOp scatter_kernel(const Call& call, Mode mode, Store store) {
   auto data = call.operand("data"), updates = call.operand("updates"),
        z = call.results[0];
   call.need(
       updates.type.dtype == data.type.dtype && data.type.dtype != DType::string,
       "updates and data must be of one type");
   bool floats = mil::is_float(data.type.dtype);
-  Built built({data.type});
-  built.kernel = [=, n = data.size()](const Frame& frame) {
+  LoweredOp lowered({data.type});
+  lowered.kernel = [=, n = data.size()](const Frame& frame) {
     std::memcpy(z.ints(frame), data.ints(frame), n * element_size);
     store(frame, [&](int64_t to, int64_t from, int64_t count) {
       for (int64_t i = 0; i < count; ++i) {
@@ -242,10 +242,10 @@ Built scatter_kernel(const Call& call, Mode mode, Store store) {
       }
     });
   };
-  return built;
+  return lowered;
 }
 
-Built scatter(const Call& call) {
+LoweredOp scatter(const Call& call) {
   auto data = call.operand("data"), indices = index_operand(call);
   auto& updates = call.operand("updates");
   auto& ds = data.shape();
@@ -274,7 +274,7 @@ Built scatter(const Call& call) {
       });
 }
 
-Built scatter_along_axis(const Call& call) {
+LoweredOp scatter_along_axis(const Call& call) {
   auto data = call.operand("data"), indices = index_operand(call);
   call.need(
       call.operand("updates").shape() == indices.shape(),
@@ -295,7 +295,7 @@ Built scatter_along_axis(const Call& call) {
       });
 }
 
-Built scatter_nd(const Call& call) {
+LoweredOp scatter_nd(const Call& call) {
   auto data = call.operand("data"), indices = index_operand(call);
   Points p(call, data.shape(), indices.shape(), 0);
   Shape wanted(indices.shape().begin(), indices.shape().end() - 1);

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "device/emulated/lines.h"
+#include "device/emulated/reduction_axes.h"
 
 namespace mlx_ane::emulated {
 
@@ -25,15 +25,15 @@ int32_t scalar_bits(const Call& call, const Operand& value) {
   return bits;
 }
 
-Built filled(const Call& call, DType dtype, Shape shape, int32_t bits) {
+LoweredOp filled(const Call& call, DType dtype, Shape shape, int32_t bits) {
   auto z = call.results[0];
   auto n = elements(shape);
-  return Built({{dtype, std::move(shape)}}, [=](const Frame& frame) {
+  return LoweredOp({{dtype, std::move(shape)}}, [=](const Frame& frame) {
     std::fill_n(z.ints(frame), n, bits);
   });
 }
 
-Built fill(const Call& call) {
+LoweredOp fill(const Call& call) {
   auto shape = call.integers("shape");
   if (!call.has("value")) {
     return filled(call, DType::fp32, shape, 0);
@@ -42,7 +42,7 @@ Built fill(const Call& call) {
   return filled(call, value.type.dtype, shape, scalar_bits(call, value));
 }
 
-Built fill_like(const Call& call) {
+LoweredOp fill_like(const Call& call) {
   auto& value = call.operand("value");
   return filled(
       call,
@@ -52,7 +52,7 @@ Built fill_like(const Call& call) {
 }
 
 // ceil((end - start) / step) values
-Built range_1d(const Call& call) {
+LoweredOp range_1d(const Call& call) {
   auto z = call.results[0];
   double start = call.number("start"), end = call.number("end");
   double step = call.number("step");
@@ -62,7 +62,7 @@ Built range_1d(const Call& call) {
   call.need(n <= 1 << 30, "the range is too long");
   auto count = static_cast<int64_t>(n);
   bool floats = mil::is_float(dtype);
-  return Built({{dtype, {count}}}, [=](const Frame& frame) {
+  return LoweredOp({{dtype, {count}}}, [=](const Frame& frame) {
     for (int64_t i = 0; i < count; ++i) {
       auto value = start + static_cast<double>(i) * step;
       if (floats) {
@@ -74,7 +74,7 @@ Built range_1d(const Call& call) {
   });
 }
 
-Built one_hot(const Call& call) {
+LoweredOp one_hot(const Call& call) {
   auto indices = call.operand("indices"), z = call.results[0];
   call.need(!mil::is_float(indices.type.dtype), "indices must be integers");
   auto size = call.integer("one_hot_vector_size");
@@ -91,28 +91,29 @@ Built one_hot(const Call& call) {
   auto shape = indices.shape();
   shape.insert(shape.begin() + axis, size);
   auto inner = strides_of(shape)[axis];
-  return Built({{dtype, shape}}, [=, n = indices.size()](const Frame& frame) {
-    auto* out = z.ints(frame);
-    std::fill_n(out, n * size, off);
-    for (int64_t i = 0; i < n; ++i) {
-      auto index = indices.ints(frame)[i];
-      if (index >= 0 && index < size) {
-        out[i / inner * size * inner + index * inner + i % inner] = on;
-      }
-    }
-  });
+  return LoweredOp(
+      {{dtype, shape}}, [=, n = indices.size()](const Frame& frame) {
+        auto* out = z.ints(frame);
+        std::fill_n(out, n * size, off);
+        for (int64_t i = 0; i < n; ++i) {
+          auto index = indices.ints(frame)[i];
+          if (index >= 0 && index < size) {
+            out[i / inner * size * inner + index * inner + i % inner] = on;
+          }
+        }
+      });
 }
 
 // Keeps what lies within `lower` below and `upper` above the diagonal; -1: all.
-Built band_part(const Call& call) {
+LoweredOp band_part(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   auto rank = x.shape().size();
   call.need(rank >= 2, "x must be a matrix at least");
   auto lower = call.integer("lower", -1), upper = call.integer("upper", -1);
   auto rows = x.shape()[rank - 2], cols = x.shape()[rank - 1];
-  Built built({x.type});
-  built.moves = true;
-  built.kernel = [=, n = x.size()](const Frame& frame) {
+  LoweredOp lowered({x.type});
+  lowered.moves = true;
+  lowered.kernel = [=, n = x.size()](const Frame& frame) {
     for (int64_t i = 0; i < n; ++i) {
       auto r = i / cols % rows, c = i % cols;
       bool keep =
@@ -120,19 +121,19 @@ Built band_part(const Call& call) {
       z.ints(frame)[i] = keep ? x.ints(frame)[i] : 0;
     }
   };
-  return built;
+  return lowered;
 }
 
-Built cumsum(const Call& call) {
+LoweredOp cumsum(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   auto axis = call.axis(call.integer("axis", 0), x.shape().size());
   bool exclusive = call.flag("exclusive", false);
   bool backwards = call.flag("reverse", false);
   bool floats = mil::is_float(x.type.dtype);
-  Lines lines(x.shape(), {axis});
+  ReductionAxes reduction(x.shape(), {axis});
   auto stride = strides_of(x.shape())[axis], n = x.shape()[axis];
-  return Built({x.type}, [=](const Frame& frame) {
-    lines.each([&](int64_t, int64_t start) {
+  return LoweredOp({x.type}, [=](const Frame& frame) {
+    reduction.each([&](int64_t, int64_t start) {
       double sum = 0;
       for (int64_t i = 0; i < n; ++i) {
         auto p = start + (backwards ? n - 1 - i : i) * stride;
@@ -155,7 +156,7 @@ class Sorter {
   Sorter(const Operand& x, int64_t axis, bool ascending)
       : x_(x),
         ascending_(ascending),
-        lines_(x.shape(), {axis}),
+        reduction_(x.shape(), {axis}),
         stride_(strides_of(x.shape())[axis]),
         order_(x.shape()[axis]) {
   }
@@ -164,7 +165,7 @@ class Sorter {
   template <class Body>
   void each(const Frame& frame, Body&& body) {
     bool floats = mil::is_float(x_.type.dtype);
-    lines_.each([&](int64_t line, int64_t start) {
+    reduction_.each([&](int64_t line, int64_t start) {
       std::iota(order_.begin(), order_.end(), 0);
       auto value = [&](int32_t i) {
         auto p = start + i * stride_;
@@ -184,26 +185,27 @@ class Sorter {
  private:
   Operand x_;
   bool ascending_;
-  Lines lines_;
+  ReductionAxes reduction_;
   int64_t stride_;
   std::vector<int32_t> order_;
 };
 
-Built argsort(const Call& call) {
+LoweredOp argsort(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   auto axis = call.axis(call.integer("axis", -1), x.shape().size());
   Sorter sorter(x, axis, call.flag("ascending", false));
-  return Built({{DType::int32, x.shape()}}, [=](const Frame& frame) mutable {
-    sorter.each(frame, [&](int64_t, int64_t start, auto& order) {
-      for (size_t i = 0; i < order.size(); ++i) {
-        z.ints(frame)[start + static_cast<int64_t>(i) * sorter.stride()] =
-            order[i];
-      }
-    });
-  });
+  return LoweredOp(
+      {{DType::int32, x.shape()}}, [=](const Frame& frame) mutable {
+        sorter.each(frame, [&](int64_t, int64_t start, auto& order) {
+          for (size_t i = 0; i < order.size(); ++i) {
+            z.ints(frame)[start + static_cast<int64_t>(i) * sorter.stride()] =
+                order[i];
+          }
+        });
+      });
 }
 
-Built topk(const Call& call) {
+LoweredOp topk(const Call& call) {
   auto x = call.operand("x");
   auto results = call.results;
   auto rank = x.shape().size();
@@ -228,9 +230,9 @@ Built topk(const Call& call) {
   if (indices) {
     types.push_back({*dtype, shape});
   }
-  Built built(types);
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) mutable {
+  LoweredOp lowered(types);
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) mutable {
     sorter.each(frame, [&](int64_t line, int64_t start, auto& order) {
       auto to = line / inner * k * inner + line % inner;
       for (int64_t i = 0; i < k; ++i, to += inner) {
@@ -241,7 +243,7 @@ Built topk(const Call& call) {
       }
     });
   };
-  return built;
+  return lowered;
 }
 
 /// Where padded position i takes its value from; -1 for the constant.
@@ -317,7 +319,7 @@ Padding padding(const Call& call, const Shape& x) {
   return out;
 }
 
-Built pad(const Call& call) {
+LoweredOp pad(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   auto [shape, sources] = padding(call, x.shape());
   auto constant = pad_constant(call, x);
@@ -325,9 +327,9 @@ Built pad(const Call& call) {
   call.need(rank > 0, "x must not be a scalar");
   auto strides = strides_of(shape);
   auto cols = shape[rank - 1];
-  Built built({{x.type.dtype, shape}});
-  built.kernel = [=, shape = shape, sources = sources, n = elements(shape)](
-                     const Frame& frame) {
+  LoweredOp lowered({{x.type.dtype, shape}});
+  lowered.kernel = [=, shape = shape, sources = sources, n = elements(shape)](
+                       const Frame& frame) {
     auto *in = x.ints(frame), *out = z.ints(frame);
     for (int64_t i = 0; i < n; i += cols) {
       int64_t row = 0;
@@ -341,7 +343,7 @@ Built pad(const Call& call) {
       }
     }
   };
-  return built;
+  return lowered;
 }
 
 constexpr Op table[] = {

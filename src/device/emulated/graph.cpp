@@ -211,28 +211,29 @@ class GraphBuilder {
     finish(operation, call, op->build(call));
   }
 
-  void finish(const mil::Operation& operation, const Call& call, Built built) {
-    if (built.types.size() != operation.outputs.size()) {
+  void finish(
+      const mil::Operation& operation, const Call& call, LoweredOp lowered) {
+    if (lowered.types.size() != operation.outputs.size()) {
       throw GraphError(
           at(operation) + operation.op + " has " +
-          std::to_string(built.types.size()) + " results, not " +
+          std::to_string(lowered.types.size()) + " results, not " +
           std::to_string(operation.outputs.size()));
     }
-    for (size_t i = 0; i < built.types.size(); ++i) {
-      check_declared(operation, operation.outputs[i].type, built.types[i]);
+    for (size_t i = 0; i < lowered.types.size(); ++i) {
+      check_declared(operation, operation.outputs[i].type, lowered.types[i]);
     }
-    if (built.view_of >= 0) {
-      auto& source = operand_of(call, built.view_of);
+    if (lowered.view_of >= 0) {
+      auto& source = operand_of(call, lowered.view_of);
       define(
           operation.outputs[0].name,
-          {built.view_of, built.types[0], source.literal});
+          {lowered.view_of, lowered.types[0], source.literal});
       return;
     }
-    if (foldable(call, built)) {
-      fold(operation, call, built);
+    if (foldable(call, lowered)) {
+      fold(operation, call, lowered);
       return;
     }
-    emit(operation, call, std::move(built));
+    emit(operation, call, std::move(lowered));
   }
 
   static const Operand& operand_of(const Call& call, int slot) {
@@ -267,9 +268,9 @@ class GraphBuilder {
 
   // Shapes computed in the program must be known to later operations; large
   // results are cheaper to compute than to keep.
-  static bool foldable(const Call& call, const Built& built) {
+  static bool foldable(const Call& call, const LoweredOp& lowered) {
     constexpr int64_t most = 1 << 16;
-    if (built.known) {
+    if (lowered.known) {
       return true;
     }
     int64_t size = 0;
@@ -281,16 +282,17 @@ class GraphBuilder {
         size += operand.literal->strings.empty() ? operand.size() : 0;
       }
     }
-    for (auto& type : built.types) {
+    for (auto& type : lowered.types) {
       size += elements(type.shape);
     }
     return size <= most || call.op.starts_with("constexpr_");
   }
 
-  void fold(const mil::Operation& operation, const Call& call, Built& built) {
+  void fold(
+      const mil::Operation& operation, const Call& call, LoweredOp& lowered) {
     std::vector<std::shared_ptr<Literal>> literals;
-    for (size_t i = 0; i < built.types.size(); ++i) {
-      auto& type = built.types[i];
+    for (size_t i = 0; i < lowered.types.size(); ++i) {
+      auto& type = lowered.types[i];
       auto literal = std::make_shared<Literal>();
       auto n = elements(type.shape);
       reserve(n * element_size, at(operation) + operation.op);
@@ -302,14 +304,14 @@ class GraphBuilder {
       pointers_[call.results[i].slot] = literal->data();
       literals.push_back(std::move(literal));
     }
-    reserve(built.scratch_bytes, at(operation) + operation.op);
-    std::vector<std::byte> scratch(built.scratch_bytes);
-    used_ -= built.scratch_bytes;
-    built.kernel({pointers_.data(), scratch.data(), Numerics::fast});
-    for (size_t i = 0; i < built.types.size(); ++i) {
-      auto& type = built.types[i];
+    reserve(lowered.scratch_bytes, at(operation) + operation.op);
+    std::vector<std::byte> scratch(lowered.scratch_bytes);
+    used_ -= lowered.scratch_bytes;
+    lowered.kernel({pointers_.data(), scratch.data(), Numerics::fast});
+    for (size_t i = 0; i < lowered.types.size(); ++i) {
+      auto& type = lowered.types[i];
       auto& values = literals[i]->floats;
-      if (type.dtype == DType::fp16 && !built.moves) {
+      if (type.dtype == DType::fp16 && !lowered.moves) {
         round_to_half(values.data(), static_cast<int64_t>(values.size()));
       }
       graph_.constants_.push_back(literals[i]);
@@ -318,12 +320,13 @@ class GraphBuilder {
     }
   }
 
-  void emit(const mil::Operation& operation, const Call& call, Built built) {
+  void emit(
+      const mil::Operation& operation, const Call& call, LoweredOp lowered) {
     auto step = static_cast<int>(graph_.steps_.size());
-    if (built.scratch_bytes < 0 || built.scratch_bytes > memory_budget_) {
+    if (lowered.scratch_bytes < 0 || lowered.scratch_bytes > memory_budget_) {
       throw MemoryError(
           at(operation) + operation.op + " needs " +
-          std::to_string(built.scratch_bytes) +
+          std::to_string(lowered.scratch_bytes) +
           " bytes to work in, more than the budget of " +
           std::to_string(memory_budget_) + " bytes");
     }
@@ -333,18 +336,18 @@ class GraphBuilder {
       }
     }
     Graph::Step out;
-    out.kernel = std::move(built.kernel);
-    for (size_t i = 0; i < built.types.size(); ++i) {
-      auto& type = built.types[i];
+    out.kernel = std::move(lowered.kernel);
+    for (size_t i = 0; i < lowered.types.size(); ++i) {
+      auto& type = lowered.types[i];
       auto slot = call.results[i].slot;
       lives_[slot] = {elements(type.shape) * element_size, step, step};
       Operand result{slot, type, nullptr};
-      if (type.dtype == DType::fp16 && !built.moves) {
+      if (type.dtype == DType::fp16 && !lowered.moves) {
         out.to_round.push_back(result);
       }
       define(operation.outputs[i].name, result);
     }
-    scratch_.push_back({built.scratch_bytes, step, step});
+    scratch_.push_back({lowered.scratch_bytes, step, step});
     graph_.steps_.push_back(std::move(out));
   }
 

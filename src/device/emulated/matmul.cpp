@@ -42,7 +42,7 @@ Batched batched(const Call& call, Shape x, Shape y) {
   return {product, broadcast(x, y), x, y};
 }
 
-Built matmul(const Call& call) {
+LoweredOp matmul(const Call& call) {
   auto x = call.operand("x"), y = call.operand("y"), z = call.results[0];
   need_floats(call, x, y);
   call.need(
@@ -60,25 +60,26 @@ Built matmul(const Call& call) {
     shape.push_back(b.product.n);
   }
   Loop<2> loop(b.batch, {&b.x_batch, &b.y_batch});
-  return Built({{x.type.dtype, shape}}, [=, p = b.product](const Frame& frame) {
-    auto *px = x.floats(frame), *py = y.floats(frame);
-    auto* out = z.floats(frame);
-    loop.run([&](int64_t at, auto offset, int64_t count, auto step) {
-      for (int64_t i = 0; i < count; ++i) {
-        multiply(
-            p,
-            px + (offset[0] + i * step[0]) * p.m * p.k,
-            py + (offset[1] + i * step[1]) * p.k * p.n,
-            nullptr,
-            out + (at + i) * p.m * p.n,
-            frame.numerics);
-      }
-    });
-  });
+  return LoweredOp(
+      {{x.type.dtype, shape}}, [=, p = b.product](const Frame& frame) {
+        auto *px = x.floats(frame), *py = y.floats(frame);
+        auto* out = z.floats(frame);
+        loop.run([&](int64_t at, auto offset, int64_t count, auto step) {
+          for (int64_t i = 0; i < count; ++i) {
+            multiply(
+                p,
+                px + (offset[0] + i * step[0]) * p.m * p.k,
+                py + (offset[1] + i * step[1]) * p.k * p.n,
+                nullptr,
+                out + (at + i) * p.m * p.n,
+                frame.numerics);
+          }
+        });
+      });
 }
 
 // x (..., in) @ weight (out, in) transposed + bias (out)
-Built linear(const Call& call) {
+LoweredOp linear(const Call& call) {
   auto x = call.operand("x"), w = call.operand("weight"), z = call.results[0];
   auto bias = call.optional("bias");
   need_floats(call, x, w);
@@ -95,7 +96,7 @@ Built linear(const Call& call) {
   shape.back() = out;
   auto rows = elements(shape) / std::max<int64_t>(out, 1);
   bool uniform = bias && bias.size() == 1;
-  return Built({{x.type.dtype, shape}}, [=](const Frame& frame) {
+  return LoweredOp({{x.type.dtype, shape}}, [=](const Frame& frame) {
     auto* y = z.floats(frame);
     multiply(
         {rows, out, in, false, true},
@@ -207,7 +208,7 @@ Letters letters_of(
   return out;
 }
 
-Built einsum(const Call& call) {
+LoweredOp einsum(const Call& call) {
   auto& values = call.list("values");
   call.need(values.size() == 2, "values must be two operands");
   auto x = values[0], y = values[1], z = call.results[0];
@@ -229,10 +230,10 @@ Built einsum(const Call& call) {
   for (auto c : e.out) {
     shape.push_back(letters.size[c]);
   }
-  Built built({{x.type.dtype, shape}});
+  LoweredOp lowered({{x.type.dtype, shape}});
   auto z_size = elements(shape);
-  built.scratch_bytes = (x.size() + y.size() + z_size) * element_size;
-  built.kernel = [=](const Frame& frame) {
+  lowered.scratch_bytes = (x.size() + y.size() + z_size) * element_size;
+  lowered.kernel = [=](const Frame& frame) {
     auto* a = reinterpret_cast<float*>(frame.scratch);
     auto *b = a + x.size(), *c = b + y.size();
     auto ints = [](float* p) { return reinterpret_cast<int32_t*>(p); };
@@ -249,7 +250,7 @@ Built einsum(const Call& call) {
     }
     z_copy.run(ints(c), z.ints(frame));
   };
-  return built;
+  return lowered;
 }
 
 constexpr Op table[] = {

@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "device/emulated/broadcast.h"
-#include "device/emulated/lines.h"
+#include "device/emulated/reduction_axes.h"
 
 namespace mlx_ane::emulated {
 
@@ -25,7 +25,7 @@ Operand channel_operand(const Call& call, const char* name, int64_t channels) {
 }
 
 // (x - mean) * gamma / sqrt(variance + epsilon) + beta over x (N, C, ...)
-Built batch_norm(const Call& call) {
+LoweredOp batch_norm(const Call& call) {
   auto x = float_operand(call, "x"), z = call.results[0];
   call.need(x.shape().size() >= 2, "x must be (N, C, ...)");
   auto channels = x.shape()[1];
@@ -37,7 +37,7 @@ Built batch_norm(const Call& call) {
   auto epsilon = call.number("epsilon", 1e-5f);
   auto batch = x.shape()[0];
   auto plane = x.size() / std::max<int64_t>(batch * channels, 1);
-  return Built({x.type}, [=](const Frame& frame) {
+  return LoweredOp({x.type}, [=](const Frame& frame) {
     auto *in = x.floats(frame), *out = z.floats(frame);
     for (int64_t i = 0; i < batch * channels; ++i) {
       auto c = i % channels;
@@ -56,12 +56,16 @@ Built batch_norm(const Call& call) {
 struct Moments {
   double mean, scale;
 
-  Moments(const Lines& lines, int64_t start, const float* x, double epsilon) {
-    auto n = static_cast<double>(lines.length());
+  Moments(
+      const ReductionAxes& reduction,
+      int64_t start,
+      const float* x,
+      double epsilon) {
+    auto n = static_cast<double>(reduction.length());
     double sum = 0, squares = 0;
-    lines.along(start, [&](int64_t p) { sum += x[p]; });
+    reduction.along(start, [&](int64_t p) { sum += x[p]; });
     mean = sum / n;
-    lines.along(start, [&](int64_t p) {
+    reduction.along(start, [&](int64_t p) {
       auto d = x[p] - mean;
       squares += d * d;
     });
@@ -69,7 +73,7 @@ struct Moments {
   }
 };
 
-Built instance_norm(const Call& call) {
+LoweredOp instance_norm(const Call& call) {
   auto x = float_operand(call, "x"), z = call.results[0];
   call.need(x.shape().size() >= 3, "x must be (N, C, ...)");
   auto channels = x.shape()[1];
@@ -80,14 +84,14 @@ Built instance_norm(const Call& call) {
   for (size_t d = 2; d < x.shape().size(); ++d) {
     axes.push_back(static_cast<int64_t>(d));
   }
-  Lines lines(x.shape(), axes);
-  return Built({x.type}, [=](const Frame& frame) {
+  ReductionAxes reduction(x.shape(), axes);
+  return LoweredOp({x.type}, [=](const Frame& frame) {
     auto *in = x.floats(frame), *out = z.floats(frame);
-    lines.each([&](int64_t i, int64_t start) {
-      Moments m(lines, start, in, epsilon);
+    reduction.each([&](int64_t i, int64_t start) {
+      Moments m(reduction, start, in, epsilon);
       double g = gamma ? gamma.floats(frame)[i % channels] : 1;
       double b = beta ? beta.floats(frame)[i % channels] : 0;
-      lines.along(start, [&](int64_t p) {
+      reduction.along(start, [&](int64_t p) {
         out[p] = static_cast<float>((in[p] - m.mean) * m.scale * g + b);
       });
     });
@@ -95,26 +99,26 @@ Built instance_norm(const Call& call) {
 }
 
 // gamma and beta have the shape of the normalised axes.
-Built layer_norm(const Call& call) {
+LoweredOp layer_norm(const Call& call) {
   auto x = float_operand(call, "x"), z = call.results[0];
   auto gamma = call.optional("gamma"), beta = call.optional("beta");
   auto epsilon = call.number("epsilon", 1e-5f);
   auto axes = call.axes("axes", x.shape().size());
-  Lines lines(x.shape(), axes);
+  ReductionAxes reduction(x.shape(), axes);
   for (auto* value : {&gamma, &beta}) {
     call.need(
-        !*value || (value->size() == lines.length() &&
+        !*value || (value->size() == reduction.length() &&
                     mil::is_float(value->type.dtype)),
         "gamma and beta must have the shape of the normalised axes");
   }
-  return Built({x.type}, [=](const Frame& frame) {
+  return LoweredOp({x.type}, [=](const Frame& frame) {
     auto *in = x.floats(frame), *out = z.floats(frame);
     auto* g = gamma ? gamma.floats(frame) : nullptr;
     auto* b = beta ? beta.floats(frame) : nullptr;
-    lines.each([&](int64_t, int64_t start) {
-      Moments m(lines, start, in, epsilon);
+    reduction.each([&](int64_t, int64_t start) {
+      Moments m(reduction, start, in, epsilon);
       int64_t i = 0;
-      lines.along(start, [&](int64_t p) {
+      reduction.along(start, [&](int64_t p) {
         auto v = (in[p] - m.mean) * m.scale;
         out[p] = static_cast<float>(v * (g ? g[i] : 1) + (b ? b[i] : 0));
         ++i;
@@ -124,20 +128,20 @@ Built layer_norm(const Call& call) {
 }
 
 // Over the last three axes: x / sqrt(sum x^2 + epsilon)
-Built l2_norm(const Call& call) {
+LoweredOp l2_norm(const Call& call) {
   auto x = float_operand(call, "x"), z = call.results[0];
   auto rank = static_cast<int64_t>(x.shape().size());
   call.need(rank >= 3, "x must have at least three axes");
   auto epsilon = call.number("epsilon", 1e-6f);
-  Lines lines(x.shape(), {rank - 3, rank - 2, rank - 1});
-  return Built({x.type}, [=](const Frame& frame) {
+  ReductionAxes reduction(x.shape(), {rank - 3, rank - 2, rank - 1});
+  return LoweredOp({x.type}, [=](const Frame& frame) {
     auto *in = x.floats(frame), *out = z.floats(frame);
-    lines.each([&](int64_t, int64_t start) {
+    reduction.each([&](int64_t, int64_t start) {
       double sum = 0;
-      lines.along(
+      reduction.along(
           start, [&](int64_t p) { sum += static_cast<double>(in[p]) * in[p]; });
       auto scale = 1.0 / std::sqrt(sum + epsilon);
-      lines.along(start, [&](int64_t p) {
+      reduction.along(start, [&](int64_t p) {
         out[p] = static_cast<float>(in[p] * scale);
       });
     });
@@ -145,7 +149,7 @@ Built l2_norm(const Call& call) {
 }
 
 // x / (k + alpha / size * sum over `size` channels of x^2)^beta, x (N, C, ...)
-Built local_response_norm(const Call& call) {
+LoweredOp local_response_norm(const Call& call) {
   auto x = float_operand(call, "x"), z = call.results[0];
   call.need(x.shape().size() >= 3, "x must be (N, C, ...)");
   auto size = call.integer("size");
@@ -154,7 +158,7 @@ Built local_response_norm(const Call& call) {
   auto k = call.number("k", 1.0f);
   auto batch = x.shape()[0], channels = x.shape()[1];
   auto plane = x.size() / std::max<int64_t>(batch * channels, 1);
-  return Built({x.type}, [=](const Frame& frame) {
+  return LoweredOp({x.type}, [=](const Frame& frame) {
     auto *in = x.floats(frame), *out = z.floats(frame);
     for (int64_t i = 0; i < batch * channels * plane; ++i) {
       auto c = i / plane % channels;

@@ -131,12 +131,12 @@ class Call {
 };
 
 /// An operation made ready: result types and the kernel that fills them.
-struct Built {
-  explicit Built(std::vector<Type> types, Kernel kernel = {})
+struct LoweredOp {
+  explicit LoweredOp(std::vector<Type> types, Kernel kernel = {})
       : types(std::move(types)), kernel(std::move(kernel)) {
   }
-  static Built view(const Operand& x, Shape shape) {
-    Built out({{x.type.dtype, std::move(shape)}});
+  static LoweredOp view(const Operand& x, Shape shape) {
+    LoweredOp out({{x.type.dtype, std::move(shape)}});
     out.view_of = x.slot;
     return out;
   }
@@ -152,7 +152,7 @@ struct Built {
   int64_t scratch_bytes = 0;
 };
 
-using Builder = Built (*)(const Call&);
+using Builder = LoweredOp (*)(const Call&);
 
 struct Op {
   const char* name;

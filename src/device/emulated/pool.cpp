@@ -56,7 +56,7 @@ int64_t padded_size(const Window& w, const int64_t (&start)[3]) {
 }
 
 template <Pool pool>
-Built pool_op(const Call& call) {
+LoweredOp pool_op(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   call.need(mil::is_float(x.type.dtype), "x must be fp16 or fp32");
   auto w = window_of(
@@ -67,7 +67,7 @@ Built pool_op(const Call& call) {
   bool exclude = call.flag("exclude_padding_from_average", false);
   auto planes = x.shape()[0] * x.shape()[1];
   auto shape = w.shape(x.shape()[0], x.shape()[1]);
-  return Built({{x.type.dtype, shape}}, [=](const Frame& frame) {
+  return LoweredOp({{x.type.dtype, shape}}, [=](const Frame& frame) {
     auto* out = z.floats(frame);
     for (int64_t p = 0; p < planes; ++p) {
       auto* plane = x.floats(frame) + p * w.in_size();

@@ -43,7 +43,7 @@ struct Affine {
   }
 };
 
-Built quantize(const Call& call) {
+LoweredOp quantize(const Call& call) {
   auto x = call.operand("input"), z = call.results[0];
   call.need(mil::is_float(x.type.dtype), "input must be fp16 or fp32");
   auto name = call.text("output_dtype", "");
@@ -55,24 +55,27 @@ Built quantize(const Call& call) {
   Affine affine(call, x.shape());
   auto [low, high] = range_of(*dtype);
   auto least = static_cast<float>(low), most = static_cast<float>(high);
-  return Built({{*dtype, x.shape()}}, [=, n = x.size()](const Frame& frame) {
-    for (int64_t i = 0; i < n; ++i) {
-      auto v = std::nearbyint(x.floats(frame)[i] / affine.scale_at(frame, i)) +
-               static_cast<float>(affine.zero_at(frame, i));
-      z.ints(frame)[i] =
-          std::isnan(v) ? 0 : static_cast<int32_t>(std::clamp(v, least, most));
-    }
-  });
+  return LoweredOp(
+      {{*dtype, x.shape()}}, [=, n = x.size()](const Frame& frame) {
+        for (int64_t i = 0; i < n; ++i) {
+          auto v =
+              std::nearbyint(x.floats(frame)[i] / affine.scale_at(frame, i)) +
+              static_cast<float>(affine.zero_at(frame, i));
+          z.ints(frame)[i] =
+              std::isnan(v) ? 0
+                            : static_cast<int32_t>(std::clamp(v, least, most));
+        }
+      });
 }
 
-Built dequantized(const Call& call, const char* input) {
+LoweredOp dequantized(const Call& call, const char* input) {
   auto x = call.operand(input), z = call.results[0];
   call.need(
       !mil::is_float(x.type.dtype) && x.type.dtype != DType::string,
       std::string(input) + " must be integers");
   Affine affine(call, x.shape());
   auto dtype = affine.scale.type.dtype;
-  return Built({{dtype, x.shape()}}, [=, n = x.size()](const Frame& frame) {
+  return LoweredOp({{dtype, x.shape()}}, [=, n = x.size()](const Frame& frame) {
     for (int64_t i = 0; i < n; ++i) {
       auto centred =
           static_cast<double>(x.ints(frame)[i]) - affine.zero_at(frame, i);
@@ -82,11 +85,11 @@ Built dequantized(const Call& call, const char* input) {
   });
 }
 
-Built dequantize(const Call& call) {
+LoweredOp dequantize(const Call& call) {
   return dequantized(call, "input");
 }
 
-Built constexpr_affine_dequantize(const Call& call) {
+LoweredOp constexpr_affine_dequantize(const Call& call) {
   return dequantized(call, "quantized_data");
 }
 
@@ -118,7 +121,7 @@ struct Blocks {
 };
 
 // scale * (data - offset), a scale for each block of data
-Built constexpr_blockwise_shift_scale(const Call& call) {
+LoweredOp constexpr_blockwise_shift_scale(const Call& call) {
   auto data = call.operand("data"), scale = call.operand("scale"),
        offset = call.optional("offset"), z = call.results[0];
   call.need(
@@ -130,7 +133,7 @@ Built constexpr_blockwise_shift_scale(const Call& call) {
   Blocks blocks(call, data.shape(), scale.shape());
   bool floats = mil::is_float(data.type.dtype);
   bool float_offset = offset && mil::is_float(offset.type.dtype);
-  return Built(
+  return LoweredOp(
       {{scale.type.dtype, data.shape()}},
       [=, n = data.size()](const Frame& frame) {
         for (int64_t i = 0; i < n; ++i) {
@@ -165,7 +168,7 @@ int log2_of(int64_t n) {
 }
 
 // iOS16: indices packed into uint8, lut (2^bits), shape given.
-Built packed_lut(const Call& call) {
+LoweredOp packed_lut(const Call& call) {
   auto indices = call.operand("indices"), lut = call.operand("lut"),
        z = call.results[0];
   auto shape = call.integers("shape");
@@ -177,20 +180,20 @@ Built packed_lut(const Call& call) {
   call.need(
       indices.size() == (n * bits + 7) / 8,
       "indices must have " + std::to_string((n * bits + 7) / 8) + " bytes");
-  Built built({{lut.type.dtype, shape}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{lut.type.dtype, shape}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     auto* bytes = indices.ints(frame);
     for (int64_t i = 0; i < n; ++i) {
       z.ints(frame)[i] = lut.ints(frame)[packed(bytes, i, bits)];
     }
   };
-  return built;
+  return lowered;
 }
 
 // iOS18: lut (groups of each axis..., 2^bits, vector); an index stands for
 // `vector` values along vector_axis.
-Built constexpr_lut_to_dense(const Call& call) {
+LoweredOp constexpr_lut_to_dense(const Call& call) {
   if (call.has("shape")) {
     return packed_lut(call);
   }
@@ -209,9 +212,9 @@ Built constexpr_lut_to_dense(const Call& call) {
   }
   Blocks blocks(call, indices.shape(), groups);
   auto stride = rank ? strides_of(indices.shape())[axis] : 1;
-  Built built({{lut.type.dtype, shape}});
-  built.moves = true;
-  built.kernel = [=, n = indices.size()](const Frame& frame) {
+  LoweredOp lowered({{lut.type.dtype, shape}});
+  lowered.moves = true;
+  lowered.kernel = [=, n = indices.size()](const Frame& frame) {
     for (int64_t i = 0; i < n; ++i) {
       auto entry = std::clamp<int64_t>(indices.ints(frame)[i], 0, entries - 1);
       auto* from =
@@ -222,12 +225,12 @@ Built constexpr_lut_to_dense(const Call& call) {
       }
     }
   };
-  return built;
+  return lowered;
 }
 
 // Values of `nonzero_data` where the mask is set, in order; iOS16 packs the
 // mask.
-Built constexpr_sparse_to_dense(const Call& call) {
+LoweredOp constexpr_sparse_to_dense(const Call& call) {
   auto values = call.operand("nonzero_data"), mask = call.operand("mask"),
        z = call.results[0];
   bool bits = call.has("shape");
@@ -237,9 +240,9 @@ Built constexpr_sparse_to_dense(const Call& call) {
       !mil::is_float(mask.type.dtype) && mask.type.dtype != DType::string &&
           mask.size() == (bits ? (n + 7) / 8 : n),
       "mask must have one bit an element");
-  Built built({{values.type.dtype, shape}});
-  built.moves = true;
-  built.kernel = [=, count = values.size()](const Frame& frame) {
+  LoweredOp lowered({{values.type.dtype, shape}});
+  lowered.moves = true;
+  lowered.kernel = [=, count = values.size()](const Frame& frame) {
     int64_t next = 0;
     for (int64_t i = 0; i < n; ++i) {
       auto set = bits ? packed(mask.ints(frame), i, 1) : mask.ints(frame)[i];
@@ -247,7 +250,7 @@ Built constexpr_sparse_to_dense(const Call& call) {
       z.ints(frame)[i] = take ? values.ints(frame)[next++] : 0;
     }
   };
-  return built;
+  return lowered;
 }
 
 constexpr Op table[] = {

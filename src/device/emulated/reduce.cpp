@@ -1,7 +1,7 @@
 // Reductions over axes: fp32 sums, or the engine's fp16 ones in exact numerics.
 #include <cmath>
 
-#include "device/emulated/lines.h"
+#include "device/emulated/reduction_axes.h"
 #include "host/half.h"
 
 namespace mlx_ane::emulated {
@@ -77,8 +77,8 @@ struct Least {
 
 struct Reduction {
   Operand x, z;
-  Lines lines;
-  Built built;
+  ReductionAxes reduction;
+  LoweredOp lowered;
 };
 
 Reduction reduction(const Call& call) {
@@ -89,71 +89,75 @@ Reduction reduction(const Call& call) {
   return {
       x,
       call.results[0],
-      Lines(x.shape(), axes),
-      Built({{x.type.dtype, shape}})};
+      ReductionAxes(x.shape(), axes),
+      LoweredOp({{x.type.dtype, shape}})};
 }
 
 template <class Fold, class T>
-void fold(const Lines& lines, const T* x, T* out) {
-  lines.each([&](int64_t i, int64_t at) {
+void fold(const ReductionAxes& reduction, const T* x, T* out) {
+  reduction.each([&](int64_t i, int64_t at) {
     double total = Fold::start;
-    lines.along(at, [&](int64_t p) {
+    reduction.along(at, [&](int64_t p) {
       total = Fold::step(total, static_cast<float>(x[p]));
     });
-    out[i] = static_cast<T>(Fold::finish(total, lines.length()));
+    out[i] = static_cast<T>(Fold::finish(total, reduction.length()));
   });
 }
 
 // Every partial result is an fp16 (ANEForge: integer totals stall at 2048).
 template <class Fold>
-void narrow_fold(const Lines& lines, const float* x, float* out) {
-  lines.each([&](int64_t i, int64_t at) {
+void narrow_fold(const ReductionAxes& reduction, const float* x, float* out) {
+  reduction.each([&](int64_t i, int64_t at) {
     float total = static_cast<float>(Fold::start);
-    lines.along(at, [&](int64_t p) {
+    reduction.along(at, [&](int64_t p) {
       total = to_half(static_cast<float>(Fold::step(total, x[p])));
     });
-    out[i] = static_cast<float>(Fold::finish(total, lines.length()));
+    out[i] = static_cast<float>(Fold::finish(total, reduction.length()));
   });
 }
 
 template <class Fold, bool narrow = false>
-Built reduce(const Call& call) {
+LoweredOp reduce(const Call& call) {
   auto r = reduction(call);
   if (!mil::is_float(r.x.type.dtype)) {
-    r.built.kernel = [x = r.x, z = r.z, lines = r.lines](const Frame& frame) {
-      fold<Fold>(lines, x.ints(frame), z.ints(frame));
-    };
-    return r.built;
+    r.lowered.kernel =
+        [x = r.x, z = r.z, reduction = r.reduction](const Frame& frame) {
+          fold<Fold>(reduction, x.ints(frame), z.ints(frame));
+        };
+    return r.lowered;
   }
   bool halves = r.x.type.dtype == DType::fp16;
-  r.built.kernel = [=, x = r.x, z = r.z, lines = r.lines](const Frame& frame) {
-    if (narrow && halves && frame.numerics != Numerics::fast) {
-      narrow_fold<Fold>(lines, x.floats(frame), z.floats(frame));
-    } else {
-      fold<Fold>(lines, x.floats(frame), z.floats(frame));
-    }
-  };
-  return r.built;
+  r.lowered.kernel =
+      [=, x = r.x, z = r.z, reduction = r.reduction](const Frame& frame) {
+        if (narrow && halves && frame.numerics != Numerics::fast) {
+          narrow_fold<Fold>(reduction, x.floats(frame), z.floats(frame));
+        } else {
+          fold<Fold>(reduction, x.floats(frame), z.floats(frame));
+        }
+      };
+  return r.lowered;
 }
 
-Built reduce_log_sum_exp(const Call& call) {
+LoweredOp reduce_log_sum_exp(const Call& call) {
   auto r = reduction(call);
   call.need(mil::is_float(r.x.type.dtype), "x must be fp16 or fp32");
-  r.built.kernel = [x = r.x, z = r.z, lines = r.lines](const Frame& frame) {
+  r.lowered.kernel = [x = r.x, z = r.z, reduction = r.reduction](
+                         const Frame& frame) {
     auto *a = x.floats(frame), *out = z.floats(frame);
-    lines.each([&](int64_t i, int64_t at) {
+    reduction.each([&](int64_t i, int64_t at) {
       float largest = -INFINITY;
-      lines.along(at, [&](int64_t p) { largest = std::max(largest, a[p]); });
+      reduction.along(
+          at, [&](int64_t p) { largest = std::max(largest, a[p]); });
       double sum = 0;
-      lines.along(at, [&](int64_t p) { sum += std::exp(a[p] - largest); });
+      reduction.along(at, [&](int64_t p) { sum += std::exp(a[p] - largest); });
       out[i] = largest + static_cast<float>(std::log(sum));
     });
   };
-  return r.built;
+  return r.lowered;
 }
 
 template <bool largest>
-Built reduce_arg(const Call& call) {
+LoweredOp reduce_arg(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   auto rank = x.shape().size();
   call.need(rank > 0, "x must not be a scalar");
@@ -164,17 +168,17 @@ Built reduce_arg(const Call& call) {
       dtype && mil::is_integer(*dtype), "output_dtype must be an integer type");
   call.need(x.type.dtype != DType::string, "x must hold numbers");
   bool floats = mil::is_float(x.type.dtype);
-  Lines lines(x.shape(), {axis});
+  ReductionAxes reduction(x.shape(), {axis});
   auto shape = reduced_shape(x.shape(), {axis}, call.flag("keep_dims", false));
-  return Built({{*dtype, shape}}, [=](const Frame& frame) {
+  return LoweredOp({{*dtype, shape}}, [=](const Frame& frame) {
     auto at = [&](int64_t p) {
       return floats ? static_cast<double>(x.floats(frame)[p])
                     : static_cast<double>(x.ints(frame)[p]);
     };
-    lines.each([&](int64_t i, int64_t start) {
+    reduction.each([&](int64_t i, int64_t start) {
       int32_t index = 0, best = 0;
       double value = 0;
-      lines.along(start, [&](int64_t p) {
+      reduction.along(start, [&](int64_t p) {
         auto v = at(p);
         if (index == 0 || (largest ? v > value : v < value)) {
           value = v;

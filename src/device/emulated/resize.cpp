@@ -70,7 +70,7 @@ Taps nearest_taps(Grid grid, int64_t in, int64_t out) {
   return taps;
 }
 
-Built resample(const Call& call, const Taps& rows, const Taps& cols) {
+LoweredOp resample(const Call& call, const Taps& rows, const Taps& cols) {
   auto x = call.operand("x"), z = call.results[0];
   auto shape = x.shape();
   auto rank = shape.size();
@@ -78,7 +78,7 @@ Built resample(const Call& call, const Taps& rows, const Taps& cols) {
   shape[rank - 2] = static_cast<int64_t>(rows.size());
   shape[rank - 1] = static_cast<int64_t>(cols.size());
   auto planes = x.size() / (h * w);  // sizes_of: neither is 0
-  return Built({{x.type.dtype, shape}}, [=](const Frame& frame) {
+  return LoweredOp({{x.type.dtype, shape}}, [=](const Frame& frame) {
     auto* out = z.floats(frame);
     for (int64_t p = 0; p < planes; ++p) {
       auto* plane = x.floats(frame) + p * h * w;
@@ -125,21 +125,21 @@ Sizes sizes_of(const Call& call, const char* height, const char* width) {
   return s;
 }
 
-Built linear(const Call& call, const Sizes& s, Grid grid) {
+LoweredOp linear(const Call& call, const Sizes& s, Grid grid) {
   return resample(
       call,
       linear_taps(grid, s.in[0], s.out[0]),
       linear_taps(grid, s.in[1], s.out[1]));
 }
 
-Built nearest(const Call& call, const Sizes& s) {
+LoweredOp nearest(const Call& call, const Sizes& s) {
   return resample(
       call,
       nearest_taps(scaled, s.in[0], s.out[0]),
       nearest_taps(scaled, s.in[1], s.out[1]));
 }
 
-Built resize_bilinear(const Call& call) {
+LoweredOp resize_bilinear(const Call& call) {
   auto mode = call.text("sampling_mode", "DEFAULT");
   Grid grid = mode == "DEFAULT"                ? spread
               : mode == "ALIGN_CORNERS"        ? align_corners
@@ -152,12 +152,12 @@ Built resize_bilinear(const Call& call) {
       call, sizes_of(call, "target_size_height", "target_size_width"), grid);
 }
 
-Built resize_nearest_neighbor(const Call& call) {
+LoweredOp resize_nearest_neighbor(const Call& call) {
   return nearest(
       call, sizes_of(call, "target_size_height", "target_size_width"));
 }
 
-Built upsample_bilinear(const Call& call) {
+LoweredOp upsample_bilinear(const Call& call) {
   auto s = sizes_of(call, "scale_factor_height", "scale_factor_width");
   if (call.flag("align_corners", true)) {
     return linear(call, s, align_corners);
@@ -166,7 +166,7 @@ Built upsample_bilinear(const Call& call) {
       call, s, call.flag("half_pixel_centers", true) ? half_pixel : scaled);
 }
 
-Built upsample_nearest_neighbor(const Call& call) {
+LoweredOp upsample_nearest_neighbor(const Call& call) {
   return nearest(
       call, sizes_of(call, "scale_factor_height", "scale_factor_width"));
 }

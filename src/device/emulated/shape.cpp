@@ -8,13 +8,13 @@ namespace mlx_ane::emulated {
 
 namespace {
 
-Built identity(const Call& call) {
+LoweredOp identity(const Call& call) {
   auto& x = call.operand("x");
-  return Built::view(x, x.shape());
+  return LoweredOp::view(x, x.shape());
 }
 
 // At most one -1 (the rest), 0 keeps the input's size at that position.
-Built reshape_to(const Call& call, const Operand& x, Shape shape) {
+LoweredOp reshape_to(const Call& call, const Operand& x, Shape shape) {
   int64_t known = 1;
   int64_t* rest = nullptr;
   for (size_t d = 0; d < shape.size(); ++d) {
@@ -38,15 +38,15 @@ Built reshape_to(const Call& call, const Operand& x, Shape shape) {
       elements(shape) == x.size(),
       "x " + to_string(x.shape()) + " does not have the elements of " +
           to_string(shape));
-  return Built::view(x, shape);
+  return LoweredOp::view(x, shape);
 }
 
-Built reshape(const Call& call) {
+LoweredOp reshape(const Call& call) {
   return reshape_to(call, call.operand("x"), call.integers("shape"));
 }
 
 // Axes [begin, end) of x become those of the reference tensors.
-Built reshape_like(const Call& call) {
+LoweredOp reshape_like(const Call& call) {
   auto& x = call.operand("x");
   auto& references = call.list("ref_tensors");
   auto begins = call.integers("begins"), ends = call.integers("ends");
@@ -70,7 +70,7 @@ Built reshape_like(const Call& call) {
   return reshape_to(call, x, shape);
 }
 
-Built expand_dims(const Call& call) {
+LoweredOp expand_dims(const Call& call) {
   auto& x = call.operand("x");
   auto values = call.integers("axes");
   auto rank = x.shape().size() + values.size();
@@ -79,10 +79,10 @@ Built expand_dims(const Call& call) {
   for (auto axis : axes) {
     shape.insert(shape.begin() + axis, 1);
   }
-  return Built::view(x, shape);
+  return LoweredOp::view(x, shape);
 }
 
-Built squeeze(const Call& call) {
+LoweredOp squeeze(const Call& call) {
   auto& x = call.operand("x");
   bool all = !call.has("axes");
   auto axes = call.axes("axes", x.shape().size());
@@ -99,11 +99,11 @@ Built squeeze(const Call& call) {
             " is not 1");
     shape.push_back(x.shape()[d]);
   }
-  return Built::view(x, shape);
+  return LoweredOp::view(x, shape);
 }
 
 // Axes before `axis` become one, and so do the others.
-Built flatten2d(const Call& call) {
+LoweredOp flatten2d(const Call& call) {
   auto& x = call.operand("x");
   auto rank = static_cast<int64_t>(x.shape().size());
   auto axis = call.integer("axis", 1);
@@ -113,21 +113,21 @@ Built flatten2d(const Call& call) {
   for (int64_t d = 0; d < rank; ++d) {
     (d < axis ? rows : cols) *= x.shape()[d];
   }
-  return Built::view(x, {rows, cols});
+  return LoweredOp::view(x, {rows, cols});
 }
 
-Built shape_op(const Call& call) {
+LoweredOp shape_op(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   auto rank = static_cast<int64_t>(x.shape().size());
-  Built built({{DType::int32, {rank}}}, [=](const Frame& frame) {
+  LoweredOp lowered({{DType::int32, {rank}}}, [=](const Frame& frame) {
     std::copy(x.shape().begin(), x.shape().end(), z.ints(frame));
   });
-  built.known = true;
-  return built;
+  lowered.known = true;
+  return lowered;
 }
 
 /// x seen as `split` (its axes cut), permuted, then given the shape `out`.
-Built permuted(
+LoweredOp permuted(
     const Call& call,
     const Shape& split,
     const std::vector<int64_t>& perm,
@@ -140,15 +140,15 @@ Built permuted(
     strides.push_back(from[p]);
   }
   StridedCopy copy(sizes, strides);
-  Built built({{x.type.dtype, std::move(out)}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{x.type.dtype, std::move(out)}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     copy.run(x.ints(frame), z.ints(frame));
   };
-  return built;
+  return lowered;
 }
 
-Built transpose(const Call& call) {
+LoweredOp transpose(const Call& call) {
   auto& shape = call.operand("x").shape();
   auto perm = call.integers("perm");
   call.need(perm.size() == shape.size(), "perm must name every axis of x");
@@ -176,7 +176,7 @@ struct Blocks {
   }
 };
 
-Built depth_to_space(const Call& call) {
+LoweredOp depth_to_space(const Call& call) {
   Blocks s(call, "block_size");
   call.need(s.c % (s.b * s.b) == 0, "channels must divide into blocks");
   auto c = s.c / (s.b * s.b);
@@ -187,7 +187,7 @@ Built depth_to_space(const Call& call) {
       {s.n, c, s.h * s.b, s.w * s.b});
 }
 
-Built space_to_depth(const Call& call) {
+LoweredOp space_to_depth(const Call& call) {
   Blocks s(call, "block_size");
   call.need(s.h % s.b == 0 && s.w % s.b == 0, "x must divide into blocks");
   return permuted(
@@ -197,7 +197,7 @@ Built space_to_depth(const Call& call) {
       {s.n, s.c * s.b * s.b, s.h / s.b, s.w / s.b});
 }
 
-Built pixel_shuffle(const Call& call) {
+LoweredOp pixel_shuffle(const Call& call) {
   Blocks s(call, "upscale_factor");
   call.need(s.c % (s.b * s.b) == 0, "channels must divide into blocks");
   auto c = s.c / (s.b * s.b);
@@ -208,7 +208,7 @@ Built pixel_shuffle(const Call& call) {
       {s.n, c, s.h * s.b, s.w * s.b});
 }
 
-Built pixel_unshuffle(const Call& call) {
+LoweredOp pixel_unshuffle(const Call& call) {
   Blocks s(call, "downscale_factor");
   call.need(s.h % s.b == 0 && s.w % s.b == 0, "x must divide into blocks");
   return permuted(
@@ -246,26 +246,26 @@ Kernel cast_kernel(Operand x, Operand z, DType to, int64_t n) {
   };
 }
 
-Built cast_to(const Call& call, const Operand& x, const std::string& name) {
+LoweredOp cast_to(const Call& call, const Operand& x, const std::string& name) {
   auto to = mil::dtype_named(name);
   auto from = x.type.dtype;
   call.need(
       to && *to != DType::string && from != DType::string,
       "dtype \"" + name + "\" is not a type of numbers");
-  Built built({{*to, x.shape()}});
+  LoweredOp lowered({{*to, x.shape()}});
   if (from == *to || (from == DType::fp16 && *to == DType::fp32)) {
-    built.view_of = x.slot;
+    lowered.view_of = x.slot;
   } else {
-    built.kernel = cast_kernel(x, call.results[0], *to, x.size());
+    lowered.kernel = cast_kernel(x, call.results[0], *to, x.size());
   }
-  return built;
+  return lowered;
 }
 
-Built cast(const Call& call) {
+LoweredOp cast(const Call& call) {
   return cast_to(call, call.operand("x"), call.text("dtype", ""));
 }
 
-Built constexpr_cast(const Call& call) {
+LoweredOp constexpr_cast(const Call& call) {
   return cast_to(
       call, call.operand("source_val"), call.text("output_dtype", ""));
 }

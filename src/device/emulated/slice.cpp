@@ -27,21 +27,21 @@ void saturate(float* values, int64_t n) {
   }
 }
 
-Built cut_kernel(const Call& call, const Cut& cut, Shape result) {
+LoweredOp cut_kernel(const Call& call, const Cut& cut, Shape result) {
   auto x = call.operand("x"), z = call.results[0];
   bool narrow = cut.shifted && x.type.dtype == DType::fp16 &&
                 mil::find_rule("slice-width")->applies_to(call.generation);
-  Built built({{x.type.dtype, std::move(result)}});
-  built.moves = true;
+  LoweredOp lowered({{x.type.dtype, std::move(result)}});
+  lowered.moves = true;
   auto n = elements(cut.shape);
   StridedCopy copy(cut.shape, cut.strides);
-  built.kernel = [=, offset = cut.offset](const Frame& frame) {
+  lowered.kernel = [=, offset = cut.offset](const Frame& frame) {
     copy.run(x.ints(frame), z.ints(frame), offset);
     if (narrow && frame.numerics != Numerics::fast) {
       saturate(z.floats(frame), n);
     }
   };
-  return built;
+  return lowered;
 }
 
 /// Elements start, start + step, ... before stop, as Python's slice does.
@@ -94,13 +94,13 @@ std::pair<Cut, Shape> index_cut(const Call& call) {
   return {cut, result};
 }
 
-Built slice_by_index(const Call& call) {
+LoweredOp slice_by_index(const Call& call) {
   auto [cut, result] = index_cut(call);
   return cut_kernel(call, cut, result);
 }
 
 // x with what slice_by_index would cut out replaced by `update`.
-Built slice_update(const Call& call) {
+LoweredOp slice_update(const Call& call) {
   auto x = call.operand("x"), update = call.operand("update"),
        z = call.results[0];
   auto [cut, result] = index_cut(call);
@@ -109,9 +109,9 @@ Built slice_update(const Call& call) {
       "update is " + to_string(update.type) + ", but the slice is " +
           to_string(result));
   auto inner = strides_of(cut.shape);
-  Built built({{x.type.dtype, x.shape()}});
-  built.moves = true;
-  built.kernel = [=, cut = cut, n = x.size()](const Frame& frame) {
+  LoweredOp lowered({{x.type.dtype, x.shape()}});
+  lowered.moves = true;
+  lowered.kernel = [=, cut = cut, n = x.size()](const Frame& frame) {
     std::memcpy(z.ints(frame), x.ints(frame), n * element_size);
     for (int64_t i = 0; i < update.size(); ++i) {
       auto to = cut.offset;
@@ -121,11 +121,11 @@ Built slice_update(const Call& call) {
       z.ints(frame)[to] = update.ints(frame)[i];
     }
   };
-  return built;
+  return lowered;
 }
 
 /// slice_by_size whose begin is known at run time only; it is clamped into x.
-Built dynamic_slice(const Call& call, const Shape& size) {
+LoweredOp dynamic_slice(const Call& call, const Shape& size) {
   auto x = call.operand("x"), begin = call.operand("begin"),
        z = call.results[0];
   for (size_t d = 0; d < size.size(); ++d) {
@@ -135,9 +135,9 @@ Built dynamic_slice(const Call& call, const Shape& size) {
   }
   auto from = strides_of(x.shape());
   StridedCopy copy(size, from);
-  Built built({{x.type.dtype, size}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{x.type.dtype, size}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     int64_t offset = 0;
     for (size_t d = 0; d < size.size(); ++d) {
       int64_t at = begin.ints(frame)[d];
@@ -146,10 +146,10 @@ Built dynamic_slice(const Call& call, const Shape& size) {
     }
     copy.run(x.ints(frame), z.ints(frame), offset);
   };
-  return built;
+  return lowered;
 }
 
-Built slice_by_size(const Call& call) {
+LoweredOp slice_by_size(const Call& call) {
   auto& x = call.operand("x");
   auto& from = call.operand("begin");
   auto size = call.integers("size");
@@ -179,7 +179,7 @@ Built slice_by_size(const Call& call) {
   return cut_kernel(call, cut, cut.shape);
 }
 
-Built crop(const Call& call) {
+LoweredOp crop(const Call& call) {
   auto& x = call.operand("x");
   auto rows = call.integers("crop_height"), cols = call.integers("crop_width");
   call.need(
@@ -200,7 +200,7 @@ Built crop(const Call& call) {
   return cut_kernel(call, cut, cut.shape);
 }
 
-Built reverse(const Call& call) {
+LoweredOp reverse(const Call& call) {
   auto& x = call.operand("x");
   auto axes = call.axes("axes", x.shape().size());
   Cut cut;
@@ -213,7 +213,7 @@ Built reverse(const Call& call) {
   return cut_kernel(call, cut, cut.shape);
 }
 
-Built reverse_sequence(const Call& call) {
+LoweredOp reverse_sequence(const Call& call) {
   auto x = call.operand("x"), lengths = call.operand("lengths"),
        z = call.results[0];
   auto rank = x.shape().size();
@@ -225,9 +225,9 @@ Built reverse_sequence(const Call& call) {
       "lengths must hold one integer a batch");
   auto strides = strides_of(x.shape());
   auto size = x.shape()[axis], batches = x.shape()[batch];
-  Built built({x.type});
-  built.moves = true;
-  built.kernel = [=, n = x.size()](const Frame& frame) {
+  LoweredOp lowered({x.type});
+  lowered.moves = true;
+  lowered.kernel = [=, n = x.size()](const Frame& frame) {
     for (int64_t i = 0; i < n; ++i) {
       auto at = i / strides[axis] % size;
       auto length = std::clamp<int64_t>(
@@ -236,10 +236,10 @@ Built reverse_sequence(const Call& call) {
       z.ints(frame)[i] = x.ints(frame)[i + (from - at) * strides[axis]];
     }
   };
-  return built;
+  return lowered;
 }
 
-Built tile(const Call& call) {
+LoweredOp tile(const Call& call) {
   auto x = call.operand("x"), z = call.results[0];
   auto reps = call.integers("reps");
   call.need(reps.size() == x.shape().size(), "reps must match x's rank");
@@ -252,15 +252,15 @@ Built tile(const Call& call) {
     shape.push_back(reps[d] * x.shape()[d]);
   }
   StridedCopy copy(sizes, strides);
-  Built built({{x.type.dtype, shape}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{x.type.dtype, shape}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     copy.run(x.ints(frame), z.ints(frame));
   };
-  return built;
+  return lowered;
 }
 
-Built sliding_windows(const Call& call) {
+LoweredOp sliding_windows(const Call& call) {
   auto& x = call.operand("x");
   auto rank = x.shape().size();
   auto axis = call.axis(call.integer("axis"), rank);
@@ -279,7 +279,7 @@ Built sliding_windows(const Call& call) {
 }
 
 /// Values joined along `axis`; interleaved, their slices alternate.
-Built concat(const Call& call) {
+LoweredOp concat(const Call& call) {
   auto values = call.list("values");
   auto z = call.results[0];
   auto& first = values[0];
@@ -303,9 +303,9 @@ Built concat(const Call& call) {
   auto stride = strides_of(shape)[axis];
   auto total = shape[axis] * stride;
   auto outer = total ? elements(shape) / total : 0;
-  Built built({{first.type.dtype, shape}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{first.type.dtype, shape}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     int64_t at = 0;
     for (auto& value : values) {
       auto own = value.shape()[axis] * stride;
@@ -322,10 +322,10 @@ Built concat(const Call& call) {
       at += piece;
     }
   };
-  return built;
+  return lowered;
 }
 
-Built stack(const Call& call) {
+LoweredOp stack(const Call& call) {
   auto values = call.list("values");
   auto z = call.results[0];
   auto& first = values[0];
@@ -337,9 +337,9 @@ Built stack(const Call& call) {
   shape.insert(shape.begin() + axis, static_cast<int64_t>(values.size()));
   auto inner = strides_of(shape)[axis];
   auto outer = inner ? first.size() / inner : 0;
-  Built built({{first.type.dtype, shape}});
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered({{first.type.dtype, shape}});
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     auto* out = z.ints(frame);
     for (int64_t o = 0; o < outer; ++o) {
       for (auto& value : values) {
@@ -348,7 +348,7 @@ Built stack(const Call& call) {
       }
     }
   };
-  return built;
+  return lowered;
 }
 
 std::vector<int64_t> split_sizes(const Call& call, int64_t all) {
@@ -370,7 +370,7 @@ std::vector<int64_t> split_sizes(const Call& call, int64_t all) {
   return std::vector<int64_t>(parts, all / parts);
 }
 
-Built split(const Call& call) {
+LoweredOp split(const Call& call) {
   auto x = call.operand("x");
   auto results = call.results;
   auto axis = call.axis(call.integer("axis"), x.shape().size());
@@ -387,9 +387,9 @@ Built split(const Call& call) {
   call.need(
       results.size() == sizes.size(),
       "there are " + std::to_string(sizes.size()) + " parts");
-  Built built(types);
-  built.moves = true;
-  built.kernel = [=](const Frame& frame) {
+  LoweredOp lowered(types);
+  lowered.moves = true;
+  lowered.kernel = [=](const Frame& frame) {
     int64_t at = 0;
     for (size_t i = 0; i < sizes.size(); ++i) {
       auto own = sizes[i] * stride;
@@ -402,7 +402,7 @@ Built split(const Call& call) {
       at += own;
     }
   };
-  return built;
+  return lowered;
 }
 
 constexpr Op table[] = {

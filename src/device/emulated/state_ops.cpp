@@ -8,19 +8,19 @@ namespace mlx_ane::emulated {
 namespace {
 
 // A copy, as a later update writes into the state itself.
-Built read_state(const Call& call) {
+LoweredOp read_state(const Call& call) {
   auto state = call.operand("input"), z = call.results[0];
   call.need(state.type.state, "input must be a state");
-  Built built({{state.type.dtype, state.shape()}});
-  built.moves = true;
-  built.kernel = [=, n = state.size()](const Frame& frame) {
+  LoweredOp lowered({{state.type.dtype, state.shape()}});
+  lowered.moves = true;
+  lowered.kernel = [=, n = state.size()](const Frame& frame) {
     std::memcpy(z.ints(frame), state.ints(frame), n * element_size);
   };
-  return built;
+  return lowered;
 }
 
 // The result is the new value.
-Built update_state(const Call& call) {
+LoweredOp update_state(const Call& call) {
   auto state = call.operand("state"), value = call.operand("value"),
        z = call.results[0];
   call.need(state.type.state, "state must be a state");
@@ -28,13 +28,13 @@ Built update_state(const Call& call) {
       value.type.dtype == state.type.dtype && value.shape() == state.shape(),
       "value is " + to_string(value.type) + ", but the state holds " +
           to_string(state.type));
-  Built built({{state.type.dtype, state.shape()}});
-  built.moves = true;
-  built.kernel = [=, n = state.size()](const Frame& frame) {
+  LoweredOp lowered({{state.type.dtype, state.shape()}});
+  lowered.moves = true;
+  lowered.kernel = [=, n = state.size()](const Frame& frame) {
     std::memcpy(z.ints(frame), value.ints(frame), n * element_size);
     std::memcpy(state.ints(frame), value.ints(frame), n * element_size);
   };
-  return built;
+  return lowered;
 }
 
 constexpr Op table[] = {

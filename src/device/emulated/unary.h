@@ -8,12 +8,12 @@ namespace mlx_ane::emulated {
 
 /// z = f(x). x must be of a float type.
 template <class F>
-Built unary_float(const Call& call, F f) {
+LoweredOp unary_float(const Call& call, F f) {
   auto x = call.operand("x"), z = call.results[0];
   call.need(
       mil::is_float(x.type.dtype),
       "x is " + to_string(x.type) + ", but must be fp16 or fp32");
-  return Built({x.type}, [=, n = x.size()](const Frame& frame) {
+  return LoweredOp({x.type}, [=, n = x.size()](const Frame& frame) {
     auto* a = x.floats(frame);
     auto* out = z.floats(frame);
     for (int64_t i = 0; i < n; ++i) {
@@ -24,12 +24,13 @@ Built unary_float(const Call& call, F f) {
 
 /// z = exact(x) in the exact numerics, fast(x) otherwise.
 template <class Fast, class Exact>
-Built unary_table(const Call& call, Fast fast, Exact exact) {
+LoweredOp unary_table(const Call& call, Fast fast, Exact exact) {
   auto plain = unary_float(call, fast);
   auto table = unary_float(call, exact).kernel;
-  return Built(plain.types, [plain = plain.kernel, table](const Frame& frame) {
-    (frame.numerics == Numerics::fast ? plain : table)(frame);
-  });
+  return LoweredOp(
+      plain.types, [plain = plain.kernel, table](const Frame& frame) {
+        (frame.numerics == Numerics::fast ? plain : table)(frame);
+      });
 }
 
 }  // namespace mlx_ane::emulated

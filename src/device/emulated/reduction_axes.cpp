@@ -1,5 +1,5 @@
 // Axes of reductions, neighbours merged.
-#include "device/emulated/lines.h"
+#include "device/emulated/reduction_axes.h"
 
 #include <algorithm>
 
@@ -15,7 +15,8 @@ static void append(Shape& sizes, Shape& strides, int64_t size, int64_t stride) {
   }
 }
 
-Lines::Lines(const Shape& shape, const std::vector<int64_t>& axes) {
+ReductionAxes::ReductionAxes(
+    const Shape& shape, const std::vector<int64_t>& axes) {
   auto strides = strides_of(shape);
   for (size_t d = 0; d < shape.size(); ++d) {
     bool reduced =

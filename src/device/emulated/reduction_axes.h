@@ -8,9 +8,9 @@
 namespace mlx_ane::emulated {
 
 /// Splits the axes of `shape` into reduced and kept ones.
-class Lines {
+class ReductionAxes {
  public:
-  Lines(const Shape& shape, const std::vector<int64_t>& axes);
+  ReductionAxes(const Shape& shape, const std::vector<int64_t>& axes);
 
   /// Elements of one reduction, and number of reductions.
   int64_t length() const {

@@ -49,6 +49,26 @@ void inspect_row(
   }
 }
 
+/// Factors 2^-exponent of the columns, or null without exponents, and the range
+/// of the exponents.
+struct ColumnScales {
+  const float* factor = nullptr;
+  int low = 0;
+  int high = 0;
+};
+
+ColumnScales column_scales(std::span<const int16_t> exponents) {
+  if (exponents.empty()) {
+    return {};
+  }
+  auto* factor = host::scratch<FactorUse, float>(exponents.size());
+  std::transform(exponents.begin(), exponents.end(), factor, [](int exponent) {
+    return std::ldexp(1.0f, -exponent);
+  });
+  auto [low, high] = std::minmax_element(exponents.begin(), exponents.end());
+  return {factor, *low, *high};
+}
+
 /// One row whose exponents do not fit the exact product of two factors.
 void unpack_extreme_row(
     const uint16_t* src,
@@ -81,17 +101,7 @@ UnpackReport unpack(
     std::span<uint8_t> row_nonzero,
     std::span<uint8_t> col_nonzero) {
   UnpackReport report;
-  int low = 0, high = 0;
-  float* col_factor = nullptr;
-  if (!col_exp.empty()) {
-    auto [min, max] = std::minmax_element(col_exp.begin(), col_exp.end());
-    low = *min;
-    high = *max;
-    col_factor = host::scratch<FactorUse, float>(cols);
-    for (int64_t c = 0; c < cols; ++c) {
-      col_factor[c] = std::ldexp(1.0f, -col_exp[c]);
-    }
-  }
+  auto column = column_scales(col_exp);
   uint16_t* col_bits = nullptr;
   if (!col_nonzero.empty()) {
     col_bits = host::scratch<ColumnUse, uint16_t>(cols);
@@ -101,15 +111,15 @@ UnpackReport unpack(
   for (int64_t r = 0; r < rows; ++r) {
     const uint16_t* x = src + r * ld;
     int exponent = row_exp.empty() ? 0 : row_exp[r];
-    bool fits = exact(low, high) && exact(exponent, exponent) &&
-                exact(exponent + low, exponent + high);
+    bool fits = exact(column.low, column.high) && exact(exponent, exponent) &&
+                exact(exponent + column.low, exponent + column.high);
     // An extreme row still goes through the loop, for what it holds.
     float* out = fits ? y + r * y_ld : host::scratch<ExtremeUse, float>(cols);
     float row_factor = fits ? std::ldexp(1.0f, -exponent) : 1.0f;
     host::HalfRowBits bits = host::loops().unpack_row(
         x,
         row_factor,
-        fits ? col_factor : nullptr,
+        fits ? column.factor : nullptr,
         out,
         accumulate && fits,
         col_bits,

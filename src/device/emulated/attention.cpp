@@ -24,12 +24,14 @@ void softmax_rows(float* scores, int64_t rows, int64_t cols) {
   }
 }
 
-// query (..., L, E), key (..., S, E), value (..., S, V), attn_mask (..., L, S):
-// bool (attend where true) or added to the scores. fp16 between the steps.
-LoweredOp scaled_dot_product_attention(const Call& call) {
+/// Of query (..., L, E), key (..., S, E) and value (..., S, V).
+struct Sizes {
+  int64_t batches, l, e, s, v;
+};
+
+Sizes checked_sizes(const Call& call) {
   auto q = call.operand("query"), k = call.operand("key"),
-       v = call.operand("value"), mask = call.optional("attn_mask"),
-       z = call.results[0];
+       v = call.operand("value");
   auto &qs = q.shape(), &ks = k.shape(), &vs = v.shape();
   auto rank = qs.size();
   call.need(
@@ -44,24 +46,47 @@ LoweredOp scaled_dot_product_attention(const Call& call) {
           std::equal(qs.begin(), qs.end() - 2, vs.begin()),
       "query " + to_string(qs) + ", key " + to_string(ks) + " and value " +
           to_string(vs) + " do not fit");
-  auto l = qs[rank - 2], e = qs[rank - 1], s = ks[rank - 2], d = vs[rank - 1];
-  Shape scores_shape(qs.begin(), qs.end() - 1);
-  scores_shape.push_back(s);
+  Shape batch(qs.begin(), qs.end() - 2);
+  return {
+      elements(batch), qs[rank - 2], qs[rank - 1], ks[rank - 2], vs[rank - 1]};
+}
+
+// attn_mask (..., L, S): bool (attend where true) or added to the scores. fp16
+// between the steps.
+LoweredOp scaled_dot_product_attention(const Call& call) {
+  auto sizes = checked_sizes(call);
+  auto q = call.operand("query"), k = call.operand("key"),
+       v = call.operand("value"), mask = call.optional("attn_mask"),
+       z = call.results[0];
+  Shape scores_shape(q.shape().begin(), q.shape().end() - 1);
+  scores_shape.push_back(sizes.s);
   auto mask_shape = mask ? mask.shape() : Shape{};
   call.need(
       broadcast(scores_shape, mask_shape) == scores_shape,
       "attn_mask does not broadcast to " + to_string(scores_shape));
-  Loop<1> loop(scores_shape, {&mask_shape});
-  bool additive = mask && mil::is_float(mask.type.dtype);
-  bool halves = q.type.dtype == DType::fp16;
-  auto size = elements(scores_shape), batches = size ? size / (l * s) : 0;
-  auto shape = qs;
-  shape[rank - 1] = d;
-  auto scale = 1.0f / std::sqrt(static_cast<float>(e));
+  auto apply_mask = [mask,
+                     loop = Loop<1>(scores_shape, {&mask_shape}),
+                     additive = mask && mil::is_float(mask.type.dtype)](
+                        float* scores, const Frame& frame) {
+    loop.run([&](int64_t at, auto offset, int64_t n, auto step) {
+      for (int64_t i = 0; i < n; ++i) {
+        auto from = offset[0] + i * step[0];
+        if (additive) {
+          scores[at + i] += mask.floats(frame)[from];
+        } else if (!mask.ints(frame)[from]) {
+          scores[at + i] = -INFINITY;
+        }
+      }
+    });
+  };
+  auto shape = q.shape();
+  shape.back() = sizes.v;
   LoweredOp lowered({{q.type.dtype, shape}});
-  lowered.scratch_bytes = size * element_size;
+  lowered.scratch_bytes = elements(scores_shape) * element_size;
   lowered.kernel = [=](const Frame& frame) {
+    auto [batches, l, e, s, d] = sizes;
     auto* scores = reinterpret_cast<float*>(frame.scratch);
+    auto size = batches * l * s;
     for (int64_t b = 0; b < batches; ++b) {
       multiply(
           {l, s, e, false, true},
@@ -71,23 +96,15 @@ LoweredOp scaled_dot_product_attention(const Call& call) {
           scores + b * l * s,
           frame.numerics);
     }
+    auto scale = 1.0f / std::sqrt(static_cast<float>(e));
     for (int64_t i = 0; i < size; ++i) {
       scores[i] *= scale;
     }
     if (mask) {
-      loop.run([&](int64_t at, auto offset, int64_t n, auto step) {
-        for (int64_t i = 0; i < n; ++i) {
-          auto from = offset[0] + i * step[0];
-          if (additive) {
-            scores[at + i] += mask.floats(frame)[from];
-          } else if (!mask.ints(frame)[from]) {
-            scores[at + i] = -INFINITY;
-          }
-        }
-      });
+      apply_mask(scores, frame);
     }
     softmax_rows(scores, batches * l, s);
-    if (halves) {
+    if (q.type.dtype == DType::fp16) {
       round_to_half(scores, size);
     }
     for (int64_t b = 0; b < batches; ++b) {

@@ -407,6 +407,17 @@ def test_wider_types_are_refused(name: str, given: mx.Dtype, own: mx.Dtype) -> N
         attention(q, k, v, scale=1.0, **argument)
 
 
+def test_device_is_asked_about_the_whole_mask_first(engine: str) -> None:
+    """Row 70 of 80, in the second tile of 16 grouped heads, is out of range."""
+    q, k, v = arrays((1, 16, 1, 80, 80, 16, 16))
+    mask = mx.where((mx.arange(80) == 70)[:, None], -100.0, mx.zeros((80, 80)))
+    got = attention(q, k, v, scale=0.25, mask=mask, device=engine)
+    assert norm_error(got, expected(q, k, v, 0.25, exact(mask))) <= 1e-5
+    counts = ane.counters()
+    assert counts["placed_out_of_range"] == 1
+    assert counts["evaluations"] == 0
+
+
 def test_device_leaves_what_fp16_cannot_add(engine: str) -> None:
     """A row at -100 has no bits left for its scores; its sinks may take all."""
     q, k, v = arrays((1, 2, 2, 40, 40, 16, 16))

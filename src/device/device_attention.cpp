@@ -1,5 +1,4 @@
-// Heads become surfaces of one program; grouped query heads are folded into
-// rows.
+// Packs the heads for one fused program; query heads of a group become rows.
 #include "device/device_attention.h"
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include "device/runner.h"
 #include "host/half.h"
 #include "host/loops.h"
+#include "host/rows.h"
 #include "kernels/pack.h"
 #include "trace/timeline.h"
 
@@ -25,13 +25,13 @@ using kernels::Attention;
 using kernels::Heads;
 using Kind = kernels::Mask::Kind;
 
-// Scores beyond this are not the engine's: half of the range in which a sum of
-// products is safe, so that a masked score stays below every other one.
+// Bound of scores on the engine: half of the range in which a sum of products
+// is safe, so that a masked score stays below every other one.
 constexpr float max_score = 8192.0f;
 // Added to a hidden score; its weight is exp(-13616) = 0 at the least.
 constexpr float hidden = -30000.0f;
-// The largest value that a row's mask adds is at most this far from zero: fp16
-// keeps the sum to 2^-7, while a row at -1000 would lose its scores.
+// Bound of the largest value that a row's mask adds: at 16, fp16 keeps the sum
+// to 2^-7; at -1000 it would keep nothing of the scores.
 constexpr float max_added = 16.0f;
 // v is scaled to this power of two: weights sum to one, so outputs stay below.
 constexpr int log2_max_value = 13;
@@ -41,13 +41,7 @@ int64_t round_up(int64_t n, int64_t multiple) {
 }
 
 void load_row(const MatrixView& m, int64_t r, float* out) {
-  if (m.col_stride == 1) {
-    host::to_float(m.block(r, 0, 1, m.cols).data, m.type, out, m.cols);
-    return;
-  }
-  for (int64_t c = 0; c < m.cols; ++c) {
-    host::to_float(m.block(r, c, 1, 1).data, m.type, out + c, 1);
-  }
+  host::copy_rows(m.block(r, 0, 1, m.cols), out, m.cols);
 }
 
 /// Largest L2 norm of a row and largest magnitude over all heads.
@@ -102,11 +96,7 @@ float mask_value(
   return value;
 }
 
-/// Thrown where values or shapes are outside the device's range: no failure.
-struct NotTaken {
-  trace::Placement reason;
-};
-
+/// One call: its padded shape, and its program once supports() loaded it.
 class DeviceAttention {
  public:
   DeviceAttention(
@@ -131,32 +121,18 @@ class DeviceAttention {
         mask_per_head_};
   }
 
-  /// Throws NotTaken, before anything is written.
-  void check_range() {
-    auto& limits = device_.limits();
-    for (auto axis :
-         {shape_.heads, shape_.rows, shape_.keys, shape_.features}) {
-      if (axis == 0 || axis > limits.max_axis) {
-        throw NotTaken{Placement::out_of_range};
-      }
+  /// Whether axes, scores, values and mask are in the device's range, and its
+  /// program has room.
+  std::optional<Placement> supports() {
+    if (!axes_fit() || !values_fit() || !mask_fits()) {
+      return Placement::out_of_range;
     }
-    auto bound = extent(a_.q).norm * extent(a_.k).norm * std::abs(a_.scale);
-    auto values = extent(a_.v).value;
-    if (!(bound <= max_score) || !std::isfinite(values)) {
-      throw NotTaken{Placement::out_of_range};
-    }
-    // Values near 2^13 lose least to fp16's floor; a zero v needs no scale.
-    exponent_ = values > 0 ? log2_max_value - 1 - std::ilogb(values) : 0;
+    program_ = executable_cache().get(device_, shape_);
+    return program_ ? std::nullopt : std::optional(Placement::over_budget);
   }
 
   void run() {
-    if (auto reason = device_.unavailable()) {
-      throw DeviceError(Cause::unavailable, *reason);
-    }
-    auto program = executable_cache().get(device_, shape_);
-    if (!program) {
-      throw NotTaken{Placement::over_budget};
-    }
+    auto& program = program_;
     std::lock_guard lock(program->mutex);
     for (int64_t b = 0; b < a_.q.shape[0]; ++b) {
       pack_heads(a_.k, b, 1.0f, shape_.keys, *program, 1);
@@ -181,6 +157,55 @@ class DeviceAttention {
   }
 
  private:
+  bool axes_fit() const {
+    auto axes = {shape_.heads, shape_.rows, shape_.keys, shape_.features};
+    return std::all_of(axes.begin(), axes.end(), [&](int64_t axis) {
+      return axis > 0 && axis <= device_.limits().max_axis;
+    });
+  }
+
+  /// By a bound of all scores, q k <= |q| |k|. Sets the scale of v.
+  bool values_fit() {
+    auto bound = extent(a_.q).norm * extent(a_.k).norm * std::abs(a_.scale);
+    auto values = extent(a_.v).value;
+    // Values near 2^13 lose least to fp16's floor; a zero v needs no scale.
+    exponent_ = values > 0 ? log2_max_value - 1 - std::ilogb(values) : 0;
+    return bound <= max_score && std::isfinite(values);
+  }
+
+  /// Whether the mask leaves every row a score.
+  bool mask_fits() {
+    auto& strides = a_.mask.strides;
+    // One look at a broadcast axis; a causal mask hides most from row 0.
+    auto batches = strides[0] ? a_.q.shape[0] : 1;
+    auto heads = mask_per_head_ ? a_.q.shape[1] : 1;
+    auto rows = strides[2] ? a_.q.shape[2] : 1;
+    for (int64_t b = 0; b < batches; ++b) {
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t row = 0; row < rows; ++row) {
+          if (!mask_row_fits(b, h, row)) {
+            return false;
+          }
+        }
+      }
+    }
+    return true;
+  }
+
+  bool mask_row_fits(int64_t b, int64_t h, int64_t row) {
+    fill_mask_row(b, h, row);
+    float largest = hidden;
+    for (float value : row_) {
+      // A comparison that NaN fails would hide it.
+      if (!(value <= max_added)) {
+        return false;
+      }
+      largest = std::max(largest, value);
+    }
+    // Else it hides all keys alike, or leaves fp16 no bits for the scores.
+    return largest >= -max_added;
+  }
+
   /// Row r of head h of input `index`, as the surface holds it.
   uint16_t* line(
       SurfaceLock& lock,
@@ -250,9 +275,10 @@ class DeviceAttention {
     SurfaceLock lock(*program.inputs[2], Surface::Access::write);
     for (int64_t g = 0; g < (mask_per_head_ ? shape_.heads : 1); ++g) {
       for (int64_t r = 0; r < shape_.rows; ++r) {
-        row_.assign(shape_.keys, hidden);
         if (r < group_ * rows) {
           fill_mask_row(b, g * group_ + r / rows, begin + r % rows);
+        } else {
+          row_.assign(shape_.keys, hidden);
         }
         host::from_float(
             row_.data(),
@@ -263,27 +289,29 @@ class DeviceAttention {
     }
   }
 
-  /// row_ = what is added to the scores of one query row, a sink's score last.
+  /// row_ = what is added to the scores of one query row: of its keys, then of
+  /// its sink; padding is hidden.
   void fill_mask_row(int64_t b, int64_t h, int64_t row) {
+    row_.assign(shape_.keys, hidden);
     auto keys = a_.k.shape[2];
-    for (int64_t key = 0; key < keys; ++key) {
-      row_[key] = mask_value(a_, b, h, row, key);
+    if (a_.mask.kind == Kind::additive) {
+      auto& mask = a_.mask;
+      Heads values{
+          const_cast<void*>(mask.data),
+          mask.type,
+          {1, 1, a_.q.shape[2], keys},
+          mask.strides};
+      load_row(values.head(b, h), row, row_.data());
+    } else {
+      for (int64_t key = 0; key < keys; ++key) {
+        row_[key] = mask_value(a_, b, h, row, key);
+      }
     }
     if (a_.sinks) {
-      row_[keys++] = a_.sinks[h];
+      row_[keys] = a_.sinks[h];
     }
-    float largest = hidden;
-    for (int64_t key = 0; key < keys; ++key) {
-      // A comparison that NaN fails would hide it.
-      if (!(row_[key] <= max_added)) {
-        throw NotTaken{Placement::out_of_range};
-      }
-      row_[key] = std::max(row_[key], hidden);
-      largest = std::max(largest, row_[key]);
-    }
-    if (largest < -max_added) {
-      // Hides all keys alike, or leaves fp16 no bits for the scores.
-      throw NotTaken{Placement::out_of_range};
+    for (auto& value : row_) {
+      value = std::max(value, hidden);  // NaN stays
     }
   }
 
@@ -363,6 +391,7 @@ class DeviceAttention {
   const Heads& out_;
   trace::Layer& layer_;
   AttentionShape shape_;
+  std::shared_ptr<LoadedProgram> program_;
   int64_t group_;
   int64_t tile_;  // query positions of one call
   bool mask_per_head_;
@@ -394,20 +423,13 @@ void run_attention(
     trace::Span span("attention", layer.name, 0, 0);
     kernels::attention_forward(attention, out, nullptr);
   };
+  std::optional<DeviceAttention> call;  // planned when asked
   run_placed(
       device,
       attention.q.shape[2],
       layer,
-      {[&](const RunnerSettings&) -> std::optional<Placement> {
-         DeviceAttention call(device, attention, out, layer);
-         try {
-           call.check_range();
-           call.run();
-           return std::nullopt;
-         } catch (const NotTaken& e) {
-           return e.reason;
-         }
-       },
+      {[&] { return call.emplace(device, attention, out, layer).supports(); },
+       [&] { call->run(); },
        on_blas,
        [&] { fill_nan(out); }});
 }

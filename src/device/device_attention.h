@@ -1,5 +1,4 @@
-// Attention on a device: one fused program for all heads, checked as matmuls
-// are.
+// Attention on a device: one fused program for all heads, with checked outputs.
 #pragma once
 
 #include <memory>

@@ -1,14 +1,17 @@
-// x tiles and w tiles become surfaces; partial products are summed in fp32.
+// Packs tiles of x and w, evaluates, and sums checked products in fp32.
+#include "device/device_matmul.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
+#include <limits>
 #include <vector>
 
 #include "device/executables.h"
-#include "device/runner.h"
 #include "host/half.h"
 #include "host/loops.h"
+#include "host/rows.h"
+#include "kernels/gemm.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -32,26 +35,22 @@ struct Dot {
   double magnitude = 0;  // Σ |x w|
 };
 
-/// w (n, k) as memory or, once staged, as rows of its quantised form.
+/// w (n, k) as a view or, without data, as the rows of its quantised form.
 struct Weight {
   MatrixView view;
-  const std::function<void(int64_t, float*)>* quantized_row = nullptr;
+  const std::function<void(int64_t, int64_t, float*)>* rows = nullptr;
 
   MatrixView block(const Tile& columns, const Tile& depth) const {
-    return view.data ? view.block(
-                           columns.begin, depth.begin, columns.size, depth.size)
-                     : view;
+    return view.block(columns.begin, depth.begin, columns.size, depth.size);
   }
 
   /// w(n, depth)
   std::vector<float> row(int64_t n, const Tile& depth) const {
     std::vector<float> out(view.cols);
     if (view.data) {
-      for (int64_t k = 0; k < view.cols; ++k) {
-        out[k] = element(view, n, k);
-      }
+      host::copy_rows(view.block(n, 0, 1, view.cols), out.data(), view.cols);
     } else {
-      (*quantized_row)(n, out.data());
+      (*rows)(n, 1, out.data());
     }
     auto begin = out.begin() + depth.begin;
     return {begin, begin + depth.size};
@@ -188,31 +187,152 @@ void fill_canaries(Surface& y, size_t y_row_bytes, int64_t rows, int64_t n) {
   }
 }
 
-/// The loop over tiles of one plan.
+/// x minus its fp16 rounding at the scale of its row, (rows, cols) in fp32.
+std::vector<float> residual(const MatrixView& x, const Limits& limits) {
+  auto scales = kernels::row_scales(x, limits.log2_max_sum / 2);
+  std::vector<uint16_t> halves(x.rows * x.cols);
+  kernels::pack(x, scales.exponent, halves.data(), x.cols, x.rows, x.cols);
+  std::vector<float> rest(x.rows * x.cols);
+  std::vector<int16_t> none(x.cols, 0);
+  std::vector<uint8_t> rows_finite(x.rows, 1), cols_finite(x.cols, 1);
+  kernels::unpack(
+      halves.data(),
+      x.cols,
+      x.rows,
+      x.cols,
+      scales.exponent,
+      none,
+      rows_finite,
+      cols_finite,
+      rest.data(),
+      x.cols,
+      false);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    for (int64_t c = 0; c < x.cols; ++c) {
+      auto& value = rest[r * x.cols + c];
+      value = scales.finite[r] ? element(x, r, c) - value : 0.0f;
+    }
+  }
+  return rest;
+}
+
+MatrixView dense(const std::vector<float>& data, int64_t rows, int64_t cols) {
+  return {data.data(), Float::f32, rows, cols, cols, 1};
+}
+
+/// Compares samples of y (rows, n), without bias, with dot products in double.
+/// The bound is the rounding of fp16 operands and outputs: 2^-9 of Σ|x w|.
+void spot_check(
+    const MatmulCall& call, const Weight& w, const float* y, int64_t y_ld) {
+  trace::add(Counter::spot_checks);
+  for (int64_t i = 0; i < max_probes; ++i) {
+    auto r = (i * 7919 + 13) % call.x.rows;
+    auto n = (i * 104729 + 7) % call.w.rows;
+    auto [sum, magnitude] =
+        dot(call.x, r, w.row(n, {0, w.view.cols, w.view.cols}));
+    auto got = y[r * y_ld + n];
+    if (std::isfinite(sum) &&
+        !(std::abs(got - sum) <= std::ldexp(magnitude, -9))) {
+      throw DeviceError(
+          Cause::wrong_values,
+          "output (" + std::to_string(r) + ", " + std::to_string(n) + ") is " +
+              std::to_string(got) + ", need " + std::to_string(sum));
+    }
+  }
+}
+
+void store(const std::vector<float>& sums, const MatmulCall& call) {
+  auto& y = call.y;
+  std::vector<float> bias(call.bias ? y.cols : 0);
+  for (size_t c = 0; c < bias.size(); ++c) {
+    bias[c] = element(*call.bias, 0, c);
+  }
+  std::vector<float> row(y.cols);
+  for (int64_t r = 0; r < y.rows; ++r) {
+    auto* source = sums.data() + r * y.cols;
+    auto* out = static_cast<char*>(y.data) +
+                r * y.row_stride * static_cast<int64_t>(size_of(y.type));
+    if (call.bias) {
+      for (int64_t c = 0; c < y.cols; ++c) {
+        row[c] = source[c] + bias[c];
+      }
+      source = row.data();
+    }
+    host::from_float(source, y.type, out, y.cols);
+  }
+}
+
+/// One call: its plan of tiles, and its programs once supports() loaded them.
 class DeviceMatmul {
  public:
-  DeviceMatmul(Device& device, const MatmulCall& call, Layout layout)
+  DeviceMatmul(Device& device, const MatmulCall& call)
       : device_(device),
+        call_(call),
         layer_(*call.layer),
         plan_(plan_matmul(
-            call.x.rows, call.x.cols, call.w.rows, device.limits(), layout)) {
+            call.x.rows,
+            call.x.cols,
+            call.w.rows,
+            device.limits(),
+            runner_settings().layout)) {
   }
 
-  /// Gets the call's programs, at most two: its depth tiles are of one size,
-  /// and so are its column tiles. False where the budget has no room.
-  bool load_programs() {
+  /// Loads the call's programs, at most two: depth tiles are of one size, and
+  /// so are column tiles.
+  std::optional<trace::Placement> supports() {
     program_ = get(plan_.rows.front());
     if (!program_) {
-      return false;
+      if (call_.staged) {
+        weight_store().discard(call_.staged);
+      }
+      return trace::Placement::over_budget;
     }
     bool one = plan_.rows.back().padded == plan_.rows.front().padded;
     tail_ = one ? program_ : get(plan_.rows.back());
     if (!tail_) {
       tail_ = program_;
     }
-    return true;
+    return std::nullopt;
   }
 
+  void run() {
+    auto& x = call_.x;
+    auto& y = call_.y;
+    Weight w{call_.w, &call_.w_rows};
+    auto* staged = call_.staged.get();
+    std::vector<float> dequantized;
+    if (!w.view.data && !(staged && serves(*staged))) {
+      dequantized.resize(w.view.rows * w.view.cols);
+      call_.w_rows(0, w.view.rows, dequantized.data());
+      w.view = dense(dequantized, w.view.rows, w.view.cols);
+    }
+    // Without a bias, fp32 outputs take the sums directly.
+    bool direct = y.type == Float::f32 && !call_.bias;
+    static thread_local std::vector<float> sums;
+    if (!direct) {
+      sums.resize(y.rows * y.cols);
+    }
+    auto* out = direct ? static_cast<float*>(y.data) : sums.data();
+    auto ld = direct ? y.row_stride : y.cols;
+    multiply(x, w, call_.high_precision ? nullptr : staged, out, ld, false);
+    if (call_.high_precision) {
+      auto x_rest = residual(x, device_.limits());
+      auto w_rest = residual(w.view, device_.limits());
+      multiply(dense(x_rest, x.rows, x.cols), w, nullptr, out, ld, true);
+      multiply(
+          x, {dense(w_rest, w.view.rows, w.view.cols)}, nullptr, out, ld, true);
+    }
+    static std::atomic<int64_t> calls{0};
+    auto interval = runner_settings().spot_check;
+    if (interval > 0 && ++calls % interval == 0) {
+      spot_check(call_, w, out, ld);
+    }
+    if (!direct) {
+      store(sums, call_);
+    }
+  }
+
+ private:
   /// Whether tiles are there, and of a size with x: inputs share one, and the
   /// program may be of a larger bucket than the weight was staged for.
   bool serves(const StagedWeight& staged) const {
@@ -222,7 +342,7 @@ class DeviceMatmul {
   }
 
   /// y (+)= x wᵀ in fp32. `staged` keeps w's tiles between calls, or is null.
-  void run(
+  void multiply(
       const MatrixView& x,
       const Weight& w,
       StagedWeight* staged,
@@ -274,7 +394,6 @@ class DeviceMatmul {
     }
   }
 
- private:
   struct Operands {
     MatrixView x;  // (rows, depth)
     int64_t columns;
@@ -365,131 +484,61 @@ class DeviceMatmul {
   }
 
   Device& device_;
+  const MatmulCall& call_;
   trace::Layer& layer_;
   MatmulPlan plan_;
   std::shared_ptr<LoadedProgram> program_;  // of the largest bucket
   std::shared_ptr<LoadedProgram> tail_;     // of the last row tile
 };
 
-/// x minus its fp16 rounding at the scale of its row, (rows, cols) in fp32.
-std::vector<float> residual(const MatrixView& x, const Limits& limits) {
-  auto scales = kernels::row_scales(x, limits.log2_max_sum / 2);
-  std::vector<uint16_t> halves(x.rows * x.cols);
-  kernels::pack(x, scales.exponent, halves.data(), x.cols, x.rows, x.cols);
-  std::vector<float> rest(x.rows * x.cols);
-  std::vector<int16_t> none(x.cols, 0);
-  std::vector<uint8_t> rows_finite(x.rows, 1), cols_finite(x.cols, 1);
-  kernels::unpack(
-      halves.data(),
-      x.cols,
-      x.rows,
-      x.cols,
-      scales.exponent,
-      none,
-      rows_finite,
-      cols_finite,
-      rest.data(),
-      x.cols,
-      false);
-  for (int64_t r = 0; r < x.rows; ++r) {
-    for (int64_t c = 0; c < x.cols; ++c) {
-      auto& value = rest[r * x.cols + c];
-      value = scales.finite[r] ? element(x, r, c) - value : 0.0f;
-    }
+void run_on_blas(const MatmulCall& call) {
+  if (call.on_blas) {
+    call.on_blas();
+    return;
   }
-  return rest;
+  auto flops = 2 * call.x.rows * call.x.cols * call.w.rows;
+  trace::Span span("gemm_forward", call.layer->name, 0, flops);
+  trace::add(Counter::gemm_forward);
+  kernels::gemm(
+      call.x, call.w.transposed(), call.bias ? &*call.bias : nullptr, call.y);
 }
 
-MatrixView dense(const std::vector<float>& data, int64_t rows, int64_t cols) {
-  return {data.data(), Float::f32, rows, cols, cols, 1};
-}
-
-/// Compares samples of y (rows, n), without bias, with dot products in double.
-/// The bound is the rounding of fp16 operands and outputs: 2^-9 of Σ|x w|.
-void spot_check(
-    const MatmulCall& call, const Weight& w, const float* y, int64_t y_ld) {
-  trace::add(Counter::spot_checks);
-  for (int64_t i = 0; i < max_probes; ++i) {
-    auto r = (i * 7919 + 13) % call.x.rows;
-    auto n = (i * 104729 + 7) % call.w.rows;
-    auto [sum, magnitude] =
-        dot(call.x, r, w.row(n, {0, w.view.cols, w.view.cols}));
-    auto got = y[r * y_ld + n];
-    if (std::isfinite(sum) &&
-        !(std::abs(got - sum) <= std::ldexp(magnitude, -9))) {
-      throw DeviceError(
-          Cause::wrong_values,
-          "output (" + std::to_string(r) + ", " + std::to_string(n) + ") is " +
-              std::to_string(got) + ", need " + std::to_string(sum));
-    }
-  }
-}
-
-void store(const std::vector<float>& sums, const MatmulCall& call) {
-  auto& y = call.y;
-  std::vector<float> bias(call.bias ? y.cols : 0);
-  for (size_t c = 0; c < bias.size(); ++c) {
-    bias[c] = element(*call.bias, 0, c);
-  }
-  std::vector<float> row(y.cols);
+void fill_nan(const MatrixOut& y) {
+  std::vector<float> nan(y.cols, std::numeric_limits<float>::quiet_NaN());
+  auto* row = static_cast<char*>(y.data);
   for (int64_t r = 0; r < y.rows; ++r) {
-    auto* source = sums.data() + r * y.cols;
-    auto* out = static_cast<char*>(y.data) +
-                r * y.row_stride * static_cast<int64_t>(size_of(y.type));
-    if (call.bias) {
-      for (int64_t c = 0; c < y.cols; ++c) {
-        row[c] = source[c] + bias[c];
-      }
-      source = row.data();
-    }
-    host::from_float(source, y.type, out, y.cols);
+    host::from_float(nan.data(), y.type, row, y.cols);
+    row += y.row_stride * static_cast<int64_t>(size_of(y.type));
   }
 }
 
 }  // namespace
 
-std::optional<trace::Placement> run_on_device(
-    Device& device, const MatmulCall& call, const RunnerSettings& settings) {
-  if (auto reason = device.unavailable()) {
-    throw DeviceError(Cause::unavailable, *reason);
+void run_matmul(Device& device, const MatmulCall& call) {
+  std::optional<DeviceMatmul> matmul;  // planned when asked
+  run_placed(
+      device,
+      call.x.rows,
+      *call.layer,
+      {[&] { return matmul.emplace(device, call).supports(); },
+       [&] { matmul->run(); },
+       [&] { run_on_blas(call); },
+       [&] { fill_nan(call.y); }});
+}
+
+std::shared_ptr<StagedWeight> staged_weight(
+    Device& device,
+    int64_t rows,
+    const trace::Layer& layer,
+    const WeightStore::Owner& owner,
+    const MatrixView& w,
+    const std::vector<WeightStore::Owner>& companions) {
+  if (placement(device, rows, layer)) {
+    return nullptr;
   }
-  auto& y = call.y;
-  auto& x = call.x;
-  Weight w{call.w, &call.w_row};
-  DeviceMatmul matmul(device, call, settings.layout);
-  if (!matmul.load_programs() ||
-      (!call.w.data && !matmul.serves(*call.staged))) {
-    if (call.staged) {
-      weight_store().discard(call.staged);
-    }
-    return trace::Placement::over_budget;
-  }
-  // Without a bias, fp32 outputs take the sums directly.
-  bool direct = y.type == Float::f32 && !call.bias;
-  static thread_local std::vector<float> sums;
-  if (!direct) {
-    sums.resize(y.rows * y.cols);
-  }
-  auto* out = direct ? static_cast<float*>(y.data) : sums.data();
-  auto ld = direct ? y.row_stride : y.cols;
-  if (call.high_precision) {
-    auto x_rest = residual(x, device.limits());
-    auto w_rest = residual(call.w, device.limits());
-    matmul.run(x, w, nullptr, out, ld, false);
-    matmul.run(dense(x_rest, x.rows, x.cols), w, nullptr, out, ld, true);
-    matmul.run(
-        x, {dense(w_rest, call.w.rows, call.w.cols)}, nullptr, out, ld, true);
-  } else {
-    matmul.run(x, w, call.staged.get(), out, ld, false);
-  }
-  static std::atomic<int64_t> calls{0};
-  if (settings.spot_check > 0 && ++calls % settings.spot_check == 0) {
-    spot_check(call, w, out, ld);
-  }
-  if (!direct) {
-    store(sums, call);
-  }
-  return std::nullopt;
+  auto plan = plan_matmul(
+      rows, w.cols, w.rows, device.limits(), runner_settings().layout);
+  return weight_store().get(device, owner, w, plan, companions);
 }
 
 }  // namespace mlx_ane

@@ -4,15 +4,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <limits>
 #include <map>
 #include <mutex>
 #include <set>
 
 #include "host/environment.h"
-#include "host/half.h"
-#include "kernels/gemm.h"
-#include "trace/timeline.h"
 
 namespace mlx_ane {
 
@@ -21,7 +17,7 @@ namespace {
 using trace::Counter;
 using trace::Placement;
 
-// Failures in a row after which a device is disabled for the process.
+// Consecutive failures after which a device is disabled for the process.
 constexpr int max_failures_in_a_row = 8;
 constexpr int max_back_off = 256;  // calls
 
@@ -35,6 +31,7 @@ struct BackOff {
   int calls_left = 0;
   int next = 1;
 };
+
 RunnerSettings settings_of_environment() {
   RunnerSettings settings;
   auto fallback =
@@ -124,24 +121,7 @@ std::string describe(
          to_string(e.cause) + " (" + e.what() + ")";
 }
 
-void run_on_blas(const MatmulCall& call) {
-  auto flops = 2 * call.x.rows * call.x.cols * call.w.rows;
-  trace::Span span("gemm_forward", call.layer->name, 0, flops);
-  trace::add(Counter::gemm_forward);
-  kernels::gemm(
-      call.x, call.w.transposed(), call.bias ? &*call.bias : nullptr, call.y);
-}
-
 }  // namespace
-
-void fill_nan(const MatrixOut& y) {
-  std::vector<float> nan(y.cols, std::numeric_limits<float>::quiet_NaN());
-  auto* row = static_cast<char*>(y.data);
-  for (int64_t r = 0; r < y.rows; ++r) {
-    host::from_float(nan.data(), y.type, row, y.cols);
-    row += y.row_stride * static_cast<int64_t>(size_of(y.type));
-  }
-}
 
 Fallback fallback_from(const std::string& name) {
   if (name == "error") {
@@ -214,24 +194,29 @@ std::optional<Placement> placement(
 
 void run_placed(
     Device& device, int64_t rows, trace::Layer& layer, const PlacedCall& call) {
+  auto place = [&](Placement reason) {
+    layer.place(reason);
+    call.on_blas();
+  };
   if (auto reason = placement(device, rows, layer)) {
     if (reason == Placement::back_off) {
       std::lock_guard lock(state().mutex);
       auto& left = state().back_off[layer.name].calls_left;
       left = std::max(left - 1, 0);  // two threads may have asked at once
     }
-    layer.place(*reason);
-    call.on_blas();
+    place(*reason);
     return;
   }
-  auto settings = runner_settings();
   auto started = std::chrono::steady_clock::now();
   try {
-    if (auto reason = call.on_device(settings)) {
-      layer.place(*reason);
-      call.on_blas();
+    if (auto reason = device.unavailable()) {
+      throw DeviceError(Cause::unavailable, *reason);
+    }
+    if (auto reason = call.supports()) {
+      place(*reason);
       return;
     }
+    call.run();
     succeeded(device, layer);
     layer.nanoseconds +=
         std::chrono::nanoseconds(std::chrono::steady_clock::now() - started)
@@ -240,13 +225,14 @@ void run_placed(
   } catch (const DeviceError& e) {
     failed(device, layer, e);
     auto what = describe(device, layer, e);
-    if (settings.fallback == Fallback::error) {
+    auto fallback = runner_settings().fallback;
+    if (fallback == Fallback::error) {
       call.fill_nan();
       throw DeviceFailure(
           "[mlx_ane] " + what +
           ". Set MLX_ANE_FALLBACK=warn to recompute such calls on the BLAS.");
     }
-    if (settings.fallback == Fallback::warn) {
+    if (fallback == Fallback::warn) {
       warn_once(
           to_string(e.cause) + std::string(device.name()),
           what + "; recomputed on the BLAS (said once for each cause).");
@@ -254,18 +240,6 @@ void run_placed(
     back_off(layer);
   }
   call.on_blas();
-}
-
-void run_matmul(Device& device, const MatmulCall& call) {
-  run_placed(
-      device,
-      call.x.rows,
-      *call.layer,
-      {[&](const RunnerSettings& settings) {
-         return run_on_device(device, call, settings);
-       },
-       [&] { run_on_blas(call); },
-       [&] { fill_nan(call.y); }});
 }
 
 }  // namespace mlx_ane

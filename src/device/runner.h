@@ -1,16 +1,13 @@
-// Runs a call on a device or, where it is placed or fails, on the BLAS.
+// Decides where a call runs: on its device or, placed or failed, on the BLAS.
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <optional>
 #include <string>
 
 #include "device/device.h"
 #include "device/plan.h"
-#include "device/weights.h"
-#include "host/matrix.h"
 #include "trace/counters.h"
 
 namespace mlx_ane {
@@ -33,16 +30,18 @@ struct RunnerSettings {
   Layout layout = Layout::natural;
 };
 RunnerSettings runner_settings();
-/// Its min_rows, whatever the environment says of the rest.
+/// Its min_rows, without reading the environment.
 int64_t min_rows();
 void set_runner_settings(const RunnerSettings& settings);
 
-/// A call in the three ways that it may end.
+/// A call as the runner runs it: asked, then run or computed on the BLAS.
 struct PlacedCall {
-  /// Why the device cannot take this call, with nothing done, or nothing once
-  /// it is done. Throws DeviceError.
-  std::function<std::optional<trace::Placement>(const RunnerSettings&)>
-      on_device;
+  /// Why the device does not take this call (shape, values, no room for its
+  /// programs), or nothing. Writes no output. Throws DeviceError.
+  std::function<std::optional<trace::Placement>()> supports;
+  /// Runs the whole call on the device. Throws DeviceError at the first part
+  /// that fails, with the output in an unspecified state.
+  std::function<void()> run;
   std::function<void()> on_blas;
   /// Fills the output with NaN, so that what depends on a failure shows it.
   std::function<void()> fill_nan;
@@ -53,44 +52,18 @@ struct PlacedCall {
 void run_placed(
     Device& device, int64_t rows, trace::Layer& layer, const PlacedCall& call);
 
-/// y (s, n) = x (s, k) @ w (n, k)ᵀ [+ bias (n)].
-struct MatmulCall {
-  MatrixView x;
-  MatrixView w;
-  std::optional<MatrixView> bias;
-  MatrixOut y;
-  /// The weight's place in the store, or null to pack it for this call.
-  std::shared_ptr<StagedWeight> staged;
-  std::shared_ptr<trace::Layer> layer;
-  /// Two-term split of both operands: three products, error near fp32's.
-  bool high_precision = false;
-  /// Row n of w in fp32 (k), where w.data is null: a quantised weight whose
-  /// tiles are staged.
-  std::function<void(int64_t n, float* row)> w_row = {};
-};
-
 /// Thrown under Fallback::error: names layer, device and cause.
 class DeviceFailure : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-/// Why this call would be placed on the BLAS now, or nothing. Counts nothing.
+/// Why a call of so many rows is to be placed on the BLAS whatever it computes
+/// (few rows, device disabled, layer backing off), or nothing. Counts nothing.
 std::optional<trace::Placement> placement(
     const Device& device, int64_t rows, const trace::Layer& layer);
 
-/// Runs the whole call on the device, or says over_budget where there is no
-/// room for its programs; throws DeviceError at the first tile that fails, with
-/// y in an unspecified state.
-std::optional<trace::Placement> run_on_device(
-    Device& device, const MatmulCall& call, const RunnerSettings& settings);
-
-void fill_nan(const MatrixOut& y);
-
-/// run_placed of a matmul.
-void run_matmul(Device& device, const MatmulCall& call);
-
-/// Gives disabled devices, and layers that back off, another chance.
+/// Enables disabled devices and ends the back-off of layers.
 void restore_devices();
 
 /// Ends the record and the back-off of a layer that is gone.

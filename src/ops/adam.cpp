@@ -1,11 +1,9 @@
-// The gate waits for all gradients; the updates run one fused pass a tensor.
+// Adam: a gate that depends on all gradients, then one fused loop per tensor.
 #include "ops/adam.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-
-#include "mlx/backend/cpu/encoder.h"
 
 #include "device/weights.h"
 #include "ops/failure.h"
@@ -18,18 +16,12 @@ namespace mlx_ane {
 
 namespace {
 
-// Tensors of one AdamUpdate: its siblings each keep a copy of all its inputs,
-// so groups keep the graph's cost linear.
+// Tensors of one AdamUpdate: MLX copies all inputs into each sibling output, so
+// one node for all tensors would be O(n²).
 constexpr size_t group_size = 8;
 
 /// Layout of the gate's output.
 enum Gate { learning_rate, c1, c2, step_number, clip, skip, gate_size };
-
-void no_gpu() {
-  throw std::runtime_error(
-      "[mlx_ane.adam] got a GPU stream, need a CPU stream; pass "
-      "stream=mx.cpu.");
-}
 
 void check_tensor(
     size_t i,
@@ -97,7 +89,7 @@ struct GateTask {
   }
 };
 
-/// One tensor of an update; g may have to be gathered.
+/// One tensor of an update.
 struct TensorTask {
   HostMatrix p, g, m, v;
   void* p_out;
@@ -158,9 +150,9 @@ struct UpdateTask {
   }
 };
 
-/// Tasks that were encoded before and still read a parameter, as its dx
-/// product, keep it from being donated: they are waited for, once a step.
-/// Staged copies of it are about to be stale, and share its ownership.
+/// Waits, once a step, for encoded tasks that still read a parameter, such as
+/// its dx product: they keep it from being donated. Also drops staged copies of
+/// the parameters, which are about to be stale and share their ownership.
 void wait_for_readers(const std::vector<mx::array>& inputs, mx::Stream s) {
   bool held = false;
   for (size_t i = 1; i < inputs.size(); i += 4) {
@@ -216,7 +208,7 @@ AdamResult adam(
   mx::array gate(
       mx::Shape{gate_size},
       mx::float32,
-      std::make_shared<AdamGate>(s, options.max_norm),
+      std::make_shared<AdamGate>(s, options),
       std::move(gate_inputs));
   AdamResult result;
   for (size_t first = 0; first < n; first += group_size) {
@@ -233,7 +225,8 @@ AdamResult adam(
     auto outputs = mx::array::make_arrays(
         std::move(shapes),
         dtypes,
-        std::make_shared<AdamUpdate>(s, options, static_cast<int>(first)),
+        std::make_shared<AdamUpdate>(
+            s, AdamUpdateOptions{options, static_cast<int>(first)}),
         inputs);
     for (size_t i = 0; i < outputs.size(); i += 3) {
       result.parameters.push_back(outputs[i]);
@@ -251,20 +244,11 @@ void AdamGate::eval_cpu(
   auto& out = outputs[0];
   out.set_data(mx::allocator::malloc(out.nbytes()));
   GateTask task{
-      inputs[0].data<float>(), {}, max_norm_, scope, out.data<float>()};
+      inputs[0].data<float>(), {}, options_.max_norm, scope, out.data<float>()};
   for (size_t i = 1; i < inputs.size(); ++i) {
     task.gradients.push_back(HostMatrix::flat(inputs[i]));
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
-}
-
-void AdamGate::eval_gpu(
-    const std::vector<mx::array>&, std::vector<mx::array>&) {
-  no_gpu();
-}
-
-bool AdamGate::is_equivalent(const mx::Primitive& other) const {
-  return max_norm_ == static_cast<const AdamGate&>(other).max_norm_;
+  encoder(inputs, outputs).dispatch(std::move(task));
 }
 
 std::vector<mx::Shape> AdamGate::output_shapes(const std::vector<mx::array>&) {
@@ -273,13 +257,13 @@ std::vector<mx::Shape> AdamGate::output_shapes(const std::vector<mx::array>&) {
 
 void AdamUpdate::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
-  // Without inputs, this is a sibling of an update whose task was encoded just
-  // before an exception cut its graph short: the task has run.
+  // A sibling of an update that was encoded before an exception ended its eval:
+  // its task has run.
   if (inputs.empty()) {
     return;
   }
-  // Every sibling holds its own copy of the inputs, so that none could ever be
-  // donated; MLX drops these copies right after this call anyway.
+  // Each sibling's copy of the inputs would keep them from being donated; MLX
+  // drops these copies right after this call anyway.
   std::vector<mx::array*> cleared;
   for (auto& out : outputs) {
     if (!out.is_tracer() && &out.inputs() != &inputs) {
@@ -290,7 +274,7 @@ void AdamUpdate::eval_cpu(
   try {
     encode(inputs, outputs);
   } catch (...) {
-    // An earlier task's exception: the graph must stay whole to be resumed.
+    // An earlier task's exception: a retry of this graph needs its inputs.
     for (auto* out : cleared) {
       out->inputs() = inputs;
     }
@@ -301,7 +285,7 @@ void AdamUpdate::eval_cpu(
 void AdamUpdate::encode(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   wait_for_readers(inputs, stream());
-  UpdateTask task{inputs[0].data<float>(), {}, options_, first_};
+  UpdateTask task{inputs[0].data<float>(), {}, options_.adam, options_.first};
   for (size_t i = 0; 3 * i < outputs.size(); ++i) {
     auto& p = inputs[1 + 4 * i];
     auto& g = inputs[2 + 4 * i];
@@ -324,17 +308,7 @@ void AdamUpdate::encode(
     task.tensors.push_back(std::move(tensor));
   }
   trace::add(trace::Counter::adam_tensors, task.tensors.size());
-  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
-}
-
-void AdamUpdate::eval_gpu(
-    const std::vector<mx::array>&, std::vector<mx::array>&) {
-  no_gpu();
-}
-
-bool AdamUpdate::is_equivalent(const mx::Primitive& other) const {
-  auto& o = static_cast<const AdamUpdate&>(other);
-  return options_ == o.options_ && first_ == o.first_;
+  encoder(inputs, outputs).dispatch(std::move(task));
 }
 
 std::vector<mx::Shape> AdamUpdate::output_shapes(

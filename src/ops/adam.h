@@ -2,15 +2,11 @@
 // updates.
 #pragma once
 
-#include <memory>
-#include <optional>
 #include <vector>
-
-#include "mlx/mlx.h"
-#include "mlx/primitives.h"
 
 #include "kernels/adam.h"
 #include "ops/checks.h"
+#include "ops/primitive.h"
 
 namespace mlx_ane {
 
@@ -39,59 +35,43 @@ AdamResult adam(
 
 ///// Primitives
 
-/// (scalars, gradients...) -> scalars with the clip factor and whether to skip:
-/// every update depends on it, hence on every gradient of the step.
-class AdamGate : public mx::Primitive {
+/// (scalars, gradients...) -> scalars with the clip factor and whether to skip.
+/// All updates take it as an input, so none runs before every gradient is done.
+class AdamGate : public PrimitiveOf<AdamOptions> {
  public:
-  AdamGate(mx::Stream stream, std::optional<double> max_norm)
-      : mx::Primitive(stream), max_norm_(max_norm) {
-  }
+  using PrimitiveOf::PrimitiveOf;
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override;
-  void eval_gpu(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "AdamGate";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_NAME(AdamGate)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
+};
 
- private:
-  std::optional<double> max_norm_;
+struct AdamUpdateOptions {
+  AdamOptions adam;
+  /// Index of the first tensor in the step, for the seed of its rounding.
+  int first;
+  bool operator==(const AdamUpdateOptions&) const = default;
 };
 
 /// (gate, p, g, m, v, p, g, m, v, ...) -> (p, m, v, p, m, v, ...), in place
 /// where nobody else holds a buffer.
-class AdamUpdate : public mx::Primitive {
+class AdamUpdate : public PrimitiveOf<AdamUpdateOptions> {
  public:
-  AdamUpdate(mx::Stream stream, const AdamOptions& options, int first)
-      : mx::Primitive(stream), options_(options), first_(first) {
-  }
+  using PrimitiveOf::PrimitiveOf;
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override;
-  void eval_gpu(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "AdamUpdate";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_NAME(AdamUpdate)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
  private:
   void encode(
       const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs);
-
-  AdamOptions options_;
-  // Index of the first tensor in the step, for the seed of its rounding.
-  int first_;
 };
 
 }  // namespace mlx_ane

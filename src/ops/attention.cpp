@@ -1,7 +1,6 @@
 // Attention: forward and backward each one task over kernels/attention.
 #include "ops/attention.h"
 
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 
 #include "device/device_attention.h"
@@ -73,6 +72,10 @@ kernels::Heads heads(const mx::array& x) {
   return out;
 }
 
+bool has_mask_array(const AttentionOptions& options) {
+  return options.mask == Kind::boolean || options.mask == Kind::additive;
+}
+
 /// The kernel's view of (q, k, v, [mask], [sinks]).
 kernels::Attention kernel_call(
     const std::vector<mx::array>& inputs, const AttentionOptions& options) {
@@ -85,7 +88,7 @@ kernels::Attention kernel_call(
       nullptr};
   call.mask.kind = options.mask;
   size_t next = 3;
-  if (options.mask == Kind::boolean || options.mask == Kind::additive) {
+  if (has_mask_array(options)) {
     auto& mask = inputs[next++];
     call.mask.data = mask.data<void>();
     call.mask.type = float_type(mask.dtype());
@@ -100,8 +103,7 @@ kernels::Attention kernel_call(
 }
 
 size_t operands(const AttentionOptions& options) {
-  bool array = options.mask == Kind::boolean || options.mask == Kind::additive;
-  return 3 + array + options.sinks;
+  return 3 + has_mask_array(options) + options.sinks;
 }
 
 int64_t flops(const kernels::Attention& call) {
@@ -139,12 +141,12 @@ void backward_of_exact(
       call, out, softmax.data(), d_out, dq, dk, dv, d_sinks);
 }
 
-/// MLX's own function. What it says of the softmax is never read: whoever
-/// transforms the forward by it takes the gradient from it too.
+/// MLX's own function. Its second output stands for the softmax and is never
+/// read: transformations of the forward take its gradient from here too.
 Fused::Function composed(const AttentionOptions& options, mx::Stream s) {
   return [options, s](const std::vector<mx::array>& in) {
     std::optional<mx::array> mask, sinks;
-    if (options.mask == Kind::boolean || options.mask == Kind::additive) {
+    if (has_mask_array(options)) {
       mask = in[3];
     }
     if (options.sinks) {
@@ -164,6 +166,26 @@ Fused::Function composed(const AttentionOptions& options, mx::Stream s) {
     auto shape = in[0].shape();
     shape[3] = 2;
     return std::vector<mx::array>{out, mx::zeros(shape, mx::float32, s)};
+  };
+}
+
+/// (q, k, v, [mask], [sinks], out, softmax, d_out) -> the gradients of
+/// `trained` among the first n, by MLX's ops: for the gradient of the gradient.
+Fused::Function gradient_of(
+    Fused::Function forward, const std::vector<int>& trained, size_t n) {
+  return [=](const std::vector<mx::array>& in) {
+    std::vector<mx::array> primals;
+    for (int i : trained) {
+      primals.push_back(in[i]);
+    }
+    auto out_only = [&](const std::vector<mx::array>& some) {
+      std::vector<mx::array> all(in.begin(), in.begin() + n);
+      for (size_t j = 0; j < trained.size(); ++j) {
+        all[trained[j]] = some[j];
+      }
+      return std::vector<mx::array>{forward(all)[0]};
+    };
+    return mx::vjp(out_only, primals, {in.back()}).second;
   };
 }
 
@@ -243,33 +265,23 @@ void Attention::eval_cpu(
     return;
   }
   layer_->calls += 1;
-  auto& encoder = mx::cpu::get_command_encoder(stream());
+  auto& tasks = encoder(inputs, outputs);
   auto call = kernel_call(inputs, options_);
   auto out = heads(outputs[0]);
   if (!options_.place.device) {
     layer_->place(trace::Placement::device_cpu);
-    encoder.dispatch([call, out, softmax = row_softmax(outputs[1])] {
+    tasks.dispatch([call, out, softmax = row_softmax(outputs[1])] {
       trace::Span span("attention", op, 0, flops(call));
       kernels::attention_forward(call, out, softmax);
     });
     return;
   }
-  auto scope = FailureScope::enter();
-  auto id = outputs[0].id();
-  scope->encode(id);
-  encoder.dispatch([call,
-                    out,
-                    scope,
-                    id,
-                    stream = stream(),
-                    layer = layer_,
-                    device = options_.place.device] {
-    try {
-      run_attention(*device, call, out, *layer);
-    } catch (const DeviceFailure&) {
-      scope->fail(stream, id);
-      throw;
-    }
+  tasks.dispatch([call,
+                  out,
+                  tracked = TrackedTask(stream(), outputs[0]),
+                  layer = layer_,
+                  device = options_.place.device] {
+    tracked.run([&] { run_attention(*device, call, out, *layer); });
   });
 }
 
@@ -279,9 +291,8 @@ std::vector<mx::array> Attention::vjp(
     const std::vector<int>& argnums,
     const std::vector<mx::array>& outputs) {
   auto n = operands(options_);
-  bool array_mask = n > 3u + options_.sinks;
   for (int i : argnums) {
-    if (i == 3 && array_mask) {
+    if (i == 3 && has_mask_array(options_)) {
       // A trained mask has no kernel.
       return Fused::vjp(primals, cotangents, argnums, outputs);
     }
@@ -294,24 +305,8 @@ std::vector<mx::array> Attention::vjp(
   if (options_.sinks) {
     trained.push_back(static_cast<int>(n) - 1);
   }
-  // The gradient of the gradient, where it is asked for, goes through MLX's
-  // ops.
-  auto gradients_of =
-      [forward = composition_, trained, n](const std::vector<mx::array>& in) {
-        std::vector<mx::array> asked;
-        for (int i : trained) {
-          asked.push_back(in[i]);
-        }
-        auto out_only = [&](const std::vector<mx::array>& some) {
-          std::vector<mx::array> all(in.begin(), in.begin() + n);
-          for (size_t j = 0; j < trained.size(); ++j) {
-            all[trained[j]] = some[j];
-          }
-          return std::vector<mx::array>{forward(all)[0]};
-        };
-        return mx::vjp(out_only, asked, {in.back()}).second;
-      };
-  auto primitive = std::make_shared<AttentionVJP>(s, options_, gradients_of);
+  auto primitive = std::make_shared<AttentionVJP>(
+      s, options_, gradient_of(composition_, trained, n));
   std::vector<mx::Dtype> dtypes;
   for (int i : trained) {
     dtypes.push_back(primals[i].dtype());
@@ -323,10 +318,6 @@ std::vector<mx::array> Attention::vjp(
     asked.push_back(gradients[i < 3 ? i : 3]);
   }
   return asked;
-}
-
-bool Attention::is_equivalent(const mx::Primitive& other) const {
-  return options_ == static_cast<const Attention&>(other).options_;
 }
 
 std::vector<mx::Shape> Attention::output_shapes(
@@ -343,16 +334,16 @@ void AttentionVJP::eval_cpu(
   if (fill_if_empty(inputs[1], inputs[n], outputs)) {
     return;
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(
-      [call = kernel_call(inputs, options_),
-       out = heads(inputs[n]),
-       softmax = row_softmax(inputs[n + 1]),
-       d_out = heads(inputs[n + 2]),
-       dq = heads(outputs[0]),
-       dk = heads(outputs[1]),
-       dv = heads(outputs[2]),
-       d_sinks = options_.sinks ? outputs[3].data<float>() : nullptr,
-       recompute = options_.place.device != nullptr] {
+  encoder(inputs, outputs)
+      .dispatch([call = kernel_call(inputs, options_),
+                 out = heads(inputs[n]),
+                 softmax = row_softmax(inputs[n + 1]),
+                 d_out = heads(inputs[n + 2]),
+                 dq = heads(outputs[0]),
+                 dk = heads(outputs[1]),
+                 dv = heads(outputs[2]),
+                 d_sinks = options_.sinks ? outputs[3].data<float>() : nullptr,
+                 recompute = options_.place.device != nullptr] {
         trace::Span span("attention_vjp", op, 0, 5 * flops(call) / 2);
         if (recompute) {
           backward_of_exact(call, d_out, dq, dk, dv, d_sinks);
@@ -361,10 +352,6 @@ void AttentionVJP::eval_cpu(
               call, out, softmax, d_out, dq, dk, dv, d_sinks);
         }
       });
-}
-
-bool AttentionVJP::is_equivalent(const mx::Primitive& other) const {
-  return options_ == static_cast<const AttentionVJP&>(other).options_;
 }
 
 std::vector<mx::Shape> AttentionVJP::output_shapes(

@@ -40,12 +40,11 @@ mx::array attention(
 
 /// (q, k, v, [mask], [sinks]) -> (out, softmax (B, H, S, 2), of which only the
 /// kernel of AttentionVJP reads: kernels::RowSoftmax)
-class Attention : public Fused {
+class Attention : public PrimitiveOf<AttentionOptions, Fused> {
  public:
   Attention(
       mx::Stream stream, const AttentionOptions& options, Function composition)
-      : Fused(stream, std::move(composition)),
-        options_(options),
+      : PrimitiveOf(stream, options, std::move(composition)),
         layer_(trace::layer("scaled_dot_product_attention")) {
   }
 
@@ -57,38 +56,25 @@ class Attention : public Fused {
       const std::vector<mx::array>& cotangents,
       const std::vector<int>& argnums,
       const std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "ANEAttention";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_NAME(ANEAttention)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
  private:
-  AttentionOptions options_;
   std::shared_ptr<trace::Layer> layer_;
 };
 
 /// (q, k, v, [mask], [sinks], out, softmax, d_out) -> (dq, dk, dv, [d_sinks])
-class AttentionVJP : public Fused {
+class AttentionVJP : public PrimitiveOf<AttentionOptions, Fused> {
  public:
-  AttentionVJP(
-      mx::Stream stream, const AttentionOptions& options, Function composition)
-      : Fused(stream, std::move(composition)), options_(options) {
-  }
+  using PrimitiveOf::PrimitiveOf;
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "ANEAttentionVJP";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_NAME(ANEAttentionVJP)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
-
- private:
-  AttentionOptions options_;
 };
 
 }  // namespace mlx_ane

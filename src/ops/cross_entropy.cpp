@@ -3,8 +3,6 @@
 
 #include <limits>
 
-#include "mlx/backend/cpu/encoder.h"
-
 #include "kernels/cross_entropy.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
@@ -95,7 +93,8 @@ mx::array cross_entropy(
   return mx::array::make_arrays(
       {tokens, tokens, tokens},
       {mx::float32, mx::float32, mx::float32},
-      std::make_shared<CrossEntropy>(s, label_smoothing, composition),
+      std::make_shared<CrossEntropy>(
+          s, CrossEntropyOptions{label_smoothing}, composition),
       {logits, indices(targets, s)})[0];
 }
 
@@ -105,13 +104,13 @@ void CrossEntropy::eval_cpu(
   if (outputs[0].size() == 0) {
     return;
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(
-      [logits = HostMatrix::rows(inputs[0]),
-       targets = inputs[1].data<int32_t>(),
-       smoothing = smoothing_,
-       loss = outputs[0].data<float>(),
-       maximum = outputs[1].data<float>(),
-       sum = outputs[2].data<float>()] {
+  encoder(inputs, outputs)
+      .dispatch([logits = HostMatrix::rows(inputs[0]),
+                 targets = inputs[1].data<int32_t>(),
+                 smoothing = options_.label_smoothing,
+                 loss = outputs[0].data<float>(),
+                 maximum = outputs[1].data<float>(),
+                 sum = outputs[2].data<float>()] {
         trace::Span span("cross_entropy", "", 0, 0);
         kernels::cross_entropy_forward(
             logits.view(), targets, smoothing, loss, maximum, sum);
@@ -130,7 +129,7 @@ std::vector<mx::array> CrossEntropy::vjp(
   }
   auto s = stream();
   // Inputs are (logits, targets, maximum, sum, d_loss).
-  auto composition = [smoothing = smoothing_,
+  auto composition = [smoothing = options_.label_smoothing,
                       s](const std::vector<mx::array>& in) {
     auto loss = [&](const std::vector<mx::array>& x) {
       return std::vector<mx::array>{composed({x[0], in[1]}, smoothing, s)[0]};
@@ -142,12 +141,8 @@ std::vector<mx::array> CrossEntropy::vjp(
   return {mx::array(
       primals[0].shape(),
       primals[0].dtype(),
-      std::make_shared<CrossEntropyVJP>(s, smoothing_, composition),
+      std::make_shared<CrossEntropyVJP>(s, options_, composition),
       {primals[0], primals[1], outputs[1], outputs[2], d_loss})};
-}
-
-bool CrossEntropy::is_equivalent(const mx::Primitive& other) const {
-  return smoothing_ == static_cast<const CrossEntropy&>(other).smoothing_;
 }
 
 std::vector<mx::Shape> CrossEntropy::output_shapes(
@@ -158,33 +153,21 @@ std::vector<mx::Shape> CrossEntropy::output_shapes(
 void CrossEntropyVJP::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
-  auto& out = outputs[0];
-  if (out.size() == 0) {
+  if (outputs[0].size() == 0) {
     return;
   }
-  auto vocabulary = static_cast<int64_t>(out.shape(-1));
-  MatrixOut d_logits{
-      out.data<void>(),
-      float_type(out.dtype()),
-      static_cast<int64_t>(out.size()) / vocabulary,
-      vocabulary,
-      vocabulary};
-  mx::cpu::get_command_encoder(stream()).dispatch(
-      [logits = HostMatrix::rows(inputs[0]),
-       targets = inputs[1].data<int32_t>(),
-       smoothing = smoothing_,
-       maximum = inputs[2].data<float>(),
-       sum = inputs[3].data<float>(),
-       d_loss = inputs[4].data<float>(),
-       d_logits] {
+  encoder(inputs, outputs)
+      .dispatch([logits = HostMatrix::rows(inputs[0]),
+                 targets = inputs[1].data<int32_t>(),
+                 smoothing = options_.label_smoothing,
+                 maximum = inputs[2].data<float>(),
+                 sum = inputs[3].data<float>(),
+                 d_loss = inputs[4].data<float>(),
+                 d_logits = rows_of(outputs[0])] {
         trace::Span span("cross_entropy_vjp", "", 0, 0);
         kernels::cross_entropy_backward(
             logits.view(), targets, smoothing, maximum, sum, d_loss, d_logits);
       });
-}
-
-bool CrossEntropyVJP::is_equivalent(const mx::Primitive& other) const {
-  return smoothing_ == static_cast<const CrossEntropyVJP&>(other).smoothing_;
 }
 
 std::vector<mx::Shape> CrossEntropyVJP::output_shapes(

@@ -6,6 +6,11 @@
 
 namespace mlx_ane {
 
+struct CrossEntropyOptions {
+  float label_smoothing;
+  bool operator==(const CrossEntropyOptions&) const = default;
+};
+
 ///// Operation
 
 /// logits (..., V), integer targets (...) -> losses (...) in fp32:
@@ -21,11 +26,9 @@ mx::array cross_entropy(
 
 /// (logits, targets int32) -> (loss, maximum, sum of exp(x - maximum)), each
 /// (...) in fp32
-class CrossEntropy : public Fused {
+class CrossEntropy : public PrimitiveOf<CrossEntropyOptions, Fused> {
  public:
-  CrossEntropy(mx::Stream stream, float smoothing, Function composition)
-      : Fused(stream, std::move(composition)), smoothing_(smoothing) {
-  }
+  using PrimitiveOf::PrimitiveOf;
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
@@ -35,36 +38,22 @@ class CrossEntropy : public Fused {
       const std::vector<mx::array>& cotangents,
       const std::vector<int>& argnums,
       const std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "ANECrossEntropy";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_NAME(ANECrossEntropy)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
-
- private:
-  float smoothing_;
 };
 
 /// (logits, targets, maximum, sum, d_loss) -> d_logits
-class CrossEntropyVJP : public Fused {
+class CrossEntropyVJP : public PrimitiveOf<CrossEntropyOptions, Fused> {
  public:
-  CrossEntropyVJP(mx::Stream stream, float smoothing, Function composition)
-      : Fused(stream, std::move(composition)), smoothing_(smoothing) {
-  }
+  using PrimitiveOf::PrimitiveOf;
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "ANECrossEntropyVJP";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_NAME(ANECrossEntropyVJP)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
-
- private:
-  float smoothing_;
 };
 
 }  // namespace mlx_ane

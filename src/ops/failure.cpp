@@ -1,4 +1,4 @@
-// One scope a thread; delivery of an exception is found by synchronizing.
+// One scope per thread; synchronizing tells whether MLX delivered an exception.
 #include "ops/failure.h"
 
 #include "ops/streams.h"

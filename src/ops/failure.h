@@ -1,4 +1,4 @@
-// What a failed device task tells the optimizer steps that depend on it.
+// Skips optimizer steps that depend on a failed device task.
 #pragma once
 
 #include <atomic>
@@ -7,34 +7,31 @@
 
 #include "mlx/mlx.h"
 
+#include "device/runner.h"
+
 namespace mlx_ane {
 
 namespace mx = mlx::core;
 
 /// MLX runs the rest of a graph after a task throws, optimizer steps included.
-/// A failing task therefore marks the scope of the thread that encoded it, and
-/// the gate of an optimizer step reads the mark before anything is written.
+/// So a failing task marks the scope of the thread that encoded it, and the
+/// gate of an optimizer step reads the mark before anything is written.
 class FailureScope {
  public:
-  /// The scope of this thread, which is encoding a device task or an optimizer
-  /// step. Where a failure is marked and its exception still undelivered, that
-  /// exception is thrown here; where it was delivered, this is a new eval and
-  /// the mark is cleared.
+  /// The scope of this thread, for a device task or an optimizer step that it
+  /// encodes. Throws the exception of a failure if MLX has not delivered it
+  /// yet; once it has, this is a new eval and the mark is cleared.
   static std::shared_ptr<FailureScope> enter();
 
-  /// Call while encoding a device task: `output` is the id of its result. A
-  /// result that failed before and is encoded again belongs to a graph that the
-  /// failure had cut short.
+  /// Call while encoding the device task of `output`, an array's id. A failed
+  /// output that is encoded again belongs to a retry of its graph.
   void encode(std::uintptr_t output);
 
-  /// Marks a failure of the task of `output` on `stream`; the result must be
-  /// NaN.
+  /// Call in the task: `output`, on `stream`, is NaN.
   void fail(mx::Stream stream, std::uintptr_t output);
 
-  /// Whether an optimizer step must be skipped: the exception of a failure may
-  /// be undelivered, so that nothing that is running can be trusted, or the
-  /// step belongs to a graph that a failure cut short. `finite` tells whether
-  /// all gradients are; it is asked only if needed.
+  /// True if this step must not write: a failure is pending, or this graph
+  /// retries a failed one, or shares one's gradients, which `finite` denies.
   template <typename Finite>
   bool must_skip(Finite finite) {
     bool skip = failed_ || resumed_ || (tainted_ && !finite());
@@ -48,11 +45,36 @@ class FailureScope {
   }
 
  private:
-  std::atomic<bool> failed_{false};   // its exception may be undelivered
-  std::atomic<bool> tainted_{false};  // its graph may be resumed later
-  std::atomic<bool> resumed_{false};  // its graph is being resumed
+  std::atomic<bool> failed_{false};   // the exception may be undelivered
+  std::atomic<bool> tainted_{false};  // the failed graph may be retried later
+  std::atomic<bool> resumed_{false};  // it is being retried
   std::atomic<int> stream_{0};
   std::atomic<std::uintptr_t> output_{0};
+};
+
+/// A device task of one output; made while it is encoded.
+class TrackedTask {
+ public:
+  TrackedTask(mx::Stream stream, const mx::array& output)
+      : scope_(FailureScope::enter()), stream_(stream), output_(output.id()) {
+    scope_->encode(output_);
+  }
+
+  /// Calls `task` and marks the scope if it throws DeviceFailure.
+  template <typename Task>
+  void run(Task task) const {
+    try {
+      task();
+    } catch (const DeviceFailure&) {
+      scope_->fail(stream_, output_);
+      throw;
+    }
+  }
+
+ private:
+  std::shared_ptr<FailureScope> scope_;
+  mx::Stream stream_;
+  std::uintptr_t output_;
 };
 
 }  // namespace mlx_ane

@@ -1,8 +1,6 @@
 // Transformations of fused primitives by way of their composition.
 #include "ops/fused.h"
 
-#include <string>
-
 namespace mlx_ane {
 
 namespace {
@@ -17,12 +15,6 @@ std::vector<mx::array> select(
 }
 
 }  // namespace
-
-void Fused::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error(
-      std::string("[mlx_ane.fast] got a GPU stream for ") + name() +
-      ", need a CPU stream; pass stream=mx.cpu.");
-}
 
 Fused::Function Fused::of(
     const std::vector<mx::array>& primals,

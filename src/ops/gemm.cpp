@@ -2,9 +2,7 @@
 // Gemms.
 #include "ops/gemm.h"
 
-#include "mlx/backend/cpu/encoder.h"
-
-#include "device/runner.h"
+#include "device/device_matmul.h"
 #include "kernels/gemm.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
@@ -44,16 +42,13 @@ trace::Counter counter(Role role) {
   return trace::Counter::gemm_other;
 }
 
-/// Everything one task needs; copied into the task.
 struct GemmTask {
   std::vector<HostMatrix> a;  // one per batch element
   std::vector<HostMatrix> b;
   MatrixOut c;  // of the first batch element; the others follow it
   GemmOptions options;
   std::shared_ptr<trace::Layer> layer;
-  std::shared_ptr<FailureScope> scope;
-  mx::Stream stream;
-  std::uintptr_t output;
+  std::optional<TrackedTask> tracked;  // on a device
 
   void operator()() const {
     auto out = c;
@@ -61,7 +56,11 @@ struct GemmTask {
       auto left = options.trans_a ? a[i].view().transposed() : a[i].view();
       auto right = options.trans_b ? b[i].view().transposed() : b[i].view();
       if (options.place.device && left.cols > 0) {
-        run_on(*options.place.device, left, right, out);
+        tracked->run([&] {
+          run_matmul(
+              *options.place.device,
+              {left, right.transposed(), {}, out, nullptr, layer});
+        });
       } else {
         run_on_blas(left, right, out);
       }
@@ -82,20 +81,6 @@ struct GemmTask {
         2 * left.rows * left.cols * right.cols);
     trace::add(counter(options.role));
     kernels::gemm(left, right, nullptr, out);
-  }
-
-  void run_on(
-      Device& device,
-      const MatrixView& left,
-      const MatrixView& right,
-      const MatrixOut& out) const {
-    try {
-      run_matmul(
-          device, {left, right.transposed(), {}, out, nullptr, layer, false});
-    } catch (const DeviceFailure&) {
-      scope->fail(stream, output);
-      throw;
-    }
   }
 };
 
@@ -202,25 +187,16 @@ void Gemm::eval_cpu(
       {c.data<void>(), float_type(c.dtype()), m, n, n},
       options_,
       layer_,
-      nullptr,
-      stream(),
-      c.id()};
+      {}};
   if (options_.place.device) {
-    task.scope = FailureScope::enter();
-    task.scope->encode(c.id());
+    task.tracked.emplace(stream(), c);
   }
   auto batches = static_cast<int64_t>(c.size()) / (m * n);
   for (int64_t i = 0; i < batches; ++i) {
     task.a.push_back(HostMatrix::batch(a, i));
     task.b.push_back(HostMatrix::batch(b, i));
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(std::move(task));
-}
-
-void Gemm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error(
-      "[mlx_ane.matmul] got a GPU stream, need a CPU stream; pass "
-      "stream=mx.cpu.");
+  encoder(inputs, outputs).dispatch(std::move(task));
 }
 
 std::vector<mx::array> Gemm::vjp(
@@ -290,13 +266,6 @@ std::pair<std::vector<mx::array>, std::vector<int>> Gemm::vmap(
     return mx::broadcast_to(inputs[i], shape, s);
   };
   return {{gemm(batched(0), batched(1), options_, s)}, {0}};
-}
-
-bool Gemm::is_equivalent(const mx::Primitive& other) const {
-  auto& o = static_cast<const Gemm&>(other).options_;
-  return options_.trans_a == o.trans_a && options_.trans_b == o.trans_b &&
-         options_.dtype == o.dtype && options_.role == o.role &&
-         options_.place == o.place && options_.layer == o.layer;
 }
 
 std::vector<mx::Shape> Gemm::output_shapes(

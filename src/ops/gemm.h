@@ -5,10 +5,8 @@
 #include <optional>
 #include <string>
 
-#include "mlx/mlx.h"
-#include "mlx/primitives.h"
-
 #include "ops/checks.h"
+#include "ops/primitive.h"
 #include "trace/counters.h"
 
 namespace mlx_ane {
@@ -24,6 +22,7 @@ struct GemmOptions {
   Role role = Role::other;
   Place place = {};
   std::string layer = "";
+  bool operator==(const GemmOptions&) const = default;
 };
 mx::array gemm(
     const mx::array& a,  // (B..., m, k), or (B..., k, m) with trans_a
@@ -47,41 +46,22 @@ mx::array matmul(
 
 ///// Primitive
 
-class Gemm : public mx::Primitive {
+class Gemm : public PrimitiveOf<GemmOptions> {
  public:
   Gemm(mx::Stream stream, const GemmOptions& options)
-      : mx::Primitive(stream),
-        options_(options),
-        layer_(trace::layer(options.layer)) {
+      : PrimitiveOf(stream, options), layer_(trace::layer(options.layer)) {
   }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override;
-  void eval_gpu(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs) override;
-  std::vector<mx::array> jvp(
-      const std::vector<mx::array>& primals,
-      const std::vector<mx::array>& tangents,
-      const std::vector<int>& argnums) override;
-  std::vector<mx::array> vjp(
-      const std::vector<mx::array>& primals,
-      const std::vector<mx::array>& cotangents,
-      const std::vector<int>& argnums,
-      const std::vector<mx::array>& outputs) override;
-  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
-      const std::vector<mx::array>& inputs,
-      const std::vector<int>& axes) override;
-  const char* name() const override {
-    return "ANEGemm";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_GRADS()
+  DEFINE_VMAP()
+  DEFINE_NAME(ANEGemm)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
  private:
-  GemmOptions options_;
   std::shared_ptr<trace::Layer> layer_;
 };
 

@@ -24,11 +24,10 @@ Float float_type(mx::Dtype dtype) {
   return dtype == mx::bfloat16 ? Float::bf16 : Float::f32;
 }
 
-mx::Dtype mlx_dtype(Float type) {
-  if (type == Float::f16) {
-    return mx::float16;
-  }
-  return type == Float::bf16 ? mx::bfloat16 : mx::float32;
+MatrixOut rows_of(mx::array& out) {
+  int64_t cols = out.shape(-1);
+  auto rows = static_cast<int64_t>(out.size()) / cols;
+  return {out.data<void>(), float_type(out.dtype()), rows, cols, cols};
 }
 
 HostMatrix HostMatrix::rows(const mx::array& x) {

@@ -1,5 +1,4 @@
-// Views of evaluated MLX arrays as host matrices, copied only where they must
-// be.
+// MLX arrays as host matrices, copied only where strides demand it.
 #pragma once
 
 #include <memory>
@@ -15,7 +14,9 @@ namespace mx = mlx::core;
 
 /// The kernels' type of an MLX dtype; the op functions admit no other.
 Float float_type(mx::Dtype dtype);
-mx::Dtype mlx_dtype(Float type);
+
+/// An allocated, non-empty output as rows of its last axis.
+MatrixOut rows_of(mx::array& out);
 
 /// An evaluated array seen as rows x columns by its last two axes, or as rows
 /// of its last axis. Build it while encoding; call view() inside the task,

@@ -1,9 +1,7 @@
 // ANELinear: encodes one device (or BLAS) task, and its gradients as Gemms.
 #include "ops/linear.h"
 
-#include "mlx/backend/cpu/encoder.h"
-
-#include "device/runner.h"
+#include "device/device_matmul.h"
 #include "kernels/gemm.h"
 #include "ops/failure.h"
 #include "ops/gemm.h"
@@ -17,8 +15,7 @@ namespace mlx_ane {
 
 namespace {
 
-/// What a task of device "cpu" needs; small, as dispatch is the cost of tiny
-/// layers.
+/// A product on the BLAS. Kept small: tiny layers cost as much as a dispatch.
 struct BlasTask {
   HostMatrix x;  // (S, K)
   MatrixView w;  // (N, K)
@@ -36,21 +33,14 @@ struct BlasTask {
 
 struct DeviceTask {
   HostMatrix x;
-  MatmulCall call;  // all but x, which may have to be gathered in the task
+  MatmulCall call;  // all but x, which is gathered in the task
   Device* device;
-  std::shared_ptr<FailureScope> scope;
-  mx::Stream stream;
-  std::uintptr_t output;
+  TrackedTask tracked;
 
   void operator()() const {
     auto ready = call;
     ready.x = x.view();
-    try {
-      run_matmul(*device, ready);
-    } catch (const DeviceFailure&) {
-      scope->fail(stream, output);
-      throw;
-    }
+    tracked.run([&] { run_matmul(*device, ready); });
   }
 };
 
@@ -64,6 +54,20 @@ MatrixView parameter_view(const mx::array& a) {
       a.shape(-1),
       vector ? 0 : a.strides(0),
       a.strides(-1)};
+}
+
+/// The result for (x, weight, [bias]) of float types.
+mx::array linear_of(
+    std::vector<mx::array> inputs,
+    const LinearOptions& options,
+    mx::Stream stream) {
+  auto shape = inputs[0].shape();
+  shape.back() = inputs[1].shape(0);
+  return mx::array(
+      std::move(shape),
+      options.dtype,
+      std::make_shared<ANELinear>(stream, options),
+      std::move(inputs));
 }
 
 }  // namespace
@@ -105,34 +109,17 @@ mx::array linear(
         "\", need \"default\" or \"high\".");
   }
   LinearOptions options{
-      resolve_place("linear", device), layer, frozen, precision == "high"};
+      resolve_place("linear", device),
+      layer,
+      frozen,
+      precision == "high",
+      dtype};
   auto s = resolve_stream("linear", stream, options.place);
-  auto shape = x.shape();
-  shape.back() = weight.shape(0);
   std::vector<mx::array> inputs;
   for (auto& [name, operand] : operands) {
     inputs.push_back(as_float(operand, dtype, s));
   }
-  return mx::array(
-      std::move(shape),
-      dtype,
-      std::make_shared<ANELinear>(s, std::move(options), dtype),
-      std::move(inputs));
-}
-
-mx::array ANELinear::apply(
-    const mx::array& x, const mx::array& w, const std::optional<mx::array>& b) {
-  auto shape = x.shape();
-  shape.back() = w.shape(0);
-  std::vector<mx::array> inputs{x, w};
-  if (b) {
-    inputs.push_back(*b);
-  }
-  return mx::array(
-      std::move(shape),
-      dtype_,
-      std::make_shared<ANELinear>(stream(), options_, dtype_),
-      std::move(inputs));
+  return linear_of(std::move(inputs), options, s);
 }
 
 void ANELinear::eval_cpu(
@@ -150,40 +137,22 @@ void ANELinear::eval_cpu(
   if (inputs.size() == 3) {
     bias = parameter_view(inputs[2]);
   }
-  int64_t n = w.rows;
-  MatrixOut out{
-      y.data<void>(),
-      float_type(y.dtype()),
-      static_cast<int64_t>(y.size()) / n,
-      n,
-      n};
-  auto& encoder = mx::cpu::get_command_encoder(stream());
+  auto out = rows_of(y);
+  auto& tasks = encoder(inputs, outputs);
   auto* device = w.cols > 0 ? options_.place.device : nullptr;
   if (!device) {
     layer_->place(trace::Placement::device_cpu);
-    encoder.dispatch(BlasTask{std::move(x), w, bias, out, layer_});
+    tasks.dispatch(BlasTask{std::move(x), w, bias, out, layer_});
     return;
   }
   MatmulCall call{{}, w, bias, out, nullptr, layer_, options_.high_precision};
-  if (options_.frozen && !options_.high_precision &&
-      !placement(*device, out.rows, *layer_)) {
-    auto plan = plan_matmul(
-        out.rows, w.cols, n, device->limits(), runner_settings().layout);
-    call.staged =
-        weight_store().get(*device, inputs[1].data_shared_ptr(), w, plan);
+  if (options_.frozen && !options_.high_precision) {
+    call.staged = staged_weight(
+        *device, out.rows, *layer_, inputs[1].data_shared_ptr(), w);
   }
-  auto scope = FailureScope::enter();
-  scope->encode(y.id());
-  encoder.dispatch(
+  tasks.dispatch(
       DeviceTask{
-          std::move(x), std::move(call), device, scope, stream(), y.id()});
-}
-
-void ANELinear::eval_gpu(
-    const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error(
-      "[mlx_ane.linear] got a GPU stream, need a CPU stream; pass "
-      "stream=mx.cpu.");
+          std::move(x), std::move(call), device, TrackedTask(stream(), y)});
 }
 
 std::vector<mx::array> ANELinear::vjp(
@@ -225,13 +194,13 @@ std::vector<mx::array> ANELinear::jvp(
   std::optional<mx::array> sum;
   for (size_t i = 0; i < argnums.size(); ++i) {
     GemmOptions options;
-    options.dtype = dtype_;
+    options.dtype = options_.dtype;
     options.trans_b = true;
     options.layer = options_.layer;
     auto shape = output_shapes(primals)[0];
     auto term = tangents[i];
     if (argnums[i] == 2) {
-      term = mx::broadcast_to(mx::astype(term, dtype_, s), shape, s);
+      term = mx::broadcast_to(mx::astype(term, options_.dtype, s), shape, s);
     } else {
       auto& x = argnums[i] == 0 ? tangents[i] : primals[0];
       auto& w = argnums[i] == 1 ? tangents[i] : primals[1];
@@ -247,13 +216,13 @@ std::pair<std::vector<mx::array>, std::vector<int>> ANELinear::vmap(
   auto s = stream();
   bool has_bias = inputs.size() == 3;
   bool maps_bias = has_bias && axes[2] >= 0;
-  std::optional<mx::array> bias;
-  if (has_bias && !maps_bias) {
-    bias = inputs[2];
-  }
   auto x = axes[0] >= 0 ? mx::moveaxis(inputs[0], axes[0], 0, s) : inputs[0];
   if (axes[1] < 0) {
-    auto y = apply(x, inputs[1], bias);
+    std::vector<mx::array> operands{x, inputs[1]};
+    if (has_bias && !maps_bias) {
+      operands.push_back(inputs[2]);
+    }
+    auto y = linear_of(std::move(operands), options_, s);
     if (!maps_bias) {
       return {{y}, {axes[0] >= 0 ? 0 : -1}};
     }
@@ -263,7 +232,9 @@ std::pair<std::vector<mx::array>, std::vector<int>> ANELinear::vmap(
     int64_t inner = y.ndim() - (axes[0] >= 0 ? 2 : 1);
     shape.insert(shape.begin() + 1, inner, 1);
     return {
-        {mx::astype(mx::add(y, mx::reshape(b, shape, s), s), dtype_, s)}, {0}};
+        {mx::astype(
+            mx::add(y, mx::reshape(b, shape, s), s), options_.dtype, s)},
+        {0}};
   }
   // A weight for each element: one batched product, then the bias.
   auto w = mx::moveaxis(inputs[1], axes[1], 0, s);  // (V, N, K)
@@ -280,7 +251,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> ANELinear::vmap(
     folded_shape[1] = 0;
   }
   GemmOptions options;
-  options.dtype = dtype_;
+  options.dtype = options_.dtype;
   options.trans_b = true;
   options.role = Role::forward;
   options.place = options_.place;
@@ -295,18 +266,9 @@ std::pair<std::vector<mx::array>, std::vector<int>> ANELinear::vmap(
       shape.insert(shape.begin() + 1, y.ndim() - 2, 1);
       b = mx::reshape(b, shape, s);
     }
-    y = mx::astype(mx::add(y, b, s), dtype_, s);
+    y = mx::astype(mx::add(y, b, s), options_.dtype, s);
   }
   return {{y}, {0}};
-}
-
-bool ANELinear::is_equivalent(const mx::Primitive& other) const {
-  auto& o = static_cast<const ANELinear&>(other);
-  return options_.place == o.options_.place &&
-         options_.layer == o.options_.layer &&
-         options_.frozen == o.options_.frozen &&
-         options_.high_precision == o.options_.high_precision &&
-         dtype_ == o.dtype_;
 }
 
 std::vector<mx::Shape> ANELinear::output_shapes(

@@ -5,11 +5,8 @@
 #include <optional>
 #include <string>
 
-#include "mlx/mlx.h"
-#include "mlx/primitives.h"
-
-#include "device/device.h"
 #include "ops/checks.h"
+#include "ops/primitive.h"
 #include "trace/counters.h"
 
 namespace mlx_ane {
@@ -22,6 +19,8 @@ struct LinearOptions {
   bool frozen = false;
   /// Two-term split of both operands on the device.
   bool high_precision = false;
+  mx::Dtype dtype = mx::float32;  // of the result
+  bool operator==(const LinearOptions&) const = default;
 };
 
 ///// Operation
@@ -39,48 +38,22 @@ mx::array linear(
 
 ///// Primitive
 
-class ANELinear : public mx::Primitive {
+class ANELinear : public PrimitiveOf<LinearOptions> {
  public:
-  ANELinear(mx::Stream stream, LinearOptions options, mx::Dtype dtype)
-      : mx::Primitive(stream),
-        options_(std::move(options)),
-        dtype_(dtype),
-        layer_(trace::layer(options_.layer)) {
+  ANELinear(mx::Stream stream, const LinearOptions& options)
+      : PrimitiveOf(stream, options), layer_(trace::layer(options.layer)) {
   }
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override;
-  void eval_gpu(
-      const std::vector<mx::array>& inputs,
-      std::vector<mx::array>& outputs) override;
-  std::vector<mx::array> jvp(
-      const std::vector<mx::array>& primals,
-      const std::vector<mx::array>& tangents,
-      const std::vector<int>& argnums) override;
-  std::vector<mx::array> vjp(
-      const std::vector<mx::array>& primals,
-      const std::vector<mx::array>& cotangents,
-      const std::vector<int>& argnums,
-      const std::vector<mx::array>& outputs) override;
-  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
-      const std::vector<mx::array>& inputs,
-      const std::vector<int>& axes) override;
-  const char* name() const override {
-    return "ANELinear";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_GRADS()
+  DEFINE_VMAP()
+  DEFINE_NAME(ANELinear)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
  private:
-  mx::array apply(
-      const mx::array& x,
-      const mx::array& w,
-      const std::optional<mx::array>& b);
-
-  LinearOptions options_;
-  mx::Dtype dtype_;
   std::shared_ptr<trace::Layer> layer_;
 };
 

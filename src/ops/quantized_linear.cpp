@@ -1,12 +1,11 @@
-// Quantised weights are dequantised by panel, or once onto the device.
+// Dequantises W by panels for the BLAS, or once for the device.
 #include "ops/quantized_linear.h"
 
 #include <algorithm>
 
-#include "mlx/backend/cpu/encoder.h"
-
-#include "device/runner.h"
+#include "device/device_matmul.h"
 #include "host/half.h"
+#include "host/rows.h"
 #include "kernels/gemm.h"
 #include "ops/failure.h"
 #include "ops/gemm.h"
@@ -94,20 +93,6 @@ void run_on_blas(
   }
 }
 
-/// out (rows, cols) = x in fp32.
-void load(const MatrixView& x, float* out) {
-  for (int64_t r = 0; r < x.rows; ++r, out += x.cols) {
-    auto row = x.block(r, 0, 1, x.cols);
-    if (x.col_stride == 1) {
-      host::to_float(row.data, x.type, out, x.cols);
-      continue;
-    }
-    for (int64_t c = 0; c < x.cols; ++c) {
-      host::to_float(row.block(0, c, 1, 1).data, x.type, out + c, 1);
-    }
-  }
-}
-
 /// dx = dy W, summed over the panels in fp32.
 void run_dx(
     const MatrixView& dy,
@@ -125,7 +110,7 @@ void run_dx(
   for (int64_t begin = 0; begin < w.rows; begin += panel_rows) {
     auto rows = std::min(panel_rows, w.rows - begin);
     kernels::dequantize_rows(w, begin, rows, panel.data());
-    load(dy.block(0, begin, dy.rows, rows), left.data());
+    host::copy_rows(dy.block(0, begin, dy.rows, rows), left.data(), rows);
     kernels::sgemm(
         {.m = dy.rows,
          .n = w.cols,
@@ -146,48 +131,20 @@ void run_dx(
 struct DeviceTask {
   HostMatrix x;
   QuantizedMatrix w;
-  std::optional<MatrixView> bias;
-  MatrixOut y;
-  std::shared_ptr<StagedWeight> staged;
-  std::shared_ptr<trace::Layer> layer;
+  MatmulCall call;  // all but x and the rows of w
   Device* device;
-  std::shared_ptr<FailureScope> scope;
-  mx::Stream stream;
-  std::uintptr_t output;
+  TrackedTask tracked;
 
   void operator()() const {
-    auto rows = x.view();
-    try {
-      run_placed(
-          *device,
-          y.rows,
-          *layer,
-          {[&](const RunnerSettings& settings) {
-             return run_staged(rows, settings);
-           },
-           [&] { run_on_blas(rows, w, bias, y, layer->name); },
-           [&] { fill_nan(y); }});
-    } catch (const DeviceFailure&) {
-      scope->fail(stream, output);
-      throw;
-    }
-  }
-
-  // In fp32 for the time of its staging, or of a call over the budget.
-  std::optional<trace::Placement> run_staged(
-      const MatrixView& rows, const RunnerSettings& settings) const {
-    std::vector<float> dense;
-    MatmulCall call{rows, {}, bias, y, staged, layer, false};
-    call.w = {nullptr, Float::f32, w.rows, w.cols, w.cols, 1};
-    call.w_row = [this](int64_t row, float* out) {
-      kernels::dequantize_rows(w, row, 1, out);
+    auto ready = call;
+    ready.x = x.view();
+    ready.w_rows = [this](int64_t begin, int64_t rows, float* out) {
+      kernels::dequantize_rows(w, begin, rows, out);
     };
-    if (!staged || !staged->ready()) {
-      dense.resize(w.rows * w.cols);
-      kernels::dequantize_rows(w, 0, w.rows, dense.data());
-      call.w.data = dense.data();
-    }
-    return run_on_device(*device, call, settings);
+    ready.on_blas = [&] {
+      run_on_blas(ready.x, w, call.bias, call.y, call.layer->name);
+    };
+    tracked.run([&] { run_matmul(*device, ready); });
   }
 };
 
@@ -398,40 +355,36 @@ void QuantizedLinear::eval_cpu(
     bias = MatrixView{
         b.data<void>(), float_type(b.dtype()), 1, w.rows, 0, b.strides(0)};
   }
-  MatrixOut out{
-      y.data<void>(),
-      float_type(y.dtype()),
-      static_cast<int64_t>(y.size()) / w.rows,
-      w.rows,
-      w.rows};
-  auto& encoder = mx::cpu::get_command_encoder(stream());
+  auto out = rows_of(y);
+  auto& tasks = encoder(inputs, outputs);
   auto* device = options_.place.device;
   auto x = HostMatrix::rows(inputs[0]);
   if (!device) {
     layer_->place(trace::Placement::device_cpu);
-    encoder.dispatch([x, w, bias, out, layer = layer_] {
+    tasks.dispatch([x, w, bias, out, layer = layer_] {
       run_on_blas(x.view(), w, bias, out, layer->name);
     });
     return;
   }
-  std::shared_ptr<StagedWeight> staged;
-  if (options_.frozen && !placement(*device, out.rows, *layer_)) {
-    auto plan = plan_matmul(
-        out.rows, w.cols, w.rows, device->limits(), runner_settings().layout);
+  MatrixView shape{nullptr, Float::f32, w.rows, w.cols, w.cols, 1};
+  MatmulCall call{{}, shape, bias, out, nullptr, layer_};
+  if (options_.frozen) {
     // Known by its packed form; the rows' stride tells bit widths apart.
     MatrixView key{w.data, Float::f32, w.rows, w.cols, w.bits, w.group_size};
     std::vector<WeightStore::Owner> companions{inputs[2].data_shared_ptr()};
     if (options_.has_biases) {
       companions.push_back(inputs[3].data_shared_ptr());
     }
-    staged = weight_store().get(
-        *device, inputs[1].data_shared_ptr(), key, plan, companions);
+    call.staged = staged_weight(
+        *device,
+        out.rows,
+        *layer_,
+        inputs[1].data_shared_ptr(),
+        key,
+        companions);
   }
-  auto scope = FailureScope::enter();
-  scope->encode(y.id());
-  encoder.dispatch(
-      DeviceTask{
-          x, w, bias, out, staged, layer_, device, scope, stream(), y.id()});
+  tasks.dispatch(
+      DeviceTask{x, w, std::move(call), device, TrackedTask(stream(), y)});
 }
 
 std::vector<mx::array> QuantizedLinear::vjp(
@@ -479,10 +432,6 @@ void QuantizedLinear::check_trained(int argument) const {
   }
 }
 
-bool QuantizedLinear::is_equivalent(const mx::Primitive& other) const {
-  return options_ == static_cast<const QuantizedLinear&>(other).options_;
-}
-
 std::vector<mx::Shape> QuantizedLinear::output_shapes(
     const std::vector<mx::array>& inputs) {
   auto shape = inputs[0].shape();
@@ -498,20 +447,11 @@ void QuantizedLinearVJP::eval_cpu(
     return;
   }
   auto w = matrix(inputs, options_);
-  MatrixOut out{
-      dx.data<void>(),
-      float_type(dx.dtype()),
-      static_cast<int64_t>(dx.size()) / w.cols,
-      w.cols,
-      w.cols};
-  mx::cpu::get_command_encoder(stream()).dispatch(
-      [dy = HostMatrix::rows(inputs[0]), w, out, layer = options_.layer] {
-        run_dx(dy.view(), w, out, layer);
-      });
-}
-
-bool QuantizedLinearVJP::is_equivalent(const mx::Primitive& other) const {
-  return options_ == static_cast<const QuantizedLinearVJP&>(other).options_;
+  encoder(inputs, outputs)
+      .dispatch([dy = HostMatrix::rows(inputs[0]),
+                 w,
+                 out = rows_of(dx),
+                 layer = options_.layer] { run_dx(dy.view(), w, out, layer); });
 }
 
 std::vector<mx::Shape> QuantizedLinearVJP::output_shapes(

@@ -47,12 +47,11 @@ mx::array quantized_linear(
 ///// Primitives
 
 /// (x, weight, scales, [biases], [bias]) -> y
-class QuantizedLinear : public Fused {
+class QuantizedLinear : public PrimitiveOf<QuantizedOptions, Fused> {
  public:
   QuantizedLinear(
       mx::Stream stream, const QuantizedOptions& options, Function composition)
-      : Fused(stream, std::move(composition)),
-        options_(options),
+      : PrimitiveOf(stream, options, std::move(composition)),
         layer_(trace::layer(options.layer)) {
   }
 
@@ -64,10 +63,7 @@ class QuantizedLinear : public Fused {
       const std::vector<mx::array>& cotangents,
       const std::vector<int>& argnums,
       const std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "ANEQuantizedLinear";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_NAME(ANEQuantizedLinear)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
 
@@ -75,30 +71,20 @@ class QuantizedLinear : public Fused {
   /// std::invalid_argument for an argument that has no gradient.
   void check_trained(int argument) const;
 
-  QuantizedOptions options_;
   std::shared_ptr<trace::Layer> layer_;
 };
 
 /// (dy, weight, scales, [biases]) -> dx = dy W, through panels of W
-class QuantizedLinearVJP : public Fused {
+class QuantizedLinearVJP : public PrimitiveOf<QuantizedOptions, Fused> {
  public:
-  QuantizedLinearVJP(
-      mx::Stream stream, const QuantizedOptions& options, Function composition)
-      : Fused(stream, std::move(composition)), options_(options) {
-  }
+  using PrimitiveOf::PrimitiveOf;
 
   void eval_cpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "ANEQuantizedLinearVJP";
-  }
-  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_NAME(ANEQuantizedLinearVJP)
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override;
-
- private:
-  QuantizedOptions options_;
 };
 
 }  // namespace mlx_ane

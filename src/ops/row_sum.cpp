@@ -3,8 +3,6 @@
 
 #include <numeric>
 
-#include "mlx/backend/cpu/encoder.h"
-
 #include "kernels/column_sums.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
@@ -15,7 +13,7 @@ mx::array row_sum(const mx::array& x, mx::Dtype dtype, mx::Stream stream) {
   return mx::array(
       mx::Shape{x.shape(-1)},
       dtype,
-      std::make_shared<RowSum>(stream, dtype),
+      std::make_shared<RowSum>(stream, RowSumOptions{dtype}),
       {x});
 }
 
@@ -23,25 +21,19 @@ void RowSum::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& out = outputs[0];
   allocate(out);
-  mx::cpu::get_command_encoder(stream()).dispatch(
-      [x = HostMatrix::rows(inputs[0]),
-       type = float_type(dtype_),
-       data = out.data<void>()] {
+  encoder(inputs, outputs)
+      .dispatch([x = HostMatrix::rows(inputs[0]),
+                 type = float_type(options_.dtype),
+                 data = out.data<void>()] {
         kernels::column_sums(x.view(), type, data);
       });
-}
-
-void RowSum::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error(
-      "[mlx_ane.linear] got a GPU stream, need a CPU stream; pass "
-      "stream=mx.cpu.");
 }
 
 std::vector<mx::array> RowSum::jvp(
     const std::vector<mx::array>&,
     const std::vector<mx::array>& tangents,
     const std::vector<int>&) {
-  return {row_sum(tangents[0], dtype_, stream())};
+  return {row_sum(tangents[0], options_.dtype, stream())};
 }
 
 std::vector<mx::array> RowSum::vjp(
@@ -61,11 +53,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> RowSum::vmap(
   std::iota(inner.begin(), inner.end(), 1);
   auto sums =
       mx::sum(mx::astype(x, mx::float32, stream()), inner, false, stream());
-  return {{mx::astype(sums, dtype_, stream())}, {0}};
-}
-
-bool RowSum::is_equivalent(const mx::Primitive& other) const {
-  return dtype_ == static_cast<const RowSum&>(other).dtype_;
+  return {{mx::astype(sums, options_.dtype, stream())}, {0}};
 }
 
 std::vector<mx::Shape> RowSum::output_shapes(

@@ -1,8 +1,6 @@
 // SwiGLU: forward and backward each one task.
 #include "ops/swiglu.h"
 
-#include "mlx/backend/cpu/encoder.h"
-
 #include "kernels/swiglu.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
@@ -46,12 +44,12 @@ mx::array swiglu(
 void SwiGLU::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
-  mx::cpu::get_command_encoder(stream()).dispatch(
-      [gate = HostMatrix::flat(inputs[0]),
-       up = HostMatrix::flat(inputs[1]),
-       type = float_type(outputs[0].dtype()),
-       out = outputs[0].data<void>(),
-       n = static_cast<int64_t>(outputs[0].size())] {
+  encoder(inputs, outputs)
+      .dispatch([gate = HostMatrix::flat(inputs[0]),
+                 up = HostMatrix::flat(inputs[1]),
+                 type = float_type(outputs[0].dtype()),
+                 out = outputs[0].data<void>(),
+                 n = static_cast<int64_t>(outputs[0].size())] {
         trace::Span span("swiglu", "", 0, 0);
         kernels::swiglu_forward(gate.view().data, up.view().data, type, out, n);
       });
@@ -85,14 +83,14 @@ std::vector<mx::array> SwiGLU::vjp(
 void SwiGLUVJP::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
-  mx::cpu::get_command_encoder(stream()).dispatch(
-      [gate = HostMatrix::flat(inputs[0]),
-       up = HostMatrix::flat(inputs[1]),
-       d_out = HostMatrix::flat(inputs[2]),
-       type = float_type(outputs[0].dtype()),
-       d_gate = outputs[0].data<void>(),
-       d_up = outputs[1].data<void>(),
-       n = static_cast<int64_t>(outputs[0].size())] {
+  encoder(inputs, outputs)
+      .dispatch([gate = HostMatrix::flat(inputs[0]),
+                 up = HostMatrix::flat(inputs[1]),
+                 d_out = HostMatrix::flat(inputs[2]),
+                 type = float_type(outputs[0].dtype()),
+                 d_gate = outputs[0].data<void>(),
+                 d_up = outputs[1].data<void>(),
+                 n = static_cast<int64_t>(outputs[0].size())] {
         trace::Span span("swiglu_vjp", "", 0, 0);
         kernels::swiglu_backward(
             gate.view().data,

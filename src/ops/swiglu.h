@@ -29,12 +29,8 @@ class SwiGLU : public Fused {
       const std::vector<mx::array>& cotangents,
       const std::vector<int>& argnums,
       const std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "ANESwiGLU";
-  }
-  bool is_equivalent(const mx::Primitive&) const override {
-    return true;
-  }
+  DEFINE_NAME(ANESwiGLU)
+  DEFINE_DEFAULT_IS_EQUIVALENT()
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override {
     return {inputs[0].shape()};
@@ -49,12 +45,8 @@ class SwiGLUVJP : public Fused {
   void eval_cpu(
       const std::vector<mx::array>& inputs,
       std::vector<mx::array>& outputs) override;
-  const char* name() const override {
-    return "ANESwiGLUVJP";
-  }
-  bool is_equivalent(const mx::Primitive&) const override {
-    return true;
-  }
+  DEFINE_NAME(ANESwiGLUVJP)
+  DEFINE_DEFAULT_IS_EQUIVALENT()
   std::vector<mx::Shape> output_shapes(
       const std::vector<mx::array>& inputs) override {
     return {inputs[0].shape(), inputs[0].shape()};

@@ -20,9 +20,9 @@
 #include <thread>
 
 #include "apple_helpers.h"
+#include "device/device_matmul.h"
 #include "device/emulated/faults.h"
 #include "device/executables.h"
-#include "device/runner.h"
 #include "device/watchdog.h"
 
 using namespace apple_test;

@@ -9,10 +9,10 @@
 #include <random>
 #include <thread>
 
+#include "device/device_matmul.h"
 #include "device/emulated/emulated.h"
 #include "device/emulated/faults.h"
 #include "device/executables.h"
-#include "device/runner.h"
 #include "device/watchdog.h"
 
 using namespace mlx_ane;

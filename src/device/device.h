@@ -65,7 +65,7 @@ struct Source {
 size_t row_bytes(const Port& port);
 size_t surface_bytes(const Port& port);
 
-/// A quarter of physical memory: the budget of a cache that no one set.
+/// A quarter of physical memory: the default budget of a cache.
 size_t quarter_of_memory();
 
 /// Memory that host and device share (an IOSurface on Apple's route).
@@ -79,7 +79,7 @@ class Surface {
   virtual void unlock(Access access) = 0;
 };
 
-/// Scope of one lock.
+/// Locks a surface for its scope.
 class SurfaceLock {
  public:
   SurfaceLock(Surface& surface, Surface::Access access)
@@ -124,7 +124,7 @@ class Device {
   /// Compiles and loads. Throws DeviceError{compile_failed, load_failed,
   /// cap_reached}.
   virtual std::shared_ptr<Executable> compile(const Source& source) = 0;
-  /// Bound of one evaluate; past it the caller quarantines the call.
+  /// Time limit of one evaluate; past it the caller abandons the call.
   virtual std::chrono::milliseconds evaluate_bound() const = 0;
   /// Facts for device_info() and doctor, by name.
   virtual std::map<std::string, std::string> info() const = 0;

@@ -1,5 +1,5 @@
-// Compiles on a miss; at the budget, merges, unloads or says that there is no
-// room.
+// The cache of programs: compiles on a miss; at the budget, uses a larger
+// program, evicts one or returns null.
 #include "device/executables.h"
 
 #include <algorithm>
@@ -12,9 +12,9 @@ namespace mlx_ane {
 
 namespace {
 
-// A call may compute this many times its rows in a larger program.
+// A call may run in a program of this many times its rows.
 constexpr int64_t max_padding = 4;
-// Longest pause, in misses, before a device that refused is asked again.
+// Misses, at most, before a device that refused a program is asked again.
 constexpr uint64_t max_wait = 1024;
 
 /// Bytes of each of a program's input surfaces: all of one size.
@@ -116,7 +116,7 @@ std::shared_ptr<LoadedProgram> ExecutableCache::get(
     if (error.cause != Cause::cap_reached) {
       throw;
     }
-    // Other users of the engine share its cap, and some caps count compiles.
+    // The cap is shared with other users of the engine and may count compiles.
     refusals.wait = std::min(2 * refusals.wait + 1, max_wait);
     refusals.until = clock_ + refusals.wait;
     return larger(key);

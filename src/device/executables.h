@@ -1,4 +1,4 @@
-// The cache of loaded programs, under budgets of their number and their bytes.
+// Loaded programs and their cache, bounded in number and bytes.
 #pragma once
 
 #include <map>
@@ -25,7 +25,7 @@ struct LoadedProgram {
 
   /// Runs once on these inputs, within the device's bound; `layer` and `flops`
   /// are for the records. Throws DeviceError; after a hang, everything that the
-  /// engine may still touch stays alive with the abandoned call.
+  /// engine may still write stays alive with the abandoned call.
   static void evaluate(
       Device& device,
       const std::shared_ptr<LoadedProgram>& program,
@@ -34,14 +34,13 @@ struct LoadedProgram {
       int64_t flops);
 };
 
-/// A program stays while a step uses it: at the budget, one is unloaded only
-/// for a shape that was asked for before the program's last use, hence twice
-/// since.
+/// Scan-resistant LRU: evicts a program only for a shape that has missed since
+/// the program's last use, so that the programs of a step stay.
 class ExecutableCache {
  public:
-  /// The program of this shape, compiled at its first use. Past the budget, or
-  /// where the device takes no more programs, the one of a larger row bucket if
-  /// it is loaded, or null: the call is to be placed. Throws DeviceError.
+  /// The program of this shape, compiled at its first use. Over the budget, or
+  /// where the device refuses more programs, a loaded one of a larger row
+  /// bucket or null: then the call is placed on the BLAS. Throws DeviceError.
   std::shared_ptr<LoadedProgram> get(Device& device, const ProgramShape& shape);
 
   /// Forgets a program that must not be called again (a hang).
@@ -77,7 +76,7 @@ class ExecutableCache {
 
   std::mutex mutex_;
   Entries entries_;
-  std::map<Key, uint64_t> asked_;  // clock_ when a missing shape was asked for
+  std::map<Key, uint64_t> asked_;  // clock_ at the last miss of a shape
   std::map<Device*, Refusals> refusals_;
   size_t bytes_ = 0;
   size_t limit_ = quarter_of_memory();

@@ -14,9 +14,9 @@ int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// Tiles of at most `most` elements, all padded to one size: one program.
-std::vector<Tile> even_tiles(int64_t n, int64_t most) {
-  auto parts = (n + most - 1) / most;
+// Tiles of at most `max_size` elements, all padded to one size: one program.
+std::vector<Tile> even_tiles(int64_t n, int64_t max_size) {
+  auto parts = (n + max_size - 1) / max_size;
   auto step = round_up((n + parts - 1) / parts, unit);
   std::vector<Tile> tiles;
   for (int64_t begin = 0; begin < n; begin += step) {

@@ -1,4 +1,4 @@
-// How a matmul is cut to fit an engine: buckets of rows, splits of K, tiles of
+// Plans a matmul as tiles that fit an engine: buckets of rows, tiles of K and
 // N.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Builds the matmul programs in memory and writes them as MIL text.
+// The MIL programs for matmul and attention: built in memory, written as text.
 #include "device/programs.h"
 
 #include <algorithm>

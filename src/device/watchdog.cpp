@@ -1,4 +1,4 @@
-// Workers wait in an idle list; one that misses its bound never returns to it.
+// A pool of worker threads; one that times out never returns to it.
 #include "device/watchdog.h"
 
 #include <atomic>

@@ -1,4 +1,4 @@
-// Entries are found by buffer and view, and live while their buffer has users.
+// The store of staged weights; an entry lives while its buffer has users.
 #include "device/weights.h"
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace {
 // Lookups between two sweeps: often enough for flat memory, rare enough to cost
 // nothing beside a matmul.
 constexpr uint64_t sweep_interval = 32;
-// Refused weights that are remembered; a model has fewer.
+// Refused weights that are remembered; a model has fewer than this.
 constexpr size_t max_asked = 1 << 16;
 
 size_t staged_bytes(const Device& device, const MatmulPlan& plan) {

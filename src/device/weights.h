@@ -1,4 +1,4 @@
-// The store of staged weights: fp16 surfaces kept between calls, by buffer.
+// Weights kept on the device between calls: packed fp16 surfaces, by buffer.
 #pragma once
 
 #include <atomic>
@@ -56,12 +56,10 @@ class WeightStore {
  public:
   using Owner = std::shared_ptr<const void>;
 
-  /// The entry of this view of `owner`'s buffer, made if new. Null where it
-  /// would exceed the budget: an entry leaves only for a weight that was asked
-  /// for before the entry's last use, so what a step uses stays. Call while
-  /// encoding.
-  /// `companions` are other buffers that the staged values depend on, as a
-  /// quantised weight's scales: owned too, and part of what is looked up.
+  /// The entry of this view of `owner`'s buffer, made if new, or null where it
+  /// would exceed the budget. Scan-resistant LRU as ExecutableCache. Call while
+  /// encoding. `companions` are other buffers that the staged values depend on,
+  /// as a quantised weight's scales: owned too, and part of the key.
   std::shared_ptr<StagedWeight> get(
       Device& device,
       const Owner& owner,
@@ -69,7 +67,7 @@ class WeightStore {
       const MatmulPlan& plan,
       const std::vector<Owner>& companions = {});
 
-  /// Drops an entry that its call did not fill, as it was placed elsewhere.
+  /// Drops an entry that no call has filled: its call was placed on the BLAS.
   void discard(const std::shared_ptr<StagedWeight>& weight);
 
   /// Drops every entry made from this buffer: its owner is about to write it.

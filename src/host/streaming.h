@@ -1,4 +1,4 @@
-// Whether stores should bypass the cache: asked once a call, by a look at it.
+// When to use non-temporal stores.
 #pragma once
 
 #include <chrono>
@@ -20,8 +20,8 @@ inline bool is_cold(const void* data, int64_t bytes) {
   return std::chrono::steady_clock::now() - start > warm;
 }
 
-/// Stores that bypass the cache save reading what they overwrite from memory,
-/// but are half as fast into a warm cache.
+/// Non-temporal stores if the destination is not cached: they save reading it
+/// from memory, but are half as fast into a warm cache.
 inline bool worth_streaming(const void* data, int64_t bytes) {
   constexpr int64_t small = 256 << 10, large = 8 << 20;
   return bytes > small && (bytes > large || is_cold(data, bytes));

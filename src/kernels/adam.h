@@ -1,4 +1,4 @@
-// One fused pass of Adam/AdamW over parameters and moments of any float type.
+// Adam and AdamW: one fused loop over parameters and moments of any float type.
 #pragma once
 
 #include <optional>

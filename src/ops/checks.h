@@ -1,4 +1,4 @@
-// Argument checks that the op functions share; each message names op and mend.
+// Argument checks of the op functions; a message names the op and the remedy.
 #pragma once
 
 #include <string>

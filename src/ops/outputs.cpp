@@ -1,4 +1,4 @@
-// Freed buffers in the order of their age; the oldest make way for new ones.
+// The cache of outputs: evicts the oldest buffers when new sizes appear.
 #include "ops/outputs.h"
 
 #include <algorithm>
@@ -23,14 +23,13 @@ using mx::allocator::Buffer;
 constexpr size_t min_bytes = 1 << 20;
 constexpr int64_t default_limit = int64_t{1} << 30;
 
-/// A buffer goes once this many times all that is held was asked for, and it
-/// was not.
+/// An unused buffer is evicted after allocations of this many times the bytes
+/// held.
 constexpr size_t patience = 8;
 
-/// Training asks for the same sizes in each step. A new buffer therefore takes
-/// the place of the oldest kept ones, of twice its bytes, so that sizes of the
-/// past go and what is held falls to what is in use; unless a buffer of its
-/// size went lately: then the step needs both, and what is held grows.
+/// A training step allocates the same sizes each time. So a miss evicts the
+/// oldest buffers, up to twice its bytes, unless its size was evicted lately:
+/// then the step needs both, and the cache grows.
 class KeptOutputs {
  public:
   /// A buffer of exactly `bytes`; null if none is kept.
@@ -77,7 +76,7 @@ class KeptOutputs {
   };
 
   Buffer find(size_t bytes) {
-    // The latest first: it may still be in a cache.
+    // The latest first: it may still be in the CPU's cache.
     for (auto i = buffers_.rbegin(); i != buffers_.rend(); ++i) {
       if (i->bytes == bytes) {
         Buffer buffer = i->buffer;
@@ -89,7 +88,7 @@ class KeptOutputs {
     return Buffer{nullptr};
   }
 
-  /// Whether a buffer of this size went lately; the next one asks anew.
+  /// Whether a buffer of this size was evicted lately; says so once.
   bool forget_gone(size_t bytes) {
     auto found = std::find(gone_.begin(), gone_.end(), bytes);
     if (found == gone_.end()) {
@@ -121,9 +120,9 @@ class KeptOutputs {
 
   std::mutex mutex_;
   std::deque<Kept> buffers_;  // the oldest first
-  size_t used_ = 0;           // bytes given out
+  size_t used_ = 0;           // bytes in use
   size_t kept_ = 0;           // bytes of buffers_
-  size_t asked_ = 0;          // bytes ever asked for
+  size_t asked_ = 0;          // bytes ever allocated
   std::deque<size_t> gone_;   // sizes freed last, at most what is held
   size_t gone_bytes_ = 0;
 };
@@ -132,8 +131,8 @@ KeptOutputs& kept_outputs() {
   return host::of_process<KeptOutputs>();
 }
 
-/// Asks for huge pages: a product's columns then fit the TLB. They may have to
-/// be made free first, which pays for buffers that are kept only.
+/// Asks for huge pages, so that a product's columns fit the TLB. Compaction may
+/// cost time, which pays only for buffers that are cached.
 Buffer new_buffer(size_t bytes) {
   Buffer buffer = mx::allocator::allocator().malloc(bytes);
 #if defined(MADV_HUGEPAGE)

@@ -1,4 +1,4 @@
-// Which streams have a thread is noted from MLX's scheduler before a fork.
+// Streams of ops: MLX's scheduler says, before a fork, which have a thread.
 #include "ops/streams.h"
 
 #include <pthread.h>

@@ -1,5 +1,4 @@
-// MLX's streams in this process: a forked child has them, but not their
-// threads.
+// The CPU stream of an op; refuses streams whose threads a fork left behind.
 #pragma once
 
 #include <string>

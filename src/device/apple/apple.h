@@ -1,4 +1,4 @@
-// The Neural Engine behind the Device contract.
+// The Neural Engine as a Device.
 #pragma once
 
 #include <memory>

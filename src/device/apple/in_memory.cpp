@@ -30,7 +30,7 @@ struct Selector {
   bool of_class;
   const char* name;
 };
-/// Everything this route cannot do without.
+/// The classes and selectors that this route needs.
 constexpr Selector needed[] = {
     {"_ANEInMemoryModelDescriptor",
      true,
@@ -322,7 +322,7 @@ void InMemoryExecutable::close() {
       model_ = Ref();
     });
   } catch (const DeviceError&) {
-    // Nothing is left to do for a program that the engine will not let go.
+    // A failed unload leaves nothing to do.
   }
   files_.reset();
 }

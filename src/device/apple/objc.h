@@ -109,7 +109,7 @@ void guarded(Cause cause, std::string_view what, F&& body) {
       what,
       [](void* argument) {
         auto& c = *static_cast<Context*>(argument);
-        // Parked: a C++ exception must not unwind through Objective-C frames.
+        // Stored: a C++ exception must not unwind through Objective-C frames.
         // catch (...) would swallow Objective-C exceptions with it.
         try {
           c.body();

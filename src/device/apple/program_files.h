@@ -41,7 +41,7 @@ class ProgramFiles {
   }
   /// Removes what is there and writes the source again.
   void restage(const Source& source);
-  /// The program has loaded: records its files and lets others in.
+  /// The program has loaded: records its files and unlocks the entry.
   void settle();
 
  private:

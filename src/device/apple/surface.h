@@ -1,4 +1,4 @@
-// IOSurfaces behind the Surface contract.
+// Surfaces on IOSurface.
 #pragma once
 
 #include <memory>

@@ -200,7 +200,7 @@ class EmulatedDevice : public Device {
     }
   }
   std::chrono::milliseconds evaluate_bound() const override {
-    // Without an injected hang a call returns: no worker has to guard it.
+    // Only an injected hang needs a time limit.
     return emulated::may_hang() ? emulated::evaluate_bound()
                                 : std::chrono::milliseconds(0);
   }

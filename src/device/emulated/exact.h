@@ -1,4 +1,4 @@
-// Matrix products in the accumulators that are reported of the chips, bit for
+// Matrix products as the chips' accumulators are reported to form them, bit for
 // bit.
 #pragma once
 

@@ -66,7 +66,7 @@ struct Injection {
   int64_t calls = 0;  // that matched the filter
   int64_t injected = 0;
   std::set<uint64_t>
-      programs;  // already hit by a fault that comes once a program
+      programs;  // hit by a fault that is injected once per program
 };
 
 [[noreturn]] void refuse(const std::string& what) {

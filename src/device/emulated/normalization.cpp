@@ -52,7 +52,7 @@ LoweredOp batch_norm(const Call& call) {
   });
 }
 
-/// Mean and 1 / sqrt(variance + epsilon) of the elements of one line.
+/// Mean and 1 / sqrt(variance + epsilon) of the elements of one reduction.
 struct Moments {
   double mean, scale;
 

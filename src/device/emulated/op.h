@@ -130,7 +130,7 @@ class Call {
   const Argument* find(std::string_view name) const;
 };
 
-/// An operation made ready: result types and the kernel that fills them.
+/// An operation lowered to its result types and the kernel that fills them.
 struct LoweredOp {
   explicit LoweredOp(std::vector<Type> types, Kernel kernel = {})
       : types(std::move(types)), kernel(std::move(kernel)) {

@@ -18,7 +18,7 @@ void multiply(
   if (p.m == 0 || p.n == 0) {
     return;
   }
-  if (p.k == 0) {  // BLAS and tiles want a depth
+  if (p.k == 0) {  // neither BLAS nor tiles take it
     for (int64_t i = 0; i < p.m; ++i) {
       std::fill_n(c + i * p.n, p.n, bias ? bias[i] : 0.0f);
     }

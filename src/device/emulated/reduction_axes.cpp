@@ -1,4 +1,4 @@
-// Axes of reductions, neighbours merged.
+// Splits axes into reduced and kept ones and merges neighbouring ones.
 #include "device/emulated/reduction_axes.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Operations that rename or permute axes, and cast.
+// Operations on shapes (reshape, transpose and the like), and cast.
 #include <algorithm>
 #include <cstring>
 

@@ -1,4 +1,5 @@
-// Between surfaces (rows padded to 64 bytes) and the interpreter's values.
+// Converts surfaces (rows padded to 64 bytes) to the interpreter's values and
+// back.
 #pragma once
 
 #include "device/emulated/op.h"

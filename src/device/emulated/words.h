@@ -1,4 +1,4 @@
-// Cuts the texts of environment variables: "NAME:KEY=VALUE,...;...".
+// Splits values of environment variables: "NAME:KEY=VALUE,...;...".
 #pragma once
 
 #include <string_view>

@@ -292,7 +292,13 @@ class DeviceMatmul {
     if (!tail_) {
       tail_ = program_;
     }
-    return std::nullopt;
+    // Tiles of a quantised weight that are too small: the BLAS dequantises
+    // panels, not all of it.
+    auto* staged = call_.staged.get();
+    bool too_small =
+        !call_.w.data && staged && staged->ready() && !serves(*staged);
+    return too_small ? std::optional(trace::Placement::over_budget)
+                     : std::nullopt;
   }
 
   void run() {

@@ -295,6 +295,8 @@ NB_MODULE(_ext, m) {
   bind_kernels(kernels);
   auto planning = m.def_submodule("planning", "Programs of a matmul.");
   bind_planning(planning);
+  auto block = m.def_submodule("block", "Programs of whole functions.");
+  bind_block(block);
 #ifdef MLX_ANE_APPLE
   auto apple = m.def_submodule("apple", "The Apple route, for its self-test.");
   bind_apple(apple);

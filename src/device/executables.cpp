@@ -17,10 +17,15 @@ constexpr int64_t most_padding = 4;
 // Longest pause, in misses, before a device that refused is asked again.
 constexpr uint64_t longest_wait = 1024;
 
-/// Bytes of each of a program's input surfaces: all of one size.
-size_t input_bytes(const ProgramShape& shape, const Source& source) {
+/// Bytes of a program's input surface: all of one size, but for blocks, whose
+/// twenty ports would take the largest one's many times.
+size_t input_bytes(
+    const ProgramShape& shape, const Source& source, const Port& port) {
   if (auto* matmul = std::get_if<MatmulShape>(&shape)) {
     return input_surface_bytes(*matmul);
+  }
+  if (std::holds_alternative<BlockShape>(shape)) {
+    return surface_bytes(port);
   }
   size_t bytes = 0;
   for (auto& input : source.inputs) {
@@ -32,8 +37,14 @@ size_t input_bytes(const ProgramShape& shape, const Source& source) {
 size_t all_bytes(
     const Device& device, const ProgramShape& shape, const Source& source) {
   auto least = device.limits().min_surface_bytes;
-  return source.inputs.size() * std::max(input_bytes(shape, source), least) +
-         std::max(surface_bytes(source.outputs[0]), least);
+  size_t bytes = 0;
+  for (auto& input : source.inputs) {
+    bytes += std::max(input_bytes(shape, source, input), least);
+  }
+  for (auto& output : source.outputs) {
+    bytes += std::max(surface_bytes(output), least);
+  }
+  return bytes;
 }
 
 std::shared_ptr<LoadedProgram> load(
@@ -44,11 +55,14 @@ std::shared_ptr<LoadedProgram> load(
   program->shape = shape;
   program->executable = device.compile(source);
   for (auto& input : source.inputs) {
-    program->inputs.push_back(device.make_surface(input_bytes(shape, source)));
+    program->inputs.push_back(
+        device.make_surface(input_bytes(shape, source, input)));
     program->input_row_bytes.push_back(row_bytes(input));
   }
-  program->output = device.make_surface(surface_bytes(source.outputs[0]));
-  program->output_row_bytes = row_bytes(source.outputs[0]);
+  for (auto& output : source.outputs) {
+    program->outputs.push_back(device.make_surface(surface_bytes(output)));
+    program->output_row_bytes.push_back(row_bytes(output));
+  }
   return program;
 }
 
@@ -63,12 +77,14 @@ void LoadedProgram::evaluate(
   trace::Span span("evaluate", layer.name, 0, flops);
   trace::add(trace::Counter::evaluations);
   auto call = [program, inputs = std::move(inputs)] {
-    std::vector<Surface*> in;
-    for (auto& surface : inputs) {
-      in.push_back(surface.get());
-    }
-    Surface* out[] = {program->output.get()};
-    program->executable->evaluate(in, out);
+    auto pointers = [](auto& surfaces) {
+      std::vector<Surface*> out;
+      for (auto& surface : surfaces) {
+        out.push_back(surface.get());
+      }
+      return out;
+    };
+    program->executable->evaluate(pointers(inputs), pointers(program->outputs));
   };
   auto bound = device.evaluate_bound();
   if (!run_bounded(std::move(call), bound)) {

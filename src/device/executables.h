@@ -17,10 +17,11 @@ namespace mlx_ane {
 struct LoadedProgram {
   ProgramShape shape;
   std::shared_ptr<Executable> executable;
-  std::vector<std::shared_ptr<Surface>> inputs;  // of one size
-  std::shared_ptr<Surface> output;
+  std::vector<std::shared_ptr<Surface>> inputs;
+  std::vector<std::shared_ptr<Surface>> outputs;
   std::vector<size_t> input_row_bytes;
-  size_t output_row_bytes;
+  std::vector<size_t> output_row_bytes;
+  bool tables_written = false;  // the fixed ports of a block
   std::mutex mutex;
 
   /// Runs once on these inputs, within the device's bound; `layer` and `flops`

@@ -69,6 +69,19 @@ class WeightStore {
       const MatmulPlan& plan,
       const std::vector<Owner>& companions = {});
 
+  /// A frozen input of a block's port: its rows begin at `row` there.
+  struct Part {
+    Owner owner;
+    MatrixView x;
+    int64_t row;
+  };
+  /// The entry of a block's port: one tile, a surface of `bytes`.
+  std::shared_ptr<StagedWeight> get(
+      Device& device,
+      const std::vector<Part>& parts,
+      size_t bytes,
+      size_t row_bytes);
+
   /// Drops an entry that its call did not fill, as it was placed elsewhere.
   void give_back(const std::shared_ptr<StagedWeight>& weight);
 
@@ -94,6 +107,7 @@ class WeightStore {
     int64_t col_stride;
     Layout layout;
     std::vector<Owner> companions;
+    std::vector<int64_t> port;  // geometry of a block's port
     auto operator<=>(const Key&) const = default;
   };
   struct Entry {
@@ -107,6 +121,8 @@ class WeightStore {
     std::map<Key, Entry> entries;
   };
 
+  std::shared_ptr<StagedWeight> get(
+      const Owner& owner, const Key& key, int64_t rows, size_t bytes);
   void sweep_locked();
   bool make_room(size_t bytes, uint64_t asked);
   void drop(std::map<const void*, Buffer>::iterator buffer);

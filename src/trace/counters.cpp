@@ -13,6 +13,7 @@ constexpr auto n_placements = static_cast<size_t>(Placement::count_);
 constexpr std::array<const char*, n_counters> counter_names = {
     "linear_calls",
     "matmul_calls",
+    "block_calls",
     "device_calls",
     "evaluations",
     "gemm_forward",
@@ -28,6 +29,7 @@ constexpr std::array<const char*, n_counters> counter_names = {
     "executables_evicted",
     "executables_merged",
     "padded_rows",
+    "block_packed_bytes",
     "weights_packed_bytes",
     "weights_staged_bytes",
     "weight_store_hits",

@@ -14,6 +14,7 @@ namespace mlx_ane::trace {
 enum class Counter {
   linear_calls,
   matmul_calls,
+  block_calls,
   device_calls,
   evaluations,
   gemm_forward,
@@ -29,6 +30,7 @@ enum class Counter {
   executables_evicted,
   executables_merged,
   padded_rows,
+  block_packed_bytes,
   weights_packed_bytes,
   weights_staged_bytes,
   weight_store_hits,

@@ -88,7 +88,9 @@ Built scaled_dot_product_attention(const Call& call) {
     }
     softmax_rows(scores, batches * l, s);
     if (halves) {
-      round_to_half(scores, size);
+      if (frame.numerics != Numerics::single) {
+        round_to_half(scores, size);
+      }
     }
     for (int64_t b = 0; b < batches; ++b) {
       multiply(

@@ -127,7 +127,7 @@ Built reduce(const Call& call) {
   }
   bool halves = r.x.type.dtype == DType::fp16;
   r.built.kernel = [=, x = r.x, z = r.z, lines = r.lines](const Frame& frame) {
-    if (narrow && halves && frame.numerics != Numerics::fast) {
+    if (narrow && halves && frame.numerics > Numerics::fast) {
       narrow_fold<Fold>(lines, x.floats(frame), z.floats(frame));
     } else {
       fold<Fold>(lines, x.floats(frame), z.floats(frame));

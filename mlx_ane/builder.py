@@ -300,7 +300,7 @@ class Builder:
             op in ("mul", "real_div") and is_all(y, 1)
         ):
             return x
-        if op == "sub" and isinstance(x, Value) and x == y:
+        if op == "sub" and isinstance(x, Value) and isinstance(y, Value) and x == y:
             return np.zeros((1,) * 4)
         if op in ("mul", "real_div") and (zero_x or (zero_y and op == "mul")):
             return np.zeros((1,) * 4)

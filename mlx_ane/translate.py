@@ -212,12 +212,12 @@ def _sign(b: Builder, n: Node, x: Operand) -> Operand:
     return b.unary("sign", x)
 
 
-@primitive("Sin", mil="sin", evidence=NONE)
+@primitive("Sin", mil="sin", evidence="from M3 on (AF)")
 def _sin(b: Builder, n: Node, x: Operand) -> Operand:
     return b.unary("sin", x)
 
 
-@primitive("Cos", mil="cos", evidence=NONE)
+@primitive("Cos", mil="cos", evidence="from M3 on (AF)")
 def _cos(b: Builder, n: Node, x: Operand) -> Operand:
     return b.unary("cos", x)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 
 from mlx_ane import _ext
+from mlx_ane._capturing import capturing
 from mlx_ane._device import resolve
 from mlx_ane.ops import bad_argument
 
@@ -49,6 +51,10 @@ def scaled_dot_product_attention(
         raise ValueError(
             f"[mlx_ane.fast.scaled_dot_product_attention] mask is {mask!r}, "
             f"need 'causal', an array or None."
+        )
+    if capturing():
+        return mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=scale, mask=mask, sinks=sinks
         )
     where = resolve(device, "fast.scaled_dot_product_attention")
     causal = isinstance(mask, str)
@@ -94,6 +100,8 @@ def cross_entropy(
     Raises:
         ValueError: If shapes, dtypes, label_smoothing or stream do not fit.
     """
+    if capturing():
+        return nn.losses.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     try:
         return _ext.cross_entropy(logits, targets, label_smoothing, stream=stream)
     except TypeError as error:
@@ -116,6 +124,8 @@ def swiglu(gate: mx.array, up: mx.array, *, stream: Any = None) -> mx.array:
     Raises:
         ValueError: If shapes, dtypes or stream do not fit.
     """
+    if capturing():
+        return nn.silu(gate) * up
     try:
         return _ext.swiglu(gate, up, stream=stream)
     except TypeError as error:

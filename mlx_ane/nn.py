@@ -16,8 +16,9 @@ from mlx import nn
 from mlx.nn import Embedding, Linear, QuantizedEmbedding, QuantizedLinear
 
 from mlx_ane import _ext
+from mlx_ane._capturing import capturing
 from mlx_ane._device import default_setting, resolve
-from mlx_ane.ops import bad_argument
+from mlx_ane.ops import bad_argument, plain_linear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,6 +55,8 @@ class _Placed:
         return resolve(self._device, "nn")
 
     def _product(self, x: mx.array, weight: mx.array, bias: mx.array | None) -> Any:
+        if capturing():
+            return plain_linear(x, weight, bias)
         # Freezing may change between calls: the weight store asks each time.
         try:
             return _ext.linear(
@@ -75,6 +78,17 @@ class _Placed:
 
 def _quantized_product(layer: Any, x: mx.array) -> Any:
     """x (..., K) @ dequantised weight (N, K).T + bias (N,)."""
+    if capturing():
+        y = mx.quantized_matmul(
+            x,
+            layer["weight"],
+            layer["scales"],
+            layer.get("biases"),
+            group_size=layer.group_size,
+            bits=layer.bits,
+            mode=layer.mode,
+        )
+        return y + layer["bias"] if "bias" in layer else y
     try:
         return _ext.quantized_linear(
             x,

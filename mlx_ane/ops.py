@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_ane import _ext
+from mlx_ane._capturing import capturing
 from mlx_ane._device import resolve
 
 
@@ -45,6 +46,8 @@ def linear(
         >>> y.shape
         (2, 4)
     """
+    if capturing():
+        return plain_linear(x, weight, bias)
     try:
         return _ext.linear(
             x, weight, bias, device=resolve(device, "linear"), stream=stream
@@ -76,6 +79,8 @@ def matmul(
         >>> ane.matmul(mx.ones((5, 2, 3)), mx.ones((3, 4)), device="cpu").shape
         (5, 2, 4)
     """
+    if capturing():
+        return a @ b
     try:
         return _ext.matmul(a, b, device=resolve(device, "matmul"), stream=stream)
     except TypeError as error:
@@ -183,6 +188,11 @@ def _sizes(labels: dict[str, str], arrays: dict[str, mx.array]) -> dict[str, int
                     f"and {size} in b; axes of one label must have one size."
                 )
     return sizes
+
+
+def plain_linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+    """The product in plain MLX, which a capture can export."""
+    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
 def bad_argument(where: str, stream: object, **arrays: object) -> ValueError:

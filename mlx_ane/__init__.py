@@ -26,6 +26,7 @@ from mlx_ane._ext import (  # noqa: E402
     set_cache_limit,
 )
 from mlx_ane._versions import __version__  # noqa: E402
+from mlx_ane.compile import compile  # noqa: E402
 from mlx_ane.convert import convert, revert  # noqa: E402
 from mlx_ane.ops import einsum, linear, matmul  # noqa: E402
 from mlx_ane.planner import Plan, plan  # noqa: E402
@@ -39,6 +40,7 @@ __all__ = [
     "VerificationReport",
     "__version__",
     "clear_cache",
+    "compile",
     "convert",
     "counters",
     "default_device",

@@ -486,3 +486,24 @@ def _is_cast(tape: Tape, node: Node) -> bool:
     """Whether the node makes a float of an integer or boolean value."""
     before, after = (tape.types[v].dtype for v in (node.inputs[0], node.outputs[0]))
     return bool(mx.issubdtype(before, mx.floating) != mx.issubdtype(after, mx.floating))
+
+
+def output_dtypes(fun: Callable[..., Any], *args: Any) -> list[mx.Dtype]:
+    """Dtypes of the arrays that ``fun(*args)`` returns, without running it."""
+    of: list[Type] = []
+    rebuild(
+        {**dict(enumerate(args)), "fun": fun},
+        lambda _, a, __: of.append(Type(tuple(a.shape), a.dtype)),
+    )
+
+    def traced(*arrays: mx.array) -> list[mx.array]:
+        rest = iter(arrays)
+        outputs: list[mx.array] = []
+        *given, function = rebuild(
+            {**dict(enumerate(args)), "fun": fun}, lambda *_: next(rest)
+        ).values()
+        rebuild(function(*given), lambda _, a, __: outputs.append(a))
+        return outputs
+
+    tape = _apart(lambda: export(traced, of, [""] * len(of)))
+    return [tape.types[v].dtype for v in tape.outputs]

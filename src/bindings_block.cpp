@@ -1,6 +1,7 @@
 // mlx_ane._ext.block: programs of many ports, and calls of them as MLX nodes.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
@@ -100,7 +101,7 @@ using Part = std::tuple<int, int64_t, bool>;
 using Table = nb::ndarray<const uint16_t, nb::c_contig, nb::device::cpu>;
 using Input = std::tuple<std::string, Shape, std::vector<Part>, nb::object>;
 using Result = std::tuple<std::string, Shape, int64_t, bool>;
-using Output = std::tuple<mx::Shape, mx::Dtype, int>;
+using Output = std::tuple<std::vector<int>, mx::Dtype, int>;
 
 std::shared_ptr<BlockProgram> make_program(
     const mil::Program& program,
@@ -140,7 +141,8 @@ Arrays call(
   BlockOptions options{
       program, {}, frozen, resolve_place("block", device), name};
   for (auto& [shape, dtype, residual] : outputs) {
-    options.outputs.push_back({shape, dtype, residual});
+    options.outputs.push_back(
+        {mx::Shape(shape.begin(), shape.end()), dtype, residual});
   }
   return block(
       inputs,

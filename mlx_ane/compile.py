@@ -1,0 +1,406 @@
+"""compile(): an MLX function whose forward and backward are engine programs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from mlx_ane import _ext
+from mlx_ane._capturing import capturing
+from mlx_ane._device import resolve
+from mlx_ane.block import Block, BlockProgram, Operand
+from mlx_ane.capture import output_dtypes, rebuild
+from mlx_ane.tape import Unsupported
+
+__all__ = ["compile"]
+
+Arrays = list[mx.array]
+
+
+def compile(
+    fun: Callable[..., Any],
+    inputs: Any = None,
+    *,
+    device: str | None = None,
+) -> Callable[..., Any]:
+    """A function that runs as one program on the engine, and its gradient as another.
+
+    Mirrors :func:`mlx.core.compile`. Each new combination of shapes is captured and
+    translated once; what cannot be a program raises at the call. On device "cpu" the
+    function itself runs.
+
+    Args:
+        fun (callable): A function of arrays, and of modules in lists, tuples and
+            dicts. Arrays may be float32, float16 or bfloat16; the engine computes in
+            fp16.
+        inputs (optional): Modules that ``fun`` closes over, as in mx.compile: their
+            arrays are read at each call and get gradients.
+        device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
+            :func:`mlx_ane.default_device`.
+
+    Returns:
+        callable: With the arguments and results of ``fun``, differentiable in every
+        array that it is given.
+
+    Raises:
+        ValueError: If ``fun`` closes over a module that is not in ``inputs``.
+
+    Example:
+        >>> layer = nn.Linear(64, 64)
+        >>> step = ane.compile(lambda x: x + layer(x), layer, device="emulated")
+        >>> step(mx.ones((1, 64, 64))).shape
+        (1, 64, 64)
+    """
+    if device is not None:
+        resolve(device, "compile")
+    _check_closure(fun, inputs)
+    name = getattr(fun, "__name__", type(fun).__name__)
+
+    @functools.wraps(fun)
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        place = resolve(device, "compile")
+        if place == "cpu" or capturing():
+            return fun(*args, **kwargs)
+        return call(fun, args, kwargs, device=place, name=name)
+
+    return compiled
+
+
+def _check_closure(fun: Callable[..., Any], inputs: Any) -> None:
+    known = {id(m) for root in _modules(inputs) for m in root.modules()}
+    for cell in getattr(fun, "__closure__", None) or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not yet filled
+            continue
+        for module in _modules(value):
+            if id(module) not in known:
+                raise ValueError(
+                    f"[mlx_ane.compile] fun closes over a {type(module).__name__} that "
+                    f"is not in inputs; pass it there, or as an argument."
+                )
+
+
+def _modules(tree: Any) -> list[nn.Module]:
+    if isinstance(tree, nn.Module):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        return [m for item in tree for m in _modules(item)]
+    return []
+
+
+def call(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    device: str,
+    name: str,
+) -> Any:
+    """``fun(*args, **kwargs)`` as a program, captured at the first such call.
+
+    Raises:
+        Unsupported: If it cannot be one.
+    """
+    block = _compiled(fun, (args, kwargs))
+    captured = block.captured
+    with mx.stream(mx.cpu):
+        given = captured.arguments(args, kwargs)
+    outputs = _run(block, given, block.frozen(args, kwargs), device, name)
+    return rebuild_result(captured.result, outputs)
+
+
+class CompiledBlock(Block):
+    """A block with what calls of it on a device share."""
+
+    def __init__(self, fun: Callable[..., Any], tree: tuple[Any, Any]) -> None:
+        def spread(args: Any, kwargs: Any) -> Any:
+            return fun(*args, **kwargs)
+
+        super().__init__(spread, *tree)
+        self.dtypes = output_dtypes(spread, *tree)
+
+    def frozen(self, args: Any, kwargs: Any) -> list[bool]:
+        """For each input of the body, whether it is a module's frozen parameter."""
+        frozen: set[int] = set()
+        for module in _all_modules((args, kwargs)):
+            frozen |= {id(v) for k, v in module.items() if k in module._no_grad}
+        leaves = dict(
+            zip(
+                self.captured.prologue.inputs,
+                self.captured.flatten(args, kwargs),
+                strict=False,
+            )
+        )
+        return [
+            v in leaves and id(leaves[v]) in frozen for v in self.captured.body.inputs
+        ]
+
+
+def _all_modules(tree: Any) -> list[nn.Module]:
+    return [m for root in _modules(list(tree)) for m in root.modules()]
+
+
+_blocks: dict[Any, CompiledBlock | Unsupported] = {}
+
+
+def _compiled(fun: Callable[..., Any], tree: tuple[Any, Any]) -> CompiledBlock:
+    key = (fun, _signature(tree))
+    if key not in _blocks:
+        try:
+            _blocks[key] = CompiledBlock(fun, tree)
+        except Unsupported as error:
+            _blocks[key] = error
+    block = _blocks[key]
+    if isinstance(block, Unsupported):
+        raise block.with_traceback(None)
+    return block
+
+
+def _signature(tree: Any) -> Any:
+    """What a capture depends on: shapes, dtypes, classes and all other values."""
+    parts: list[Any] = []
+    seen: dict[int, int] = {}
+
+    def walk(value: Any) -> None:
+        if id(value) in seen and isinstance(value, nn.Module):
+            parts.append(seen[id(value)])
+        elif isinstance(value, mx.array):
+            parts.append((value.shape, str(value.dtype)))
+        elif isinstance(value, nn.Module):
+            seen[id(value)] = len(seen)
+            parts.append(type(value))
+            walk(dict(value))
+            walk({k: v for k, v in vars(value).items() if k != "_no_grad"})
+        elif isinstance(value, dict):
+            parts.append(len(value))
+            for key, item in value.items():
+                parts.append(key)
+                walk(item)
+        elif isinstance(value, (list, tuple)):
+            parts.append((type(value), len(value)))
+            for item in value:
+                walk(item)
+        elif isinstance(value, (int, float, str, bool, type(None))):
+            parts.append((type(value), value))
+        else:
+            parts.append(value if _hashable(value) else id(value))
+
+    walk(tree)
+    return tuple(parts)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _run(
+    block: CompiledBlock, given: Arrays, frozen: list[bool], device: str, name: str
+) -> Arrays:
+    forward = block.forward
+    results = _node(
+        forward,
+        given,
+        [
+            (output.shape, dtype, -1 if output.residual is None else output.residual)
+            for output, dtype in zip(forward.outputs, block.dtypes, strict=True)
+        ],
+        frozen,
+        _Forward(block, frozen, device, name),
+        device,
+        name,
+    )
+    return results
+
+
+def _node(
+    program: BlockProgram,
+    given: Arrays,
+    outputs: list[tuple[tuple[int, ...], mx.Dtype, int]],
+    frozen: list[bool],
+    transforms: Any,
+    device: str,
+    name: str,
+    stream: Any = None,
+) -> Arrays:
+    found: Arrays = _ext.block.call(
+        _program(program),
+        given,
+        outputs,
+        frozen,
+        transforms,
+        device=device,
+        name=name,
+        stream=stream,
+    )
+    return found
+
+
+_programs: dict[Any, Any] = {}
+
+
+def _program(block: BlockProgram) -> Any:
+    """The program of the extension, one for all blocks of a text and ports."""
+    program = block.program
+    key = id(block)
+    if key not in _programs:
+        inputs = [
+            (
+                port.name,
+                list(port.shape),
+                [(part.source, part.row, part.transposed) for part in port.parts],
+                None
+                if port.table is None
+                else np.ascontiguousarray(port.table, np.float16).view(np.uint16),
+            )
+            for port in program.ports
+        ]
+        results = [
+            (r.name, list(r.port), r.shape[-1] if r.shape else 1, scaled)
+            for r, scaled in zip(program.results, block.scaled, strict=True)
+        ]
+        made = _ext.block.program(program.mil.handle, inputs, results, block.cotangents)
+        _programs[key] = (block, made)  # the block too: its id is the key
+    return _programs[key][1]
+
+
+class _Function:
+    """Transforms of a plain MLX function, for those that have no program."""
+
+    def __init__(self, fun: Callable[..., Arrays]) -> None:
+        self.fun = fun
+
+    def vjp(self, primals: Arrays, cotangents: Arrays, argnums: Any, s: Any) -> Arrays:
+        with mx.stream(s):
+            partial = self._partial(primals, argnums)
+            return mx.vjp(partial, [primals[i] for i in argnums], cotangents)[1]
+
+    def jvp(self, primals: Arrays, tangents: Arrays, argnums: Any, s: Any) -> Arrays:
+        with mx.stream(s):
+            partial = self._partial(primals, argnums)
+            return mx.jvp(partial, [primals[i] for i in argnums], tangents)[1]
+
+    def vmap(self, inputs: Arrays, axes: Sequence[int], s: Any) -> Arrays:
+        with mx.stream(s):
+            in_axes = [None if a < 0 else a for a in axes]
+            return list(mx.vmap(self.fun, in_axes=in_axes)(*inputs))
+
+    def _partial(self, primals: Arrays, argnums: Sequence[int]) -> Any:
+        def partial(*changed: mx.array) -> Arrays:
+            full = list(primals)
+            for index, array in zip(argnums, changed, strict=True):
+                full[index] = array
+            return self.fun(*full)
+
+        return partial
+
+
+class _Forward(_Function):
+    """Of a block's forward: the gradient is a program."""
+
+    def __init__(
+        self, block: CompiledBlock, frozen: list[bool], device: str, name: str
+    ) -> None:
+        def plain(*arrays: mx.array) -> Arrays:
+            outputs = block.captured.body.run(*arrays)
+            return [
+                y.astype(d) for y, d in zip(outputs, block.dtypes, strict=True)
+            ]
+
+        super().__init__(plain)
+        self.block, self.frozen, self.device, self.name = block, frozen, device, name
+
+    def vjp(self, primals: Arrays, cotangents: Arrays, argnums: Any, s: Any) -> Arrays:
+        wanted = tuple(argnums)
+        back = self.block.backward(wanted)
+        given = [*cotangents, *primals]
+        n = len(cotangents)
+        asked = [primals[i].dtype for i in wanted]
+
+        def plain(*arrays: mx.array) -> Arrays:
+            gradients = _Function(self.fun).vjp(
+                list(arrays[n:]), list(arrays[:n]), wanted, s
+            )
+            return self._results(back, list(gradients))
+
+        # A residual is added by the node where the result has no other use.
+        sole = {
+            output.result: output
+            for output in back.outputs
+            if output.result is not None and output.residual is not None
+        }
+        specs = []
+        for i, result in enumerate(back.program.results):
+            residual = sole[i].residual if i in sole else None
+            specs.append(
+                (result.shape, mx.float32, -1 if residual is None else residual)
+            )
+        results = _node(
+            back,
+            given,
+            specs,
+            [False] * n + self.frozen,
+            _Function(plain),
+            self.device,
+            self.name,
+            s,
+        )
+        return [
+            self._gradient(output, results, given).astype(dtype)
+            for output, dtype in zip(back.outputs, asked, strict=True)
+        ]
+
+    def _results(self, back: BlockProgram, gradients: Arrays) -> Arrays:
+        raise NotImplementedError(
+            f"[mlx_ane.compile] {self.name} has no second derivative on the engine; "
+            f"use the plain function for it."
+        )
+
+    def _gradient(self, output: Any, results: Arrays, given: Arrays) -> mx.array:
+        total = None if output.result is None else results[output.result]
+        for gemm in output.gemms:
+            product = _ext.matmul(
+                _matrix(gemm.left, results, given),
+                _matrix(gemm.right, results, given),
+                device="cpu",
+                name=self.name,
+            )
+            total = product if total is None else total + product
+        if output.residual is not None and output.result is None:
+            residual = given[output.residual]
+            total = residual if total is None else total + residual
+        return mx.zeros(output.shape) if total is None else total.reshape(output.shape)
+
+
+def _matrix(operand: Operand, results: Arrays, given: Arrays) -> mx.array:
+    array = (
+        results[operand.result]
+        if operand.result is not None
+        else given[operand.source or 0]
+    )
+    matrix = array.reshape(operand.shape)
+    return matrix.T if operand.transposed else matrix
+
+
+def rebuild_result(result: Any, outputs: Arrays) -> Any:
+    """The result with arrays in the place of their indices."""
+    if isinstance(result, bool) or not isinstance(result, (int, list, tuple, dict)):
+        return result
+    if isinstance(result, int):
+        return outputs[result]
+    if isinstance(result, dict):
+        return {k: rebuild_result(v, outputs) for k, v in result.items()}
+    parts = [rebuild_result(v, outputs) for v in result]
+    return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)

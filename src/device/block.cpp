@@ -152,7 +152,7 @@ class DeviceBlock {
       pack(port, *own, "pack_x", Counter::block_packed_bytes);
       return own;
     }
-    auto staged = stored(port);
+    auto staged = stored(port, *own);
     if (staged && staged->ready()) {
       return staged->tiles()[0].surface;
     }
@@ -176,7 +176,8 @@ class DeviceBlock {
     }
   }
 
-  std::shared_ptr<StagedWeight> stored(const BlockPort& port) {
+  std::shared_ptr<StagedWeight> stored(
+      const BlockPort& port, const Surface& own) {
     std::vector<WeightStore::Part> parts;
     for (auto& part : port.parts) {
       parts.push_back(
@@ -185,7 +186,7 @@ class DeviceBlock {
            part.row});
     }
     return weight_store().get(
-        device_, parts, surface_bytes(port.port), row_bytes(port.port));
+        device_, parts, own.bytes(), row_bytes(port.port));
   }
 
   void pack(

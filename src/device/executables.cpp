@@ -17,34 +17,25 @@ constexpr int64_t most_padding = 4;
 // Longest pause, in misses, before a device that refused is asked again.
 constexpr uint64_t longest_wait = 1024;
 
-/// Bytes of a program's input surface: all of one size, but for blocks, whose
-/// twenty ports would take the largest one's many times.
-size_t input_bytes(
-    const ProgramShape& shape, const Source& source, const Port& port) {
-  if (auto* matmul = std::get_if<MatmulShape>(&shape)) {
-    return input_surface_bytes(*matmul);
-  }
-  if (std::holds_alternative<BlockShape>(shape)) {
-    return surface_bytes(port);
-  }
+size_t largest(const std::vector<Port>& ports) {
   size_t bytes = 0;
-  for (auto& input : source.inputs) {
-    bytes = std::max(bytes, surface_bytes(input));
+  for (auto& port : ports) {
+    bytes = std::max(bytes, surface_bytes(port));
   }
   return bytes;
+}
+
+/// Bytes of each of a program's input surfaces: all of one size.
+size_t input_bytes(const ProgramShape& shape, const Source& source) {
+  auto* matmul = std::get_if<MatmulShape>(&shape);
+  return matmul ? input_surface_bytes(*matmul) : largest(source.inputs);
 }
 
 size_t all_bytes(
     const Device& device, const ProgramShape& shape, const Source& source) {
   auto least = device.limits().min_surface_bytes;
-  size_t bytes = 0;
-  for (auto& input : source.inputs) {
-    bytes += std::max(input_bytes(shape, source, input), least);
-  }
-  for (auto& output : source.outputs) {
-    bytes += std::max(surface_bytes(output), least);
-  }
-  return bytes;
+  return source.inputs.size() * std::max(input_bytes(shape, source), least) +
+         source.outputs.size() * std::max(largest(source.outputs), least);
 }
 
 std::shared_ptr<LoadedProgram> load(
@@ -55,12 +46,11 @@ std::shared_ptr<LoadedProgram> load(
   program->shape = shape;
   program->executable = device.compile(source);
   for (auto& input : source.inputs) {
-    program->inputs.push_back(
-        device.make_surface(input_bytes(shape, source, input)));
+    program->inputs.push_back(device.make_surface(input_bytes(shape, source)));
     program->input_row_bytes.push_back(row_bytes(input));
   }
   for (auto& output : source.outputs) {
-    program->outputs.push_back(device.make_surface(surface_bytes(output)));
+    program->outputs.push_back(device.make_surface(largest(source.outputs)));
     program->output_row_bytes.push_back(row_bytes(output));
   }
   return program;

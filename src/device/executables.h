@@ -17,8 +17,8 @@ namespace mlx_ane {
 struct LoadedProgram {
   ProgramShape shape;
   std::shared_ptr<Executable> executable;
-  std::vector<std::shared_ptr<Surface>> inputs;
-  std::vector<std::shared_ptr<Surface>> outputs;
+  std::vector<std::shared_ptr<Surface>> inputs;   // of one size
+  std::vector<std::shared_ptr<Surface>> outputs;  // of one size
   std::vector<size_t> input_row_bytes;
   std::vector<size_t> output_row_bytes;
   bool tables_written = false;  // the fixed ports of a block

@@ -75,7 +75,8 @@ class WeightStore {
     MatrixView x;
     int64_t row;
   };
-  /// The entry of a block's port: one tile, a surface of `bytes`.
+  /// The entry of a block's port: one tile, a surface of `bytes`, which may be
+  /// more than the port needs.
   std::shared_ptr<StagedWeight> get(
       Device& device,
       const std::vector<Part>& parts,

@@ -142,10 +142,25 @@ def _present(device: str, where: str) -> str:
     return device
 
 
+def auto_choice() -> tuple[str, str]:
+    """What "auto" means by the stored verdict, and why; nothing is run.
+
+    Returns:
+        tuple[str, str]: "ane" or "cpu", and the reason.
+    """
+    missing = _no_engine()
+    if missing is not None:
+        return "cpu", missing
+    verdict = _selftest.stored_verdict()
+    if verdict is None:
+        return "cpu", "no self-test of the Neural Engine is stored"
+    chosen = "ane" if verdict.passed else "cpu"
+    return chosen, f"self-test of the Neural Engine: {verdict.reason}"
+
+
 def _auto() -> str:
     """The Neural Engine if it passed its self-test on this machine, else the CPU."""
-    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
-    if not apple or _ext.unavailable("ane") is not None:
+    if _no_engine() is not None:
         return "cpu"
     verdict = _selftest.stored_verdict()
     if verdict is None:
@@ -157,6 +172,13 @@ def _auto() -> str:
             file=sys.stderr,
         )
     return "ane" if verdict.passed else "cpu"
+
+
+def _no_engine() -> str | None:
+    """Why "auto" does not ask for a self-test here, or None if it does."""
+    if platform.system() != "Darwin" or platform.machine() != "arm64":
+        return "the Neural Engine needs macOS on Apple silicon"
+    return _ext.unavailable("ane")
 
 
 def _use_measured_layout() -> None:

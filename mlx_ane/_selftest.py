@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -71,6 +73,11 @@ def stored_verdict() -> Verdict | None:
         dialect=stored.get("dialect", ""),
         max_contraction=int(stored.get("max_contraction") or 0),
     )
+
+
+def verdict_age() -> float:
+    """Seconds since the stored verdict was made."""
+    return max(0.0, time.time() - Path(_apple.verdict_file()).stat().st_mtime)
 
 
 def run_in_subprocess(timeout: float = 20.0) -> Verdict:
@@ -196,9 +203,14 @@ def _finding(
     facts: dict[str, Any], body: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     try:
-        return {**facts, "passed": True, **body()}
+        found = {**facts, "passed": True, **body()}
     except (RuntimeError, ValueError) as error:
         return {**facts, "passed": False, "error": str(error)}
+    # JSON has no NaN: the error of an answer that held one.
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in found.items()
+    }
 
 
 def _matmul(

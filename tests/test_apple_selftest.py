@@ -67,6 +67,14 @@ def test_no_right_variant_is_not_usable() -> None:
     assert _selftest.judge([]).reason == "no variant gave a right answer"
 
 
+def test_findings_are_json() -> None:
+    nan, inf = float("nan"), float("inf")
+    found = _selftest._finding({"test": "variant"}, lambda: {"a": nan, "b": 1.5})
+    assert found == {"test": "variant", "passed": True, "a": None, "b": 1.5}
+    found = _selftest._finding({}, lambda: {"passed": False, "error": "x", "c": inf})
+    assert found == {"passed": False, "error": "x", "c": None}
+
+
 @pytest.mark.skipif(hasattr(_ext, "apple"), reason="built with the Apple route")
 def test_without_the_apple_route() -> None:
     assert _selftest.stored_verdict() is None

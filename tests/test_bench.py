@@ -10,6 +10,7 @@ import pytest
 from mlx_ane import bench, cli
 from mlx_ane.bench import inputs
 from mlx_ane.bench.cases import Case, Variant
+from mlx_ane.bench.experiment import experiment
 from mlx_ane.bench.measure import SLOWING, Sides, measure
 
 
@@ -51,6 +52,37 @@ def test_step_tells_its_spans_apart(rows):
         assert step.spans[f"{kind} seconds"] > 0.0
     # Forward, dx and dW multiply the same numbers of elements.
     assert step.spans["gemm_dw flops"] == step.spans["gemm_forward flops"]
+
+
+def test_the_embedding_is_a_kind_of_its_own(rows, sides):
+    """The lookup and its gradient are timed on every side and join the headline."""
+    steps = {row.variant: row.spans for row in rows if row.part == "step"}
+    assert set(steps) >= {"cpu, fused ops", "mlx"}
+    assert all(spans["embedding seconds"] > 0.0 for spans in steps.values())
+    found = experiment(sides, rounds=2, small=True, device="cpu")
+    figures = {name: times for name, *times in found["rows"]}
+    for sum_of_both, embedding in zip(
+        figures["Adam + embedding ms"], figures["embedding ms"], strict=True
+    ):
+        assert 0.0 < embedding < sum_of_both
+
+
+def test_tokens_that_repeat_are_summed():
+    spec = {"vocabulary": 64, "dim": 8, "S": 32}
+    x = inputs.embedding_inputs(spec)
+    assert len(set(x["tokens"].tolist())) < 32
+    once = np.zeros_like(x["w"])
+    once[x["tokens"]] = x["dy"]  # the last of those that repeat, not their sum
+    want = inputs.embedding_expected(spec)
+    got = inputs.embedding_sample(spec, x["w"][x["tokens"]], once)
+    assert np.abs(got - want).max() > 0.01
+
+
+def test_numpys_embedding_is_right(sides):
+    cases = bench.cases("embedding", ("numpy", "mlx"), small=True)
+    found = list(measure(cases, sides, rounds=1))
+    assert [row.variant for row in found] == 2 * ["ANEEmbedding", "mlx", "numpy"]
+    assert all(row.correct and row.ratios for row in found)
 
 
 def test_a_wrong_answer_has_no_speed(sides, monkeypatch):

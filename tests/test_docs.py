@@ -234,6 +234,47 @@ def test_blocks(page: str) -> None:
         run_in_child(page)
 
 
+#: Stand in for two commands of the block below: what is installed is the package
+#: under test, and the whole suite on device ane is what runs this test.
+PIP = """#!/bin/sh
+echo "pip $*" >> commands.txt
+"""
+PYTEST = """#!/bin/sh
+echo "MLX_ANE_DEVICE=$MLX_ANE_DEVICE pytest $*" >> commands.txt
+exec python -m pytest -q -p no:cacheprovider tests/test_einsum.py
+"""
+
+
+def test_prove_it_on_your_mac(tmp_path: Path, monkeypatch: Any) -> None:
+    """The block for readers with a Mac, as written, over the doubles."""
+    extension = importlib.import_module("mlx_ane._ext")
+    if not hasattr(extension, "apple"):
+        pytest.skip("needs the Apple route, over the doubles")
+    (block,) = [b for b in blocks_of("docs/apple.md") if "_selftest" in b.source]
+    assert (block.kind, block.skip) == ("sh", "needs a Mac")
+    monkeypatch.setenv("MLX_ANE_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("MLX_ANE_DEVICE", raising=False)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    with workspace():
+        for name, script in (("pip", PIP), ("pytest", PYTEST)):
+            path = Path("bin", name)
+            path.write_text(script)
+            path.chmod(0o755)
+        printed = run_shell(block.source)
+        commands = Path("commands.txt").read_text().splitlines()
+        found = json.loads(Path("doctor.json").read_text())
+    assert commands == ["pip install .", "MLX_ANE_DEVICE=ane pytest "]
+    for layout in ("natural", "channels_first"):
+        assert f"test variant  route in_memory  layout {layout}" in printed
+    assert "\npassed: " in printed
+    assert re.search(r"\d+ passed", printed.splitlines()[-1])
+    # doctor shows the verdict that the self-test stored, and runs it no second time.
+    assert found["passed"] and found["self_test"]["passed"]
+    assert found["self_test"]["age_seconds"] > 0 and not found["self_test"]["findings"]
+    product = [c for c in found["checks"] if c["name"] == "product"]
+    assert {c["device"]: c["status"] for c in product}["ane"] == "pass"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_that_take_minutes(page: str) -> None:

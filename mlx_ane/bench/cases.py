@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlx_ane.bench import inputs
 
-PARTS = ("adam", "gemm", "pack", "dispatch", "step")
+PARTS = ("adam", "embedding", "gemm", "pack", "dispatch", "step")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Case:
         spec = self.spec | variant.spec
         if self.part == "adam":
             return inputs.adam_expected(spec)
+        if self.part == "embedding":
+            return inputs.embedding_expected(spec)
         if self.part == "gemm":
             return inputs.gemm_expected(spec, spec.get("dtype", "float32"))
         if self.part == "pack":
@@ -64,6 +66,7 @@ def cases(part: str, peers: tuple[str, ...], small: bool) -> Iterator[Case]:
     """
     makers = {
         "adam": _adam,
+        "embedding": _embedding,
         "gemm": _gemm,
         "pack": _pack,
         "dispatch": _dispatch,
@@ -109,6 +112,26 @@ def _adam(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
             28e-9 * elements,
             "GB/s",
             targets.get(name, {}),
+        )
+
+
+def _embedding(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
+    """The lookup of tokens and the scatter of its gradient, as a step has them."""
+    model = step_spec(small)
+    sizes = [model["S"], 8 * model["S"]]
+    for S in sizes:
+        spec = {"vocabulary": model["vocabulary"], "dim": model["dim"], "S": S}
+        yield Case(
+            "embedding",
+            f"{spec['vocabulary']} x {spec['dim']}, S {S}",
+            spec,
+            (
+                Variant("ANEEmbedding", "ours"),
+                *(Variant(p, p) for p in ("mlx", "torch", "numpy") if p in peers),
+            ),
+            "ANEEmbedding",
+            4e-9 * spec["vocabulary"] * spec["dim"],
+            "GB/s of gradient",
         )
 
 

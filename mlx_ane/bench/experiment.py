@@ -79,7 +79,8 @@ def _figures(steps: list[dict[str, float]]) -> dict[str, float]:
     return {
         "average ms/step": 1e3 * statistics.fmean(seconds),
         "best ms/step": 1e3 * min(seconds),
-        "Adam + embedding ms": milliseconds("adam"),
+        "Adam + embedding ms": milliseconds("adam", "embedding"),
+        "embedding ms": milliseconds("embedding"),
         "dW ms": milliseconds("gemm_dw"),
         "dx ms": milliseconds("gemm_dx"),
         "total TFLOPS, sustained": statistics.fmean(rates),

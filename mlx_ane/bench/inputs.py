@@ -89,6 +89,32 @@ def to_bfloat16(x: NDArray[Any]) -> NDArray[Any]:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
+def embedding_inputs(spec: Spec) -> Arrays:
+    """A table w (V, D), tokens (S,) of which a quarter repeat, and dy (S, D)."""
+    V, D, S = spec["vocabulary"], spec["dim"], spec["S"]
+    tokens = np.random.default_rng(0).integers(0, V, (S,)).astype(np.int32)
+    tokens[S - S // 4 :] = tokens[: S // 4]
+    return {"w": uniform(1, V, D), "tokens": tokens, "dy": uniform(2, S, D)}
+
+
+def embedding_sample(
+    spec: Spec, y: NDArray[Any], dw: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Rows that were looked up, their gradients, and sums of the whole gradient."""
+    tokens = embedding_inputs(spec)["tokens"]
+    rows = np.concatenate([tokens[:4], tokens[-4:]])
+    parts = [y[:4], y[-4:], dw[rows], dw.sum(0, dtype=np.float64)[None]]
+    return np.concatenate([part.astype(np.float64) for part in parts])
+
+
+def embedding_expected(spec: Spec) -> NDArray[np.float64]:
+    """embedding_sample of y = w[tokens] and dw, the rows of dy by token, in float64."""
+    x = embedding_inputs(spec)
+    dw = np.zeros(x["w"].shape)
+    np.add.at(dw, x["tokens"], x["dy"].astype(np.float64))
+    return embedding_sample(spec, x["w"][x["tokens"]], dw)
+
+
 def step_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Parameters of the Llama-style model with a tied head, by name."""
     D, F, V = spec["dim"], spec["hidden"], spec["vocabulary"]

@@ -18,13 +18,15 @@ from .inputs import (
     LEARNING_RATE,
     WEIGHT_DECAY,
     adam_inputs,
+    embedding_inputs,
+    embedding_sample,
     gemm_inputs,
     gemm_sample,
     sample,
     step_inputs,
 )
 from .model import Model, train_step
-from .timing import Timed
+from .timing import Timed, WithParts
 
 
 def info() -> dict[str, str]:
@@ -38,6 +40,7 @@ def task(part: str, spec: dict[str, Any]) -> Timed:
     mx.set_default_device(mx.cpu)
     parts: dict[str, Callable[[dict[str, Any]], Timed]] = {
         "adam": lambda spec: adam(spec, optimizers.AdamW),
+        "embedding": lambda spec: embedding(spec, nn.Embedding),
         "gemm": _gemm,
         "step": _step,
     }
@@ -82,6 +85,30 @@ def adam(spec: dict[str, Any], optimizer_class: Any) -> Timed:
     return Timed(step, first)
 
 
+def embedding(spec: dict[str, Any], layer_class: Any, least: float = 0.02) -> Timed:
+    """The lookup of tokens and the gradient of the table."""
+    arrays = {k: mx.array(v) for k, v in embedding_inputs(spec).items()}
+    w, tokens, dy = arrays["w"], arrays["tokens"], arrays["dy"]
+    layer = layer_class(1, 1)
+    mx.eval(w, tokens, dy)
+
+    def lookup(w: mx.array) -> mx.array:
+        layer.weight = w
+        y: mx.array = layer(tokens)
+        return y
+
+    def run() -> tuple[mx.array, mx.array]:
+        (y,), (dw,) = mx.vjp(lookup, [w], [dy])
+        mx.eval(y, dw)
+        layer.weight = w  # not a tracer that keeps a graph alive
+        return y, dw
+
+    def first() -> NDArray[Any]:
+        return embedding_sample(spec, *(np.array(x) for x in run()))
+
+    return Timed(run, first, least)
+
+
 def _gemm(spec: dict[str, Any]) -> Timed:
     dtype = getattr(mx, spec.get("dtype", "float32"))
     arrays = {k: mx.array(v).astype(dtype) for k, v in gemm_inputs(spec).items()}
@@ -115,4 +142,5 @@ def _step(spec: dict[str, Any]) -> Timed:
         return Timed(lambda: mx.eval(model(tokens)), lambda: np.array([model(tokens)]))
     optimizer = optimizers.AdamW(LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY)
     step = train_step(model, optimizer, mx.array(arrays["tokens"]))
-    return Timed(step, lambda: np.array([step()]), least=0.0)
+    parts = {"embedding": embedding(spec, nn.Embedding, least=0.0)}
+    return WithParts(step, lambda: np.array([step()]), parts)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .inputs import gemm_inputs, gemm_sample
+from .inputs import embedding_inputs, embedding_sample, gemm_inputs, gemm_sample
 from .timing import Timed
 
 
@@ -17,9 +18,28 @@ def info() -> dict[str, str]:
 
 
 def task(part: str, spec: dict[str, Any]) -> Timed:
-    """dx or dW."""
-    if part != "gemm":
+    """The task of a part."""
+    parts = {"embedding": _embedding, "gemm": _gemm}
+    if part not in parts:
         raise ValueError(f"[mlx_ane.bench] numpy has no part {part!r}.")
+    return parts[part](spec)
+
+
+def _embedding(spec: dict[str, Any]) -> Timed:
+    """The lookup of tokens and the gradient of the table."""
+    x = embedding_inputs(spec)
+
+    def run() -> tuple[NDArray[Any], NDArray[Any]]:
+        y = x["w"][x["tokens"]]
+        dw = np.zeros_like(x["w"])
+        np.add.at(dw, x["tokens"], x["dy"])
+        return y, dw
+
+    return Timed(run, lambda: embedding_sample(spec, *run()))
+
+
+def _gemm(spec: dict[str, Any]) -> Timed:
+    """dx or dW."""
     arrays = gemm_inputs(spec)
     left = arrays["dy"] if spec["role"] == "dx" else arrays["dy"].T
     right = arrays["w"] if spec["role"] == "dx" else arrays["x"]

@@ -30,7 +30,7 @@ from .inputs import (
     uniform,
 )
 from .model import Model, train_step
-from .timing import Fixed, Timed
+from .timing import Fixed, Timed, WithParts
 
 kernels = _ext.kernels
 
@@ -49,6 +49,7 @@ def task(part: str, spec: dict[str, Any]) -> Timed | Fixed:
     mx.set_default_device(mx.cpu)
     parts = {
         "adam": _adam,
+        "embedding": lambda spec: side_mlx.embedding(spec, ane.nn.ANEEmbedding),
         "gemm": _gemm,
         "pack": _pack,
         "dispatch": _staged if "frozen" in spec else _dispatch,
@@ -252,17 +253,18 @@ def _dispatch(spec: dict[str, Any]) -> Timed:
     return side_mlx.dispatch(spec, lambda x, w: ane.linear(x, w, device="cpu"))
 
 
-class _Step(Timed):
-    """A training step; apart, the milliseconds of each kind of span within it."""
+class _Step(WithParts):
+    """A training step; apart, the seconds of each kind of span within it."""
 
     def run(self) -> dict[str, float]:
-        """Seconds of one step, and the seconds of its spans by name."""
+        """Seconds of one step, of its parts and of its spans, by name."""
         recorder = ane.timeline()
         recorder.start()
         start = time.perf_counter()
         loss = self._run()
         seconds = {"seconds": time.perf_counter() - start, "loss": loss}
         recorder.stop()
+        seconds |= self.part_seconds()
         for (_, kind), row in recorder.totals().items():
             for name, scale in (("ms", 1e-3), ("flops", 1.0)):
                 key = f"{kind} {'seconds' if name == 'ms' else name}"
@@ -289,4 +291,5 @@ def _step(spec: dict[str, Any]) -> Timed:
     optimizer = ane.optimizers.AdamW(LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY)
     step = train_step(model, optimizer, mx.array(arrays["tokens"]))
     run = _with_reference(step) if spec.get("reference") else step
-    return _Step(run, lambda: np.array([step()]), least=0.0)
+    parts = {"embedding": side_mlx.embedding(spec, ane.nn.ANEEmbedding, least=0.0)}
+    return _Step(run, lambda: np.array([step()]), parts)

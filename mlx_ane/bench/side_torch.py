@@ -15,12 +15,14 @@ from .inputs import (
     LEARNING_RATE,
     WEIGHT_DECAY,
     adam_inputs,
+    embedding_inputs,
+    embedding_sample,
     gemm_inputs,
     gemm_sample,
     sample,
     step_inputs,
 )
-from .timing import Timed
+from .timing import Timed, WithParts
 
 
 def info() -> dict[str, str]:
@@ -31,7 +33,8 @@ def info() -> dict[str, str]:
 
 def task(part: str, spec: dict[str, Any]) -> Timed:
     """The task of a part."""
-    return {"adam": _adam, "gemm": _gemm, "step": _step}[part](spec)
+    parts = {"adam": _adam, "embedding": _embedding, "gemm": _gemm, "step": _step}
+    return parts[part](spec)
 
 
 def _optimizer(parameters: list[torch.Tensor]) -> torch.optim.AdamW:
@@ -63,6 +66,22 @@ def _adam(spec: dict[str, Any]) -> Timed:
         return np.concatenate([sample(p.detach().numpy()) for p in parameters])
 
     return Timed(optimizer.step, first)
+
+
+def _embedding(spec: dict[str, Any], least: float = 0.02) -> Timed:
+    """The lookup of tokens and the gradient of the table."""
+    arrays = {k: torch.from_numpy(v) for k, v in embedding_inputs(spec).items()}
+    w = torch.nn.Parameter(arrays["w"])
+    tokens = arrays["tokens"].long()
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        y = F.embedding(tokens, w)
+        (dw,) = torch.autograd.grad(y, w, arrays["dy"])
+        return y.detach(), dw
+
+    return Timed(
+        run, lambda: embedding_sample(spec, *(x.numpy() for x in run())), least
+    )
 
 
 def _gemm(spec: dict[str, Any]) -> Timed:
@@ -140,4 +159,5 @@ def _step(spec: dict[str, Any]) -> Timed:
         optimizer.step()
         return float(loss.detach())
 
-    return Timed(step, lambda: np.array([step()]), least=0.0)
+    parts = {"embedding": _embedding(spec, least=0.0)}
+    return WithParts(step, lambda: np.array([step()]), parts)

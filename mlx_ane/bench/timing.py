@@ -44,6 +44,35 @@ class Timed:
         return time.perf_counter() - start
 
 
+class WithParts(Timed):
+    """A task, and parts of its work that are timed alone, once after each run.
+
+    Args:
+        parts (dict): Tasks by the name under which their seconds are given.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[], Any],
+        result: Callable[[], NDArray[Any]],
+        parts: dict[str, Timed],
+        least: float = 0.0,
+    ) -> None:
+        super().__init__(run, result, least)
+        self._parts = parts
+
+    def run(self) -> dict[str, float]:
+        """Seconds of one run, and of each part by its name."""
+        return super().run() | self.part_seconds()
+
+    def part_seconds(self) -> dict[str, float]:
+        """Seconds of each part by its name."""
+        return {
+            f"{name} seconds": part.run()["seconds"]
+            for name, part in self._parts.items()
+        }
+
+
 class Fixed:
     """A probe that returns its own seconds."""
 

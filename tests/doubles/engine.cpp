@@ -109,7 +109,11 @@ const char* port_name(void* handle, int output, size_t index) {
 }
 
 int refuses_surface() {
-  return !emulated::strikes(emulated::Site::surface).empty();
+  bool refused = false;
+  for (auto& strike : emulated::strikes(emulated::Site::surface)) {
+    refused |= !emulated::wait_out(strike);
+  }
+  return refused;
 }
 
 constexpr double_engine engine = {

@@ -166,9 +166,10 @@ class EmulatedDevice : public Device {
   }
   std::shared_ptr<Surface> make_surface(size_t bytes) override {
     for (auto& strike : emulated::strikes(emulated::Site::surface)) {
-      if (strike.fault == emulated::Fault::out_of_memory) {
+      if (!emulated::wait_out(strike)) {
+        bool gone = strike.fault == emulated::Fault::device_gone;
         throw DeviceError(
-            Cause::out_of_memory,
+            gone ? Cause::unavailable : Cause::out_of_memory,
             "[mlx_ane.emulated] a surface of " + std::to_string(bytes) +
                 " bytes was refused: injected fault.");
       }

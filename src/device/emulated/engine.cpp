@@ -3,10 +3,8 @@
 #include "device/emulated/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <numeric>
-#include <thread>
 
 #include "device/emulated/faults.h"
 #include "device/emulated/rules.h"
@@ -70,15 +68,10 @@ std::vector<Strike> suffer(
       case Fault::first_call_fails:
       case Fault::device_gone:
         throw refuse(Answer::inference_error);
-      case Fault::hang:
-        hang(strike.milliseconds);
-        break;
-      case Fault::slow:
-        std::this_thread::sleep_for(
-            std::chrono::milliseconds(strike.milliseconds));
-        break;
       default:
-        rest.push_back(strike);
+        if (!wait_out(strike)) {
+          rest.push_back(strike);
+        }
     }
   }
   return rest;

@@ -14,6 +14,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string_view>
+#include <thread>
 
 namespace mlx_ane::emulated {
 
@@ -363,6 +364,18 @@ std::vector<Strike> strikes(
     }
   }
   return out;
+}
+
+bool wait_out(const Strike& strike) {
+  if (strike.fault == Fault::hang) {
+    hang(strike.milliseconds);
+    return true;
+  }
+  if (strike.fault == Fault::slow) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(strike.milliseconds));
+    return true;
+  }
+  return false;
 }
 
 void hang(int64_t milliseconds) {

@@ -60,6 +60,9 @@ bool may_hang();
 std::chrono::milliseconds evaluate_bound();
 void set_evaluate_bound(std::chrono::milliseconds bound);
 
+/// Carries out `hang` and `slow`; false for a fault that the site carries out.
+bool wait_out(const Strike& strike);
+
 /// Blocks as a wedged driver does, until release_hangs() or `milliseconds`.
 void hang(int64_t milliseconds);
 /// Calls that hang now.

@@ -285,7 +285,10 @@ def _capture(
     ]
     draws = _open_random_state(tape, key)
     constants = _open_constants(tape, draws)
-    prologue, rest = _split(fold(recognise(fold(tape))), data)
+    tape = fold(recognise(fold(tape)))
+    masks = {v for v in data[1:] if _is_mask(tape, v)}
+    data = [v for v in data if v not in masks]
+    prologue, rest = _split(tape, data)
     used = [v for v in data if v in rest.inputs]
     return Captured(fun, leaves, prologue, rest, used, draws, constants, result[0])
 
@@ -554,6 +557,11 @@ def _open_constants(tape: Tape, draws: int) -> list[mx.array]:
         tape.paths[value] = "constant"
     tape.inputs += key
     return opened
+
+
+def _is_mask(tape: Tape, value: str) -> bool:
+    """Whether an argument is only added to scores: then the prologue prepares it."""
+    return all(n.name == "Floored" for n in tape.nodes if value in n.inputs)
 
 
 def _split(tape: Tape, data: list[str]) -> tuple[Tape, Tape]:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 
+from mlx_ane.recognise import FAR
 from mlx_ane.tape import Node, Tape, Type, Unsupported, ranges
 
 __all__ = ["guard"]
@@ -24,14 +25,11 @@ Mark = tuple[int, int]
 Marks = frozenset[Mark]
 NONE: Marks = frozenset()
 
-#: What is added to masked scores, as in `builder.FAR`.
-FAR = -30000.0
-
 ELEMENTWISE = frozenset(
-    "Abs Add AsType Ceil Copy Cos Cosh Divide Equal Erf Exp Expm1 Floor Greater "
-    "GreaterEqual Less LessEqual Log Log1p LogAddExp LogicalAnd LogicalNot LogicalOr "
-    "Maximum Minimum Multiply Negative NotEqual Power Rotate Round Select Sigmoid Sign "
-    "Sin Sqrt Square StopGradient Subtract Tanh Contiguous".split()
+    "Abs Add AsType Ceil Contiguous Copy Cos Cosh Divide Equal Erf Exp Expm1 Floor "
+    "Floored Greater GreaterEqual Less LessEqual Log Log1p LogAddExp LogicalAnd "
+    "LogicalNot LogicalOr Maximum Minimum Multiply Negative NotEqual Power Rotate "
+    "Round Select Sigmoid Sign Sin Sqrt Square StopGradient Subtract Tanh".split()
 )
 RESHAPE = frozenset("Reshape Flatten Unflatten ExpandDims Squeeze".split())
 

@@ -54,10 +54,12 @@ def test_masks_that_are_arguments() -> None:
     layer = llama()
     x = mx.random.normal((2, S, 64))
     boolean = mx.tril(mx.ones((S, S), mx.bool_))
-    added = mx.where(boolean, 0.0, -1e9)[None, None]
+    added = mx.where(boolean, 0.0, -mx.inf)[None, None]
     for mask in (boolean, added):
         block = Block(lambda layer, x, m: layer(x, m, None), layer, x, mask, rows=ROWS)
         assert error(block(layer, x, mask)[0], layer(x, mask, None)) < 1.5e-3
+        table = block.captured.arguments(layer, x, mask)
+        assert min(float(t.min()) for t in table) >= -30000.0
 
 
 def test_a_causal_mask_needs_no_other() -> None:

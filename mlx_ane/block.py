@@ -150,6 +150,7 @@ class Block:
     Args:
         fun (callable): See `capture`.
         *args: See `capture`.
+        rows (int, optional): See `capture`.
         **forms (str): See `translate`.
 
     Example:
@@ -161,8 +162,14 @@ class Block:
         0
     """
 
-    def __init__(self, fun: Callable[..., Any], *args: Any, **forms: str) -> None:
-        self.captured: Captured = capture(fun, *args)
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        *args: Any,
+        rows: int | None = None,
+        **forms: str,
+    ) -> None:
+        self.captured: Captured = capture(fun, *args, rows=rows)
         self.forms = forms
         inputs = self.captured.body.inputs
         data = [inputs.index(v) for v in self.captured.data]
@@ -187,7 +194,15 @@ class Block:
 
     def __call__(self, *args: Any, **options: Any) -> list[Array]:
         """The outputs by the reference; options are those of `BlockProgram.run`."""
-        return self.forward.run(_numpy(self.captured.arguments(*args)), **options)
+        captured = self.captured
+        outputs = self.forward.run(_numpy(captured.arguments(*args)), **options)
+        if captured.rows is None:
+            return outputs
+        size = captured.valid(*args)
+        return [
+            y.take(range(size), axis)
+            for y, axis in zip(outputs, captured.row_axes, strict=True)
+        ]
 
     def gradients(
         self, args: Sequence[Any], cotangents: Sequence[Array], **options: Any
@@ -196,7 +211,12 @@ class Block:
         captured, wanted = self.captured, self.differentiable
         inputs = captured.arguments(*args)
         back = self.backward(wanted)
-        found = back.run([*cotangents, *_numpy(inputs)], **options)
+        shapes = [captured.body.types[v].shape for v in captured.body.outputs]
+        padded = [
+            np.pad(c, [(0, n - m) for n, m in zip(shape, c.shape, strict=True)])
+            for c, shape in zip(cotangents, shapes, strict=True)
+        ]
+        found = back.run([*padded, *_numpy(inputs)], **options)
         leaves = captured.flatten(*args)
         floats = [
             i for i, a in enumerate(leaves) if mx.issubdtype(a.dtype, mx.floating)

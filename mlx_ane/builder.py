@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_ane import mil
+from mlx_ane.recognise import FAR
 from mlx_ane.tape import Tape, Unsupported
 
 __all__ = ["FORMS", "Builder", "Operand", "Part", "Port", "Program", "Result", "Value"]
@@ -36,8 +37,6 @@ FORMS: dict[str, tuple[tuple[str, ...], str]] = {
     "select": (("arithmetic", "select"), "boolean tensors have no report"),
     "weights": (("ports", "rows"), "some machines take two inputs only"),
 }
-#: What stands for infinity in masks: sums with scores stay in fp16.
-FAR = 30000.0
 MIN_WIDTH = 32  # below, a row of a port is zeros or garbage
 MAX_RANK = 5
 
@@ -268,7 +267,7 @@ class Builder:
     def port(self, array: Array) -> Value:
         """A table as an input of the program."""
         table = np.clip(
-            np.where(np.abs(array) > 60000, np.sign(array) * FAR, array), -65504, 65504
+            np.where(np.abs(array) > 60000, np.sign(array) * -FAR, array), -65504, 65504
         ).astype(np.float16)
         key = ("table", table.shape, table.tobytes())
         if key not in self.known:

@@ -26,6 +26,7 @@ import numpy as np
 from mlx import nn
 
 from mlx_ane._capturing import capture_mode, capturing
+from mlx_ane.padding import guard
 from mlx_ane.recognise import recognise
 from mlx_ane.tape import LAYOUT, Node, Tape, Type, Unsupported
 
@@ -43,6 +44,8 @@ class Leaf:
     dtype: mx.Dtype
     #: Given as an argument, not held by a module.
     data: bool
+    #: Axes that are padded with zeros to the rows of the program.
+    padded: tuple[int, ...] = ()
 
 
 @dataclass
@@ -65,6 +68,9 @@ class Captured:
     constants: list[mx.array] = field(repr=False)
     #: The result with an index of `body.outputs` in the place of each array.
     result: Any = 0
+    #: Rows of the body, if padded, and for each output the axis of its rows.
+    rows: int | None = None
+    row_axes: list[int] = field(default_factory=list)
 
     def arguments(self, *args: Any) -> list[mx.array]:
         """The body's inputs for these arguments, as a lazy graph on a CPU stream.
@@ -80,6 +86,11 @@ class Captured:
 
     def arguments_of(self, arrays: Sequence[mx.array]) -> list[mx.array]:
         """The same from the arrays of the arguments."""
+        if len(arrays) != len(self.leaves):
+            raise ValueError(
+                f"[mlx_ane.capture] the arguments hold {len(arrays)} arrays, need the "
+                f"{len(self.leaves)} that were captured; capture again."
+            )
         key = []
         with mx.stream(mx.cpu):
             if self.draws:
@@ -87,7 +98,23 @@ class Captured:
                 key = [mx.array(state[0])]
                 for _ in range(self.draws):
                     mx.random.uniform(shape=(1,))  # advances the state by one key
+            pairs = zip(arrays, self.leaves, strict=True)
+            arrays = [self._pad(array, leaf) for array, leaf in pairs]
             return self.prologue.run(*arrays, *self.constants, *key)
+
+    def valid(self, *args: Any) -> int:
+        """How many rows of the arguments are not padding."""
+        pairs = zip(self.flatten(*args), self.leaves, strict=True)
+        return next(a.shape[leaf.padded[0]] for a, leaf in pairs if leaf.padded)
+
+    def _pad(self, array: mx.array, leaf: Leaf) -> mx.array:
+        if not leaf.padded or self.rows is None:
+            return array
+        missing = [
+            self.rows - size if axis in leaf.padded else 0
+            for axis, size in enumerate(array.shape)
+        ]
+        return mx.pad(array, [(0, n) for n in missing])
 
     def forward(self) -> Tape:
         """The body as a tape of MLX's primitives, of the same inputs."""
@@ -126,7 +153,7 @@ class Captured:
         return _apart(lambda: fold(export(gradients, of, paths)))
 
 
-def capture(fun: Callable[..., Any], *args: Any) -> Captured:
+def capture(fun: Callable[..., Any], *args: Any, rows: int | None = None) -> Captured:
     """Capture ``fun(*args)`` for arguments of these shapes.
 
     Args:
@@ -135,12 +162,15 @@ def capture(fun: Callable[..., Any], *args: Any) -> Captured:
         *args: Arrays and other values, and modules, in lists, tuples and dicts. Every
             array in them, those of modules included, is an input: arguments may be
             tracers. Modules are copied, not changed.
+        rows (int, optional): Rows of the program: the last but one axis of the first
+            array, and the axes of that size of masks, are padded with zeros to it.
 
     Returns:
         Captured: The function's prologue and body.
 
     Raises:
-        Unsupported: MLX cannot export one of its primitives.
+        Unsupported: MLX cannot export one of its primitives, or padded rows may reach
+            valid ones.
     """
     leaves: list[Leaf] = []
 
@@ -150,6 +180,78 @@ def capture(fun: Callable[..., Any], *args: Any) -> Captured:
 
     tree: dict[Any, Any] = {**dict(enumerate(args)), "fun": fun}
     rebuild(tree, note)
+    if rows is None:
+        return _apart(lambda: _capture(fun, tree, leaves))
+    padded = _padded(leaves)
+    size = next((leaf.shape[leaf.padded[0]] for leaf in padded if leaf.padded), rows)
+    if size > rows:
+        raise ValueError(f"[mlx_ane.capture] rows is {rows}, need {size} or more.")
+    return _apart(lambda: _capture_padded(fun, tree, leaves, padded, size, rows))
+
+
+def _padded(leaves: list[Leaf]) -> list[Leaf]:
+    """The leaves with their axes of rows: those of the first array and of masks."""
+    first = next((leaf for leaf in leaves if leaf.data and len(leaf.shape) > 1), None)
+    if first is None:
+        raise Unsupported("Padding", "no argument has rows")
+    size = first.shape[-2]
+
+    def axes(leaf: Leaf) -> tuple[int, ...]:
+        rank = len(leaf.shape)
+        last = (rank - 2,) if leaf is first else range(max(rank - 2, 0), rank)
+        return tuple(i for i in last if leaf.data and leaf.shape[i] == size)
+
+    return [replace(leaf, padded=axes(leaf)) for leaf in leaves]
+
+
+def _capture_padded(
+    fun: Callable[..., Any],
+    tree: dict[Any, Any],
+    leaves: list[Leaf],
+    padded: list[Leaf],
+    size: int,
+    rows: int,
+) -> Captured:
+    exact, wide = _capture(fun, tree, leaves), _capture(fun, tree, padded, rows)
+    if wide.draws:
+        raise Unsupported("Padding", "random numbers depend on the number of rows")
+    axes = {
+        v: leaf.padded
+        for v, leaf in zip(wide.prologue.inputs, padded, strict=False)
+        if leaf.padded
+    }
+    # The prologue ends where the body begins: both are one proof.
+    joined, found = guard(_joined(wide), _joined(exact), axes, size, rows)
+    where = [v for v in wide.data]
+    prologue, body = _split(joined, where)
+    return replace(
+        wide,
+        prologue=prologue,
+        body=body,
+        data=[v for v in where if v in body.inputs],
+        rows=rows,
+        row_axes=found,
+    )
+
+
+def _joined(captured: Captured) -> Tape:
+    """Prologue and body as one tape again."""
+    prologue, body = captured.prologue, captured.body
+    return replace(
+        body,
+        inputs=prologue.inputs,
+        nodes=[*prologue.nodes, *body.nodes],
+        constants=prologue.constants | body.constants,
+        paths=prologue.paths,
+    ).live()
+
+
+def _capture(
+    fun: Callable[..., Any],
+    tree: dict[Any, Any],
+    leaves: list[Leaf],
+    rows: int | None = None,
+) -> Captured:
     result: list[Any] = []
 
     def traced(*arrays: mx.array) -> list[mx.array]:
@@ -166,25 +268,29 @@ def capture(fun: Callable[..., Any], *args: Any) -> Captured:
         state: Any = mx.random.state
         return [*outputs, mx.array(state[0])]
 
-    def body() -> Captured:
-        mx.random.seed(0x0A4E)
-        state: Any = mx.random.state
-        key = mx.array(state[0])
-        mx.eval(key)
-        of = [Type(leaf.shape, _computed(leaf.dtype)) for leaf in leaves]
-        tape = export(traced, of, [leaf.path for leaf in leaves])
-        data = [
-            v
-            for v, leaf in zip(tape.inputs, leaves, strict=True)
-            if leaf.data and mx.issubdtype(leaf.dtype, mx.floating)
-        ]
-        draws = _open_random_state(tape, key)
-        constants = _open_constants(tape, draws)
-        prologue, rest = _split(fold(recognise(fold(tape))), data)
-        used = [v for v in data if v in rest.inputs]
-        return Captured(fun, leaves, prologue, rest, used, draws, constants, result[0])
+    def shape(leaf: Leaf) -> tuple[int, ...]:
+        sizes = enumerate(leaf.shape)
+        return tuple(rows or n if i in leaf.padded else n for i, n in sizes)
 
-    return _apart(body)
+    mx.random.seed(0x0A4E)
+    state: Any = mx.random.state
+    key = mx.array(state[0])
+    mx.eval(key)
+    of = [Type(shape(leaf), _computed(leaf.dtype)) for leaf in leaves]
+    tape = export(traced, of, [leaf.path for leaf in leaves])
+    data = [
+        v
+        for v, leaf in zip(tape.inputs, leaves, strict=True)
+        if leaf.data and mx.issubdtype(leaf.dtype, mx.floating)
+    ]
+    draws = _open_random_state(tape, key)
+    constants = _open_constants(tape, draws)
+    tape = fold(recognise(fold(tape)))
+    masks = {v for v in data[1:] if _is_mask(tape, v)}
+    data = [v for v in data if v not in masks]
+    prologue, rest = _split(tape, data)
+    used = [v for v in data if v in rest.inputs]
+    return Captured(fun, leaves, prologue, rest, used, draws, constants, result[0])
 
 
 def flatten(tree: Any) -> list[mx.array]:
@@ -451,6 +557,11 @@ def _open_constants(tape: Tape, draws: int) -> list[mx.array]:
         tape.paths[value] = "constant"
     tape.inputs += key
     return opened
+
+
+def _is_mask(tape: Tape, value: str) -> bool:
+    """Whether an argument is only added to scores: then the prologue prepares it."""
+    return all(n.name == "Floored" for n in tape.nodes if value in n.inputs)
 
 
 def _split(tape: Tape, data: list[str]) -> tuple[Tape, Tape]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_ane.tape import Node, Tape, Type, ranges, run_as
+from mlx_ane.tape import LAYOUT, Node, Tape, Type, ranges, run_as
 
 __all__ = ["GRADIENTS", "PATTERNS", "recognise"]
 
 #: The smallest magnitude that a row is scaled by.
 FLOOR = 2.0**-10
+#: What masks add instead of minus infinity: sums with scores stay in fp16.
+FAR = -30000.0
 
 
 class Tree:
@@ -59,6 +62,12 @@ class Tree:
 
     def shape(self, value: str) -> tuple[int, ...]:
         return self.tape.types[value].shape
+
+    @cached_property
+    def products(self) -> set[str]:
+        """What depends on a matrix product."""
+        products = [n for n in self.tape.nodes if n.name in ("Matmul", "AddMM")]
+        return self.tape.reached_from(v for n in products for v in n.outputs)
 
     def is_join(self, node: Node) -> bool:
         """Whether a Concatenate joins along the last axis."""
@@ -298,6 +307,38 @@ def _run_grouped(x: list[mx.array], _: tuple[Any, ...], out: Type) -> mx.array:
     *batch, r, m, k = a.shape
     y = a.reshape(*batch, r * m, k) @ b.squeeze(-3)
     return y.reshape(out.shape)
+
+
+# Masks: minus infinity and the like become what fp16 can add to a score.
+
+
+@pattern("Softmax")
+def _masked(tree: Tree, node: Node) -> list[Node] | None:
+    add = tree.producer.get(node.inputs[0])
+    if add is None or add.name != "Add":
+        return None
+    masks = [v for v in add.inputs if v not in tree.products]
+    if len(masks) != 1:
+        return None
+    chain, top = [], masks[0]
+    while (above := tree.producer.get(top)) and above.name in LAYOUT:
+        chain.append(above)
+        top = above.inputs[0]
+    if above and above.name == "Floored":
+        return None
+    nodes = [Node("Floored", (), (top,), (tree.tape.like(top, tree.tape.types[top]),))]
+    for above in reversed(chain):
+        like = tree.tape.like(above.outputs[0], tree.tape.types[above.outputs[0]])
+        nodes.append(replace(above, inputs=nodes[-1].outputs, outputs=(like,)))
+    total = tree.tape.like(add.outputs[0], tree.tape.types[add.outputs[0]])
+    inputs = [nodes[-1].outputs[0] if v == masks[0] else v for v in add.inputs]
+    nodes.append(replace(add, inputs=tuple(inputs), outputs=(total,)))
+    return [*nodes, replace(node, inputs=(total,))]
+
+
+@run_as("Floored")
+def _run_floored(x: list[mx.array], _: tuple[Any, ...], __: Type) -> mx.array:
+    return mx.maximum(x[0], FAR)
 
 
 # Quantised weights: the prologue dequantises, the product is a plain one.

@@ -17,7 +17,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ane.builder import (
-    FAR,
     FORMS,
     Builder,
     Operand,
@@ -28,7 +27,7 @@ from mlx_ane.builder import (
     is_number,
     operand,
 )
-from mlx_ane.recognise import GRADIENTS, recognise
+from mlx_ane.recognise import FAR, GRADIENTS, recognise
 from mlx_ane.tape import Node, Tape, Unsupported, ranges
 
 __all__ = ["FORMS", "PRIMITIVES", "Primitive", "translate", "unsupported"]
@@ -319,7 +318,7 @@ def _select(b: Builder, n: Node, where: Operand, x: Operand, y: Operand) -> Oper
         mask = np.broadcast_to(where, b.shape(n.inputs[0]))
         if isinstance(x, Value) and mask.any(-1).all():
             # Every row keeps an element: adding is as good as replacing.
-            return b.add(x, (1 - where) * -FAR)
+            return b.add(x, (1 - where) * FAR)
     return b.choose(where, x, y)
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
-from mlx.utils import tree_flatten
 
 from mlx_ane import _ext
 from mlx_ane._capturing import capturing
 from mlx_ane._device import resolve
 from mlx_ane.block import Block, BlockProgram, Operand
-from mlx_ane.capture import output_dtypes, rebuild
+from mlx_ane.capture import output_dtypes
 from mlx_ane.tape import Unsupported
 
 __all__ = ["compile"]
@@ -61,30 +61,26 @@ def compile(
         resolve(device, "compile")
     _check_closure(fun, inputs)
     name = getattr(fun, "__name__", type(fun).__name__)
+    blocks: Blocks = {}
 
     @functools.wraps(fun)
     def compiled(*args: Any, **kwargs: Any) -> Any:
         place = resolve(device, "compile")
         if place == "cpu" or capturing():
             return fun(*args, **kwargs)
-        return call(fun, args, kwargs, device=place, name=name)
+        return call(fun, args, kwargs, device=place, name=name, blocks=blocks)
 
     return compiled
 
 
 def _check_closure(fun: Callable[..., Any], inputs: Any) -> None:
     known = {id(m) for root in _modules(inputs) for m in root.modules()}
-    for cell in getattr(fun, "__closure__", None) or ():
-        try:
-            value = cell.cell_contents
-        except ValueError:  # not yet filled
-            continue
-        for module in _modules(value):
-            if id(module) not in known:
-                raise ValueError(
-                    f"[mlx_ane.compile] fun closes over a {type(module).__name__} that "
-                    f"is not in inputs; pass it there, or as an argument."
-                )
+    for module in _modules(_closed_over(fun)):
+        if id(module) not in known:
+            raise ValueError(
+                f"[mlx_ane.compile] fun closes over a {type(module).__name__} that is "
+                f"not in inputs; pass it there, or as an argument."
+            )
 
 
 def _modules(tree: Any) -> list[nn.Module]:
@@ -104,65 +100,121 @@ def call(
     *,
     device: str,
     name: str,
+    blocks: Blocks,
 ) -> Any:
     """``fun(*args, **kwargs)`` as a program, captured at the first such call.
 
+    Args:
+        fun (callable): A function of arrays and modules.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        device (str): An engine.
+        name (str): Of the layer, for counters and errors.
+        blocks (dict): Blocks captured so far, of this function or of others.
+
     Raises:
-        Unsupported: If it cannot be one.
+        Unsupported: If it cannot be a program.
     """
-    block = _compiled(fun, (args, kwargs))
-    captured = block.captured
-    with mx.stream(mx.cpu):
-        given = captured.arguments(args, kwargs)
-    outputs = _run(block, given, block.frozen(args, kwargs), device, name)
-    return rebuild_result(captured.result, outputs)
+    key = (fun, _signature((fun, args, kwargs)))
+    if key not in blocks:
+        try:
+            blocks[key] = CompiledBlock(fun, args, kwargs)
+        except Unsupported as error:
+            blocks[key] = error
+    block = blocks[key]
+    if isinstance(block, Unsupported):
+        raise block.with_traceback(None)
+    given = block.captured.arguments(args, kwargs)
+    frozen = block.frozen(args, kwargs)
+    outputs = block.node(
+        block.forward,
+        given,
+        [
+            (output.shape, dtype, output.residual)
+            for output, dtype in zip(block.forward.outputs, block.dtypes, strict=True)
+        ],
+        frozen,
+        _Forward(block, frozen, device, name),
+        device,
+        name,
+    )
+    return rebuild_result(block.captured.result, outputs)
 
 
 class CompiledBlock(Block):
-    """A block with what calls of it on a device share."""
+    """A block, what it needs to run on a device, and that for its gradients."""
 
-    def __init__(self, fun: Callable[..., Any], tree: tuple[Any, Any]) -> None:
+    def __init__(
+        self, fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> None:
         def spread(args: Any, kwargs: Any) -> Any:
             return fun(*args, **kwargs)
 
-        super().__init__(spread, *tree)
-        self.dtypes = output_dtypes(spread, *tree)
+        super().__init__(spread, args, kwargs)
+        self.dtypes = output_dtypes(spread, args, kwargs)
+        #: Programs of the extension, by the id of ours.
+        self._programs: dict[int, Any] = {}
 
     def frozen(self, args: Any, kwargs: Any) -> list[bool]:
         """For each input of the body, whether it is a module's frozen parameter."""
-        frozen: set[int] = set()
-        for module in _all_modules((args, kwargs)):
-            frozen |= {id(v) for k, v in module.items() if k in module._no_grad}
+        roots = _modules([args, kwargs, _closed_over(self.captured.fun)])
+        frozen = {
+            id(value)
+            for root in roots
+            for module in root.modules()
+            for key, value in module.items()
+            if key in module._no_grad
+        }
         leaves = dict(
             zip(
                 self.captured.prologue.inputs,
                 self.captured.flatten(args, kwargs),
-                strict=False,
+                strict=False,  # constants and the random key come after
             )
         )
         return [
             v in leaves and id(leaves[v]) in frozen for v in self.captured.body.inputs
         ]
 
+    def node(
+        self,
+        program: BlockProgram,
+        given: Arrays,
+        outputs: list[tuple[tuple[int, ...], mx.Dtype, int | None]],
+        frozen: list[bool],
+        transforms: _Function,
+        device: str,
+        name: str,
+        stream: Any = None,
+    ) -> Arrays:
+        """Results of a program as a node of MLX's graph."""
+        if id(program) not in self._programs:
+            self._programs[id(program)] = _handle(program)
+        results: Arrays = _ext.block.call(
+            self._programs[id(program)],
+            given,
+            [(s, d, -1 if r is None else r) for s, d, r in outputs],
+            frozen,
+            transforms,
+            device=device,
+            name=name,
+            stream=stream,
+        )
+        return results
 
-def _all_modules(tree: Any) -> list[nn.Module]:
-    return [m for root in _modules(list(tree)) for m in root.modules()]
+
+Blocks = dict[Any, "CompiledBlock | Unsupported"]
 
 
-_blocks: dict[Any, CompiledBlock | Unsupported] = {}
-
-
-def _compiled(fun: Callable[..., Any], tree: tuple[Any, Any]) -> CompiledBlock:
-    key = (fun, _signature(tree))
-    if key not in _blocks:
+def _closed_over(fun: Any) -> list[Any]:
+    """What a function closes over, functions in it included."""
+    values = []
+    for cell in getattr(fun, "__closure__", None) or ():
         try:
-            _blocks[key] = CompiledBlock(fun, tree)
-        except Unsupported as error:
-            _blocks[key] = error
-    block = _blocks[key]
-    if isinstance(block, Unsupported):
-        raise block.with_traceback(None)
-    return block
+            values.append(cell.cell_contents)
+        except ValueError:  # not yet filled
+            continue
+    return values + [v for f in values if f is not fun for v in _closed_over(f)]
 
 
 def _signature(tree: Any) -> Any:
@@ -191,6 +243,9 @@ def _signature(tree: Any) -> Any:
                 walk(item)
         elif isinstance(value, (int, float, str, bool, type(None))):
             parts.append((type(value), value))
+        elif isinstance(value, types.FunctionType):
+            parts.append(value.__code__)
+            walk(_closed_over(value))
         else:
             parts.append(value if _hashable(value) else id(value))
 
@@ -206,74 +261,25 @@ def _hashable(value: Any) -> bool:
     return True
 
 
-def _run(
-    block: CompiledBlock, given: Arrays, frozen: list[bool], device: str, name: str
-) -> Arrays:
-    forward = block.forward
-    results = _node(
-        forward,
-        given,
-        [
-            (output.shape, dtype, -1 if output.residual is None else output.residual)
-            for output, dtype in zip(forward.outputs, block.dtypes, strict=True)
-        ],
-        frozen,
-        _Forward(block, frozen, device, name),
-        device,
-        name,
-    )
-    return results
-
-
-def _node(
-    program: BlockProgram,
-    given: Arrays,
-    outputs: list[tuple[tuple[int, ...], mx.Dtype, int]],
-    frozen: list[bool],
-    transforms: Any,
-    device: str,
-    name: str,
-    stream: Any = None,
-) -> Arrays:
-    found: Arrays = _ext.block.call(
-        _program(program),
-        given,
-        outputs,
-        frozen,
-        transforms,
-        device=device,
-        name=name,
-        stream=stream,
-    )
-    return found
-
-
-_programs: dict[Any, Any] = {}
-
-
-def _program(block: BlockProgram) -> Any:
-    """The program of the extension, one for all blocks of a text and ports."""
+def _handle(block: BlockProgram) -> Any:
+    """The program of the extension."""
     program = block.program
-    key = id(block)
-    if key not in _programs:
-        inputs = [
-            (
-                port.name,
-                list(port.shape),
-                [(part.source, part.row, part.transposed) for part in port.parts],
-                None
-                if port.table is None
-                else np.ascontiguousarray(port.table, np.float16).view(np.uint16),
-            )
-            for port in program.ports
-        ]
-        results = [
-            (r.name, list(r.port), r.shape[-1] if r.shape else 1, scaled)
-            for r, scaled in zip(program.results, block.scaled, strict=True)
-        ]
-        made = _ext.block.program(program.mil.handle, inputs, results, block.cotangents)
-        _programs[key] = (block, made)  # the block too: its id is the key
-    return _programs[key][1]
+    inputs = [
+        (
+            port.name,
+            list(port.shape),
+            [(part.source, part.row, part.transposed) for part in port.parts],
+            None
+            if port.table is None
+            else np.ascontiguousarray(port.table, np.float16).view(np.uint16),
+        )
+        for port in program.ports
+    ]
+    results = [
+        (r.name, list(r.port), r.shape[-1] if r.shape else 1, scaled)
+        for r, scaled in zip(program.results, block.scaled, strict=True)
+    ]
+    return _ext.block.program(program.mil.handle, inputs, results, block.cotangents)
 
 
 class _Function:
@@ -315,9 +321,7 @@ class _Forward(_Function):
     ) -> None:
         def plain(*arrays: mx.array) -> Arrays:
             outputs = block.captured.body.run(*arrays)
-            return [
-                y.astype(d) for y, d in zip(outputs, block.dtypes, strict=True)
-            ]
+            return [y.astype(d) for y, d in zip(outputs, block.dtypes, strict=True)]
 
         super().__init__(plain)
         self.block, self.frozen, self.device, self.name = block, frozen, device, name
@@ -329,30 +333,21 @@ class _Forward(_Function):
         n = len(cotangents)
         asked = [primals[i].dtype for i in wanted]
 
-        def plain(*arrays: mx.array) -> Arrays:
-            gradients = _Function(self.fun).vjp(
-                list(arrays[n:]), list(arrays[:n]), wanted, s
-            )
-            return self._results(back, list(gradients))
-
-        # A residual is added by the node where the result has no other use.
-        sole = {
-            output.result: output
+        # A residual is added by the node if the result is that gradient's alone.
+        residuals = {
+            output.result: output.residual
             for output in back.outputs
-            if output.result is not None and output.residual is not None
+            if output.result is not None and not output.gemms
         }
-        specs = []
-        for i, result in enumerate(back.program.results):
-            residual = sole[i].residual if i in sole else None
-            specs.append(
-                (result.shape, mx.float32, -1 if residual is None else residual)
-            )
-        results = _node(
+        results = self.block.node(
             back,
             given,
-            specs,
+            [
+                (result.shape, mx.float32, residuals.get(i))
+                for i, result in enumerate(back.program.results)
+            ],
             [False] * n + self.frozen,
-            _Function(plain),
+            _NoTransforms(self.name),
             self.device,
             self.name,
             s,
@@ -361,12 +356,6 @@ class _Forward(_Function):
             self._gradient(output, results, given).astype(dtype)
             for output, dtype in zip(back.outputs, asked, strict=True)
         ]
-
-    def _results(self, back: BlockProgram, gradients: Arrays) -> Arrays:
-        raise NotImplementedError(
-            f"[mlx_ane.compile] {self.name} has no second derivative on the engine; "
-            f"use the plain function for it."
-        )
 
     def _gradient(self, output: Any, results: Arrays, given: Arrays) -> mx.array:
         total = None if output.result is None else results[output.result]
@@ -378,10 +367,25 @@ class _Forward(_Function):
                 name=self.name,
             )
             total = product if total is None else total + product
-        if output.residual is not None and output.result is None:
+        if output.residual is not None and (output.result is None or output.gemms):
             residual = given[output.residual]
             total = residual if total is None else total + residual
         return mx.zeros(output.shape) if total is None else total.reshape(output.shape)
+
+
+class _NoTransforms:
+    """Of a backward program."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _refuse(self, *_: Any) -> Arrays:
+        raise NotImplementedError(
+            f"[mlx_ane.compile] got a derivative of the gradient of {self.name}, which "
+            f"has no program; use the function itself for it."
+        )
+
+    vjp = jvp = vmap = _refuse
 
 
 def _matrix(operand: Operand, results: Arrays, given: Arrays) -> mx.array:

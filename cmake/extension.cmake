@@ -34,3 +34,20 @@ set_target_properties(
   _ext PROPERTIES BUILD_WITH_INSTALL_RPATH ON
                   INSTALL_RPATH "${ORIGIN}/lib;${ORIGIN}/../mlx/lib")
 install(TARGETS _ext LIBRARY DESTINATION mlx_ane)
+
+# What it was compiled from, so that a folder of the same sources may use it:
+# mlx_ane/_versions.py makes the same key.
+file(
+  GLOB_RECURSE KEY_SOURCES
+  RELATIVE ${PROJECT_SOURCE_DIR}
+  src/*.cpp src/*.h src/*.m)
+list(SORT KEY_SOURCES)
+set(KEY_LINES "")
+foreach(source ${KEY_SOURCES})
+  file(SHA256 ${PROJECT_SOURCE_DIR}/${source} hash)
+  string(APPEND KEY_LINES "${source} ${hash}\n")
+endforeach()
+string(SHA256 KEY "${KEY_LINES}")
+file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/_build_key.txt
+     "${SKBUILD_PROJECT_VERSION} ${KEY}\n")
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/_build_key.txt DESTINATION mlx_ane)

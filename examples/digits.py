@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import options
 import placement
+from options import count
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import trange
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> float:
     parser.add_argument(
         "--device", default="emulated", choices=["auto", "ane", "emulated", "cpu"]
     )
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=count, default=30)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
 
@@ -88,4 +90,4 @@ def main(arguments: list[str] | None = None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    options.run(main)

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import options
 import placement
 from corpus import other_text
 from mlx_lm import generate, load
@@ -22,9 +23,11 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.trainer import TrainingArgs, evaluate, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from options import count
 
 import mlx_ane as ane
 
+OWN_MODEL = "build/gpt/model"
 Dataset = list[tuple[list[int], int]]
 """(tokens, offset of the first token that counts), as mlx-lm's trainer takes it."""
 
@@ -94,16 +97,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     option = parser.add_argument
-    option("--model", default="build/gpt/model", help="a model folder or hub id")
+    option("--model", default=OWN_MODEL, help="a model folder or hub id")
     option("--out", type=Path, default=Path("build/adapters"), help="adapter folder")
     option("--device", default="emulated", choices=["auto", "ane", "emulated", "cpu"])
     option("--seed", type=int, default=0)
-    option("--iters", type=int, default=50)
-    option("--batch-size", type=int, default=8)
-    option("--length", type=int, default=128, help="tokens of a sequence")
-    option("--sequences", type=int, default=800, help="to train on")
-    option("--layers", type=int, default=16, help="last layers that get adapters")
-    option("--rank", type=int, default=8)
+    option("--iters", type=count, default=50)
+    option("--batch-size", type=count, default=8)
+    option("--length", type=count, default=128, help="tokens of a sequence")
+    option("--sequences", type=count, default=800, help="to train on")
+    option("--layers", type=count, default=16, help="last layers that get adapters")
+    option("--rank", type=count, default=8)
     option("--scale", type=float, default=10.0)
     option("--learning-rate", type=float, default=1e-3)
     option("--prompt", default="#define ", help="what to generate from at the end")
@@ -117,6 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
         mx.disable_compile()
     mx.random.seed(args.seed)
     np.random.seed(args.seed)  # mlx-lm draws its batches from NumPy
+    if args.model == OWN_MODEL and not Path(OWN_MODEL).exists():
+        raise ValueError(f"{OWN_MODEL} is missing; run examples/train_gpt.py first.")
     model, tokenizer = load(args.model)
     texts = other_text()
     # Every tenth file is held out, so that no file is on both sides.
@@ -124,6 +129,11 @@ def main(arguments: list[str] | None = None) -> None:
     del texts[::10]
     train_set = dataset(tokenizer, texts, args.length, args.sequences)
     held_out = dataset(tokenizer, held_out_texts, args.length, 4 * args.batch_size)
+    if min(len(train_set), len(held_out)) < args.batch_size:
+        raise ValueError(
+            f"[lora] the text of this machine has fewer sequences of {args.length} "
+            f"tokens than a batch, need a smaller --length or --batch-size."
+        )
     report = prepare(model, args)
     losses = Losses()
     train(
@@ -148,4 +158,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    options.run(main)

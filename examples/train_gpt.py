@@ -22,10 +22,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+import options
 import placement
 from corpus import Corpus, save_tokenizer, standard_library
 from gpt import GPT, Config, loss
 from mlx.utils import tree_flatten
+from options import count
 from tqdm import tqdm
 
 import mlx_ane as ane
@@ -220,15 +222,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--resume", action="store_true", help="go on from the checkpoint in --out")
     option("--device", default="emulated", choices=DEVICES)
     option("--seed", type=int, default=0)
-    option("--steps", type=int, default=300)
-    option("--batch-size", type=int, default=8, help="sequences, over all processes")
-    option("--length", type=int, default=128, help="tokens of a sequence")
+    option("--steps", type=count, default=300)
+    option("--batch-size", type=count, default=8, help="sequences, over all processes")
+    option("--length", type=count, default=128, help="tokens of a sequence")
     option("--learning-rate", type=float, default=3e-3)
-    option("--hidden-size", type=int, default=192)
-    option("--layers", type=int, default=4)
-    option("--heads", type=int, default=6)
-    option("--kv-heads", type=int, default=2)
-    option("--intermediate-size", type=int, default=512)
+    option("--hidden-size", type=count, default=192)
+    option("--layers", type=count, default=4)
+    option("--heads", type=count, default=6)
+    option("--kv-heads", type=count, default=2)
+    option("--intermediate-size", type=count, default=512)
     option(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -236,7 +238,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="use mx.compile; without Metal it first spends half a minute in the "
         "C++ compiler, more than it saves here",
     )
-    option("--save-every", type=int, default=50, help="steps between checkpoints")
+    option("--save-every", type=count, default=50, help="steps between checkpoints")
     option("--plain-steps", type=int, default=10, help="of plain MLX, for its speed")
     option("--sample", type=int, default=200, help="tokens to generate at the end")
     return parser.parse_args(arguments)
@@ -267,6 +269,11 @@ def main(arguments: list[str] | None = None) -> None:
     config = config_of(args)
     say = print if main_rank else lambda *_: None
     data = Corpus(standard_library())
+    if args.length >= len(data.valid):
+        raise ValueError(
+            f"[train_gpt] --length is {args.length}, but the held-out text has "
+            f"{len(data.valid)} tokens, need less."
+        )
     run = build(config, args, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     saved = args.out / "checkpoint.safetensors"
@@ -274,6 +281,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.resume and saved.exists():
         run.restore(saved, settings)
         say(f"resumed at step {run.step}")
+    elif args.resume:
+        say(f"{saved} is not there yet: begins at step 0")
 
     def on_step(run: Run) -> None:
         due = run.step % args.save_every == 0 or run.step == args.steps
@@ -301,4 +310,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    options.run(main, "--resume goes on from the last checkpoint")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import sys
 
-from mlx_ane import _ext, _selftest
+from mlx_ane import _ext
 from mlx_ane._settings import DEVICES, settings
 from mlx_ane._versions import BUILT_FOR_MLX, __version__
 
-_default: str = settings.device
+#: As it was set; None until then, which means MLX_ANE_DEVICE.
+_default: str | None = None
 
 #: What a checked name resolves to; `None` and "auto" join it when first asked for.
 _resolved: dict[str | None, str] = {"cpu": "cpu"}
@@ -50,7 +51,7 @@ def set_default_device(device: str) -> None:
 
 def default_setting() -> str:
     """The default as it was set, "auto" included; nothing is resolved or run."""
-    return _default
+    return settings.device if _default is None else _default
 
 
 def is_available() -> bool:
@@ -64,6 +65,8 @@ def is_available() -> bool:
     """
     if _ext.unavailable("ane") is not None:
         return False
+    from mlx_ane import _selftest  # here, as `python -m` runs it as a program
+
     verdict = _selftest.stored_verdict()
     return verdict is not None and verdict.passed
 
@@ -82,7 +85,7 @@ def device_info(device: str | None = None) -> dict[str, str]:
     Returns:
         dict[str, str]: Facts by name; "device" and "available" are always there.
     """
-    name = _checked(_default if device is None else device, "device_info")
+    name = _checked(default_setting() if device is None else device, "device_info")
     if name == "auto":
         name = resolve("auto", "device_info")
     reason = why_unavailable(name)
@@ -115,7 +118,7 @@ def resolve(device: str | None, where: str) -> str:
         return _resolved[device]
     except (KeyError, TypeError):
         pass  # the first use of this name, or no name at all
-    name = _checked(_default if device is None else device, where)
+    name = _checked(default_setting() if device is None else device, where)
     name = _auto() if name == "auto" else _present(name, where)
     if name == "ane":
         _use_measured_layout()
@@ -151,6 +154,8 @@ def auto_choice() -> tuple[str, str]:
     missing = _no_engine()
     if missing is not None:
         return "cpu", missing
+    from mlx_ane import _selftest
+
     verdict = _selftest.stored_verdict()
     if verdict is None:
         return "cpu", "no self-test of the Neural Engine is stored"
@@ -162,6 +167,8 @@ def _auto() -> str:
     """The Neural Engine if it passed its self-test on this machine, else the CPU."""
     if _no_engine() is not None:
         return "cpu"
+    from mlx_ane import _selftest
+
     verdict = _selftest.stored_verdict()
     if verdict is None:
         verdict = _selftest.run_in_subprocess()
@@ -183,6 +190,8 @@ def _no_engine() -> str | None:
 
 def _use_measured_layout() -> None:
     """Write programs in the layout that the self-test found best here."""
+    from mlx_ane import _selftest
+
     verdict = _selftest.stored_verdict()
     if verdict is not None and verdict.layout:
         _ext.set_layout(verdict.layout)

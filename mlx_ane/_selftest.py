@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -25,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_ane import _ext
+from mlx_ane._console import to_json
+from mlx_ane._settings import ROUTES, settings
 
 _apple: Any = getattr(_ext, "apple", None)
 
-ROUTES = ("in_memory", "e5rt")
 LAYOUTS = ("natural", "channels_first")
 DIALECTS = ("ios18", "ios16")
 #: Largest relative error of an fp16 product of well-scaled operands.
@@ -94,7 +94,7 @@ def run_in_subprocess(timeout: float = 20.0) -> Verdict:
     """
     if _apple is None:
         return Verdict(False, _ext.unavailable("ane") or "not built in")
-    chosen = os.environ.get("MLX_ANE_ROUTE")
+    chosen = settings.route
     routes = (chosen,) if chosen else ROUTES
     findings: list[dict[str, Any]] = []
     for route in routes:
@@ -338,7 +338,7 @@ def main() -> int:
         return 0
     verdict = run_in_subprocess(arguments.timeout)
     if arguments.json:
-        print(json.dumps(asdict(verdict), indent=2))
+        print(to_json(asdict(verdict)))
     else:
         for finding in verdict.findings:
             print("  ".join(f"{key} {value}" for key, value in finding.items()))

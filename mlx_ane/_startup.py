@@ -1,4 +1,4 @@
-"""What importing mlx_ane does: check the extension and apply the environment."""
+"""What importing mlx_ane does: check the extension, and what must begin with it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import atexit
 import mlx.core as mx
 
 from mlx_ane import _ext, _versions
-from mlx_ane._settings import settings
+from mlx_ane._settings import settings, warn_of_unknown
 
 
 def run() -> None:
-    """Check that the extension shares MLX's types, then set its switches.
+    """Check that the extension shares MLX's types, then start what lasts.
 
     Raises:
         ImportError: If the extension was built for another MLX or nanobind.
     """
     _versions.check(_ext.built_for_mlx)
-    one = mx.zeros((1, 1))
     try:
-        _ext.linear(one, one)  # builds a graph node; nothing is computed
+        _ext.accepts(mx.zeros((1, 1)))
     except TypeError as error:
         raise ImportError(
             f"[mlx_ane] the extension does not know the arrays of mlx "
@@ -28,9 +27,7 @@ def run() -> None:
         ) from error
     # Devices and BLAS are gone when the process ends: no task may be at them then.
     atexit.register(_ext.synchronize)
-    _ext.set_fallback(settings.fallback)
-    if settings.spot_check is not None:
-        _ext.set_spot_check(settings.spot_check)
+    warn_of_unknown()
     if settings.timeline is not None:
         from mlx_ane.timeline import record_process
 

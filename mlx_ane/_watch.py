@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx import nn
 
+from mlx_ane._exchange import classes
+from mlx_ane._layers import product_method
+from mlx_ane._preserve import preserved
+
 #: What the caller knows a layer by.
 T = TypeVar("T")
 #: Called with the caller's item, x (..., K) and y (..., N) of each product.
@@ -22,6 +26,8 @@ def rows_of_products(
     where: str,
 ) -> list[tuple[T, int]]:
     """Each product of a forward pass with its rows, in order; nothing is computed.
+
+    The model is left as it was.
 
     Args:
         model (nn.Module): The model, called with zeros: tokens, else numbers.
@@ -41,7 +47,7 @@ def rows_of_products(
     for dtype in (mx.int32, mx.float32):
         seen.clear()
         try:
-            with watching(layers, note):
+            with preserved(model), watching(layers, note):
                 model(mx.zeros(shape, dtype))
         except (ValueError, TypeError, IndexError) as error:
             errors.append(str(error))
@@ -79,19 +85,25 @@ def watching(layers: Sequence[tuple[T, nn.Module]], note: Note[T]) -> Iterator[N
         layers (sequence): Pairs of an item, handed to ``note``, and its layer.
         note (callable): Gets (item, x, y).
     """
-    classes = [type(layer) for _, layer in layers]
-    try:
-        for (item, layer), cls in zip(layers, classes, strict=True):
-            layer.__class__ = _watched(cls, item, note)
+    with classes((m, _watched(type(m), item, note)) for item, m in layers):
         yield
-    finally:
-        for (_, layer), cls in zip(layers, classes, strict=True):
-            layer.__class__ = cls
+
+
+@contextmanager
+def returns(model: nn.Module, found: list[Any]) -> Iterator[None]:
+    """Append what each call of this module returns to `found` while this is open."""
+    cls: Any = type(model)
+
+    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        found.append(cls.__call__(self, *args, **kwargs))
+        return found[-1]
+
+    with classes([(model, type(cls.__name__, (cls,), {"__call__": watched}))]):
+        yield
 
 
 def _watched(cls: type[Any], item: T, note: Note[T]) -> type[Any]:
-    is_table = issubclass(cls, (nn.Embedding, nn.QuantizedEmbedding))
-    name = "as_linear" if is_table else "__call__"
+    name = product_method(cls)
     product = getattr(cls, name)
 
     def watched(self: nn.Module, x: mx.array) -> mx.array:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,10 +21,11 @@ from mlx import nn
 
 from mlx_ane import _ext, chips
 from mlx_ane._device import device_info, resolve
+from mlx_ane._preserve import preserved
 from mlx_ane._settings import settings
 from mlx_ane._versions import INSTALLED_MLX, __version__
 from mlx_ane._watch import checked_shapes, rows_of_products
-from mlx_ane.nn import ANELinear, ANEQuantizedLinear, _as
+from mlx_ane.nn import ANELinear, ANEQuantizedLinear, placed
 
 OBJECTIVES = ("time", "energy", "free_gpu")
 
@@ -224,7 +224,8 @@ class Measurements:
         key = product.key(timed)
         seconds = self._read().get(key)
         if seconds is None:
-            seconds, problem = measure(product, timed, self._device)
+            with preserved():  # making a layer draws random numbers
+                seconds, problem = measure(product, timed, self._device)
             if problem:
                 notes.append(problem)
             else:  # a device that failed is asked again by the next process
@@ -259,10 +260,8 @@ class Measurements:
         except OSError as error:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-            _warn_once(
-                f"[mlx_ane] warning: measurements are not kept, as "
-                f"{self._file.parent} cannot be written ({error.strerror}); set "
-                f"MLX_ANE_CACHE_DIR."
+            _ext.warn_not_kept(
+                "measurements", str(self._file.parent), error.strerror or ""
             )
 
 
@@ -276,7 +275,7 @@ def measure(
     kind: Any = ANEQuantizedLinear if product.quantization else ANELinear
 
     def on(name: str) -> Callable[[mx.array], mx.array]:
-        return _as(kind, plain, _device=name, _precision=product.precision)
+        return placed(kind, plain, _device=name, _precision=product.precision)
 
     seconds = {"cpu": _seconds(on("cpu"), x)[0]}
     if has_gpu():
@@ -315,18 +314,9 @@ def _machine(device: str) -> dict[str, str]:
     facts = {name: info[name] for name in _FACTS if name in info}
     return {
         "os_build": platform.release(),
-        "cpu": f"{platform.machine()} {platform.processor()} x {os.cpu_count()}",
+        "cpu": f"{platform.machine()} {platform.processor()} x {_ext.blas_threads()}",
         **facts,
         "gpu": str(has_gpu()),
         "mlx": INSTALLED_MLX,
         "mlx_ane": __version__,
     }
-
-
-_warned: set[str] = set()
-
-
-def _warn_once(line: str) -> None:
-    if line not in _warned:
-        _warned.add(line)
-        print(line, file=sys.stderr)

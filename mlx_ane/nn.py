@@ -18,6 +18,7 @@ from mlx.nn import Embedding, Linear, QuantizedEmbedding, QuantizedLinear
 from mlx_ane import _ext
 from mlx_ane._capturing import capturing
 from mlx_ane._device import default_setting, resolve
+from mlx_ane._exchange import Exchanged, exchange, restore, twin
 from mlx_ane.ops import bad_argument, plain_linear
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,8 +33,10 @@ __all__ = [
 ]
 
 
-class _Placed:
+class Placed(Exchanged):
     """Where the products of a layer run; mixed into each layer of this module."""
+
+    _settings = ("_device", "_name", "_precision", "_only_frozen")
 
     #: A device name, or None to follow the default device.
     _device: str | None = None
@@ -71,6 +74,9 @@ class _Placed:
         except TypeError as error:
             raise bad_argument("nn", None, x=x, weight=weight, bias=bias) from error
 
+    def _own_settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._settings}
+
     def _extra_repr(self) -> str:
         layer: Any = super()
         return f"{layer._extra_repr()}, device={self._device or default_setting()}"
@@ -101,29 +107,37 @@ def _quantized_product(layer: Any, x: mx.array) -> Any:
             mode=layer.mode,
             device=layer.device,
             name=layer._name,
+            frozen={"weight", "scales", "biases"} & layer.keys() <= layer._no_grad,
         )
     except TypeError as error:
         raise bad_argument("nn", None, x=x) from error
 
 
-_PRIVATE = ("_device", "_name", "_precision", "_only_frozen")
-
-
-def _as(cls: type[M], layer: nn.Module, **private: Any) -> M:
-    """The same parameters, freezing and attributes in a layer of another class."""
-    new: Any = dict.__new__(cls)
-    dict.update(new, layer)
-    new.__dict__.update(layer.__dict__)
-    new._no_grad = set(layer._no_grad)
-    for name in _PRIVATE:
-        new.__dict__.pop(name, None)
-    for name, value in private.items():
-        setattr(new, name, value)
+def placed(cls: type[M], layer: nn.Module, **settings: Any) -> M:
+    """A new layer of ours with the arrays, freezing and attributes of a plain one."""
+    new: Any = twin(layer)
+    exchange(new, cls, **settings)
     return new
 
 
-def _private(layer: _Placed) -> dict[str, Any]:
-    return {name: getattr(layer, name) for name in _PRIVATE}
+def _checked(cls: type[M], layer: object, device: str | None, where: str) -> M:
+    """What the `from_...` of a class return."""
+    original: type[nn.Module] = cls._original
+    where = f"nn.{cls.__name__}.{where}"
+    if not isinstance(layer, original):
+        raise ValueError(
+            f"[mlx_ane.{where}] got {type(layer).__name__}, need "
+            f"nn.{original.__name__}."
+        )
+    _check_device(device, where)
+    return placed(cls, layer, _device=device)
+
+
+def _plain(layer: M) -> Any:
+    """What the `to_...` return: a new plain layer."""
+    new = twin(layer)
+    restore(new)
+    return new
 
 
 def _check_device(device: str | None, where: str) -> None:
@@ -132,14 +146,7 @@ def _check_device(device: str | None, where: str) -> None:
         resolve(device, where)
 
 
-def _check_type(layer: object, cls: type, where: str) -> None:
-    if not isinstance(layer, cls):
-        raise ValueError(
-            f"[mlx_ane.nn.{where}] got {type(layer).__name__}, need nn.{cls.__name__}."
-        )
-
-
-class ANELinear(_Placed, Linear):
+class ANELinear(Placed, Linear):
     """:class:`mlx.nn.Linear` with its forward product on a device of ours.
 
     Args:
@@ -154,6 +161,8 @@ class ANELinear(_Placed, Linear):
         >>> layer(mx.ones((2, 8))).shape
         (2, 4)
     """
+
+    _original = Linear
 
     def __init__(
         self,
@@ -182,13 +191,11 @@ class ANELinear(_Placed, Linear):
         Raises:
             ValueError: If ``linear`` is no nn.Linear or the device is unknown.
         """
-        _check_type(linear, Linear, "ANELinear.from_linear")
-        _check_device(device, "nn.ANELinear.from_linear")
-        return _as(cls, linear, _device=device)
+        return _checked(cls, linear, device, "from_linear")
 
     def to_linear(self) -> Linear:
         """The plain layer of the same arrays; freezing is kept."""
-        return _as(Linear, self)
+        return _plain(self)
 
     def to_quantized(
         self,
@@ -212,14 +219,16 @@ class ANELinear(_Placed, Linear):
         plain = self.to_linear().to_quantized(group_size, bits, mode, quantize_input)
         if quantize_input:
             return plain
-        return _as(ANEQuantizedLinear, plain, **_private(self))
+        return placed(ANEQuantizedLinear, plain, **self._own_settings())
 
 
-class ANEQuantizedLinear(_Placed, QuantizedLinear):
+class ANEQuantizedLinear(Placed, QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` with its product on a device of ours.
 
     The quantised weight is frozen and stays the only copy that MLX holds. The
-    gradient of x goes through dequantised panels of the weight.
+    gradient of x goes through dequantised panels of the weight. In mode "affine",
+    scales and biases have gradients too: ``layer.unfreeze(keys=["scales", "biases"])``
+    trains them.
 
     Args:
         input_dims (int): K, the size of the last axis of x.
@@ -231,6 +240,8 @@ class ANEQuantizedLinear(_Placed, QuantizedLinear):
         device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
             :func:`mlx_ane.default_device`.
     """
+
+    _original = QuantizedLinear
 
     def __init__(
         self,
@@ -264,16 +275,14 @@ class ANEQuantizedLinear(_Placed, QuantizedLinear):
         Raises:
             ValueError: If ``layer`` is of another class or the device is unknown.
         """
-        _check_type(layer, QuantizedLinear, "ANEQuantizedLinear")
-        _check_device(device, "nn.ANEQuantizedLinear")
-        return _as(cls, layer, _device=device)
+        return _checked(cls, layer, device, "from_quantized_linear")
 
     def to_quantized_linear(self) -> QuantizedLinear:
         """The plain quantised layer of the same arrays; freezing is kept."""
-        return _as(QuantizedLinear, self)
+        return _plain(self)
 
 
-class ANEEmbedding(_Placed, Embedding):
+class ANEEmbedding(Placed, Embedding):
     """:class:`mlx.nn.Embedding` whose ``as_linear`` runs on a device of ours.
 
     Looking tokens up is MLX's. ``as_linear`` is the output head of a model that
@@ -285,6 +294,8 @@ class ANEEmbedding(_Placed, Embedding):
         device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
             :func:`mlx_ane.default_device`.
     """
+
+    _original = Embedding
 
     def __init__(
         self, num_embeddings: int, dims: int, *, device: str | None = None
@@ -310,13 +321,11 @@ class ANEEmbedding(_Placed, Embedding):
         Raises:
             ValueError: If ``embedding`` is of another class or the device is unknown.
         """
-        _check_type(embedding, Embedding, "ANEEmbedding.from_embedding")
-        _check_device(device, "nn.ANEEmbedding.from_embedding")
-        return _as(cls, embedding, _device=device)
+        return _checked(cls, embedding, device, "from_embedding")
 
     def to_embedding(self) -> Embedding:
         """The plain layer of the same table; freezing is kept."""
-        return _as(Embedding, self)
+        return _plain(self)
 
     def to_quantized(
         self,
@@ -334,14 +343,16 @@ class ANEEmbedding(_Placed, Embedding):
             quantize_input (bool): Whether x is quantised too.
         """
         plain = self.to_embedding().to_quantized(group_size, bits, mode, quantize_input)
-        return _as(ANEQuantizedEmbedding, plain, **_private(self))
+        return placed(ANEQuantizedEmbedding, plain, **self._own_settings())
 
 
-class ANEQuantizedEmbedding(_Placed, QuantizedEmbedding):
+class ANEQuantizedEmbedding(Placed, QuantizedEmbedding):
     """:class:`mlx.nn.QuantizedEmbedding` whose ``as_linear`` runs on a device of ours.
 
     Made from a quantised table, for the tied head of a quantised model.
     """
+
+    _original = QuantizedEmbedding
 
     def as_linear(self, x: mx.array) -> mx.array:
         """``x @ weight.T``: x (..., dims) to (..., num_embeddings)."""
@@ -358,24 +369,8 @@ class ANEQuantizedEmbedding(_Placed, QuantizedEmbedding):
             device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
                 :func:`mlx_ane.default_device`.
         """
-        where = "ANEQuantizedEmbedding.from_quantized_embedding"
-        _check_type(embedding, QuantizedEmbedding, where)
-        _check_device(device, f"nn.{where}")
-        return _as(cls, embedding, _device=device)
+        return _checked(cls, embedding, device, "from_quantized_embedding")
 
     def to_quantized_embedding(self) -> QuantizedEmbedding:
         """The plain quantised layer of the same arrays; freezing is kept."""
-        return _as(QuantizedEmbedding, self)
-
-
-def to_plain(layer: nn.Module) -> nn.Module:
-    """The mlx.nn layer of the same arrays; a layer that is not ours as it is."""
-    if isinstance(layer, ANELinear):
-        return layer.to_linear()
-    if isinstance(layer, ANEQuantizedLinear):
-        return layer.to_quantized_linear()
-    if isinstance(layer, ANEEmbedding):
-        return layer.to_embedding()
-    if isinstance(layer, ANEQuantizedEmbedding):
-        return layer.to_quantized_embedding()
-    return layer
+        return _plain(self)

@@ -27,8 +27,9 @@ def linear(
     arrays given here, on the CPU's BLAS; only those asked for are computed.
 
     Args:
-        x (array): Shape (..., K); float32, float16 or bfloat16.
-        weight (array): Shape (N, K), any strides.
+        x (array): Shape (..., K); float32, float16, bfloat16, or integers or
+            booleans, which take the type of the others.
+        weight (array): Shape (N, K), any strides; likewise.
         bias (array, optional): Shape (N,).
         device (str, optional): "auto", "ane", "emulated" or "cpu"; None is
             :func:`mlx_ane.default_device`.
@@ -62,8 +63,9 @@ def matmul(
     """``a @ b``, batched and broadcast as :func:`mlx.core.matmul` does it.
 
     Args:
-        a (array): Shape (..., M, K); float32, float16 or bfloat16.
-        b (array): Shape (..., K, N).
+        a (array): Shape (..., M, K); float32, float16, bfloat16, or integers or
+            booleans, which take the type of the other.
+        b (array): Shape (..., K, N); likewise.
         device (str, optional): "auto", "ane", "emulated" or "cpu"; None is
             :func:`mlx_ane.default_device`.
         stream (Stream or Device, optional): An MLX CPU stream.
@@ -103,7 +105,7 @@ def einsum(
     Args:
         subscripts (str): For example "bqhd,bkhd->bhqk". Without "->", the result
             has the labels that occur once, in alphabetical order.
-        a (array): One axis a label; float32, float16 or bfloat16.
+        a (array): One axis a label; dtypes as :func:`matmul` has them.
         b (array): The same; axes of one label have one size.
         device (str, optional): "auto", "ane", "emulated" or "cpu"; None is
             :func:`mlx_ane.default_device`.
@@ -198,7 +200,7 @@ def plain_linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.arr
 def bad_argument(where: str, stream: object, **arrays: object) -> ValueError:
     """The sentence behind a failed overload match: the first wrong argument."""
     for name, value in arrays.items():
-        optional = name in ("bias", "mask", "sinks")
+        optional = name in ("bias", "mask", "sinks", "weights")
         if not isinstance(value, mx.array) and not (optional and value is None):
             return ValueError(
                 f"[mlx_ane.{where}] {name} is {type(value).__name__}, need mx.array; "

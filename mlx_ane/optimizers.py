@@ -20,7 +20,12 @@ __all__ = ["Adam", "AdamW"]
 
 Schedule = Callable[[mx.array], mx.array]
 
-STATE_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+#: Names of the dtypes that moments can have.
+STATE_DTYPES = ("float32", "float16", "bfloat16")
+#: What `state_dtype` takes, with its dtype.
+_STATE_DTYPES: dict[object, mx.Dtype | None] = {None: None} | {
+    key: getattr(mx, name) for name in STATE_DTYPES for key in (name, getattr(mx, name))
+}
 
 
 class _Fused(optimizers.Adam):
@@ -33,22 +38,22 @@ class _Fused(optimizers.Adam):
 
     def _set_extras(
         self,
-        state_dtype: mx.Dtype | None,
+        state_dtype: mx.Dtype | str | None,
         stochastic_rounding: bool,
         max_norm: float | None,
     ) -> None:
         name = type(self).__name__
-        if state_dtype is not None and state_dtype not in STATE_DTYPES:
+        if state_dtype not in _STATE_DTYPES:
             raise ValueError(
-                f"[mlx_ane.optimizers.{name}] state_dtype is {state_dtype}, need "
-                f"float32, float16, bfloat16 or None."
+                f"[mlx_ane.optimizers.{name}] state_dtype is {state_dtype!r}, need "
+                f"mx.float32, mx.float16, mx.bfloat16, one of their names, or None."
             )
         if max_norm is not None and not max_norm > 0.0:
             raise ValueError(
                 f"[mlx_ane.optimizers.{name}] max_norm is {max_norm}, need a "
                 f"positive number or None."
             )
-        self.state_dtype = state_dtype
+        self.state_dtype = _STATE_DTYPES[state_dtype]
         self.stochastic_rounding = bool(stochastic_rounding)
         self.max_norm = max_norm
 
@@ -154,7 +159,7 @@ class Adam(_Fused, optimizers.Adam):
         betas (Sequence[float]): Decay of the moments. Default: ``(0.9, 0.999)``.
         eps (float): Added to the denominator. Default: ``1e-8``.
         bias_correction (bool): Default: ``False``, as in MLX.
-        state_dtype (Dtype, optional): dtype of the moments; None is MLX's rule,
+        state_dtype (Dtype or str, optional): dtype of the moments; None is MLX's rule,
             the dtype of the parameter.
         stochastic_rounding (bool): Round 16-bit parameters at random, without
             bias, reproducibly by step and element. Default: ``False``.
@@ -173,7 +178,7 @@ class Adam(_Fused, optimizers.Adam):
         eps: float = 1e-8,
         bias_correction: bool = False,
         *,
-        state_dtype: mx.Dtype | None = None,
+        state_dtype: mx.Dtype | str | None = None,
         stochastic_rounding: bool = False,
         max_norm: float | None = None,
     ) -> None:
@@ -194,7 +199,7 @@ class AdamW(_Fused, optimizers.AdamW):
         eps (float): Added to the denominator. Default: ``1e-8``.
         weight_decay (float): :math:`\lambda`. Default: ``0.01``.
         bias_correction (bool): Default: ``False``, as in MLX.
-        state_dtype (Dtype, optional): See :class:`Adam`.
+        state_dtype (Dtype or str, optional): See :class:`Adam`.
         stochastic_rounding (bool): See :class:`Adam`.
         max_norm (float, optional): See :class:`Adam`.
     """
@@ -207,7 +212,7 @@ class AdamW(_Fused, optimizers.AdamW):
         weight_decay: float = 0.01,
         bias_correction: bool = False,
         *,
-        state_dtype: mx.Dtype | None = None,
+        state_dtype: mx.Dtype | str | None = None,
         stochastic_rounding: bool = False,
         max_norm: float | None = None,
     ) -> None:

@@ -11,10 +11,17 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ane import _ext
+from mlx_ane._exchange import originals
+from mlx_ane._layers import (
+    CLASSES,
+    Site,
+    find_sites,
+    holds_matrix,
+    product_shape,
+    why_not,
+)
 from mlx_ane._watch import checked_shapes, rows_of_products
 from mlx_ane.chips import HOST_BANDWIDTH, UNCERTAINTY, Chip, Figure, find
-from mlx_ane.convert import CLASSES, _find, _holds_matrix, _shape, _Site, _why_not
-from mlx_ane.nn import to_plain
 from mlx_ane.report import table
 
 #: The size of a program: rows, depth and columns, padded.
@@ -167,7 +174,8 @@ def plan(
 ) -> Plan:
     """Predict what a model asks of a Neural Engine, for any chip, anywhere.
 
-    The model is traced lazily on zeros: nothing is computed or compiled.
+    The model is traced lazily on zeros: nothing is computed or compiled, and the model
+    and MLX's random state are left as they were.
 
     Args:
         model (nn.Module): A plain or converted model.
@@ -190,20 +198,20 @@ def plan(
     """
     key, figures = find(chip or _this_chip())
     shapes = checked_shapes(batch_shape, "plan")
-    sites = [site for site in _find(model) if _holds_matrix(site.module)]
-    skipped = {
-        site.path: reason
-        for site in sites
-        if (reason := _why_not(to_plain(site.module), site.parent)) is not None
-    }
-    layers = [site for site in sites if site.path not in skipped]
-    watched = [(site, site.module) for site in layers]
+    sites = [site for site in find_sites(model) if holds_matrix(site.module)]
     limits = _ext.planning.limits(key)
-    calls = [
-        _planned(site, rows, key, figures, limits)
-        for shape in shapes
-        for site, rows in rows_of_products(model, watched, shape, "plan")
-    ]
+    with originals(site.module for site in sites):
+        skipped = {
+            site.path: reason
+            for site in sites
+            if (reason := why_not(site.module, site.parent)) is not None
+        }
+        watched = [(site, site.module) for site in sites if site.path not in skipped]
+        calls = [
+            _planned(site, rows, key, figures, limits)
+            for shape in shapes
+            for site, rows in rows_of_products(model, watched, shape, "plan")
+        ]
     _keep_within_budget(calls, limits["resident_programs"])
     return Plan(
         chip=f"{figures.name} ({key})",
@@ -227,11 +235,11 @@ def _this_chip() -> str:
 
 
 def _planned(
-    site: _Site, rows: int, key: str, chip: Chip, limits: dict[str, int]
+    site: Site, rows: int, key: str, chip: Chip, limits: dict[str, int]
 ) -> PlannedCall:
     """Tiles, memory and time of one product."""
-    module = to_plain(site.module)
-    n, k = _shape(module)
+    module = site.module
+    n, k = product_shape(module)
     tiles = _ext.planning.plan_matmul(max(rows, 1), k, n, key)
     depth, columns = tiles["depth"], tiles["columns"]
     programs: Counter[Program] = Counter()

@@ -7,31 +7,37 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_ane import _ext
+from mlx_ane._exchange import Exchanged
 
 if TYPE_CHECKING:
     from mlx_ane.autotune import Decision
-    from mlx_ane.nn import _Placed
 
 
 @dataclass
 class ConvertedLayer:
-    """A layer that now runs on a device of ours."""
+    """A layer that convert() put on a device of ours.
+
+    It may be placed anew since, or be plain again: another model may share it.
+    """
 
     path: str
     #: Class name, such as ANELinear.
     kind: str
     #: (N, K): out_features, in_features.
     shape: tuple[int, ...]
-    layer: _Placed = field(repr=False)
+    layer: Any = field(repr=False)
     #: Other paths that lead to the same layer.
     aliases: list[str] = field(default_factory=list)
     #: What policy "auto" measured, or None.
     decision: Decision | None = None
+    #: Name in the counters.
+    name: str = field(default="", repr=False)
 
     @property
     def device(self) -> str:
-        """The device of the next call."""
-        return self.layer.device
+        """The device of the next call; "mlx" once the layer is plain again."""
+        converted = isinstance(self.layer, Exchanged)
+        return str(self.layer.device) if converted else "mlx"
 
     @property
     def frozen(self) -> bool:
@@ -73,7 +79,7 @@ class ConversionReport:
             (counts by cause); "bytes" moved and "ms" spent.
         """
         counts = _ext.layer_counters()
-        return {c.path: _live(counts.get(c.layer._name, {})) for c in self.converted}
+        return {c.path: _live(counts.get(c.name, {})) for c in self.converted}
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
@@ -174,7 +180,9 @@ def _notes(layer: ConvertedLayer, live: dict[str, Any]) -> str:
         notes.append("as_linear only")
     if layer.aliases:
         notes.append("shared with " + ", ".join(layer.aliases))
-    if layer.layer._precision == "exact":
+    if layer.device == "mlx":
+        notes.append("no longer converted")
+    elif layer.layer._precision == "exact":
         notes.append("precision 'exact': fp32 on the BLAS")
     if layer.decision:
         notes.append(str(layer.decision))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
+import os
+import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mlx_ane import _ext
+from mlx_ane._console import why_unwritable
 from mlx_ane.report import table
 
 _open: timeline | None = None
@@ -21,11 +26,16 @@ class timeline:
     row a thread, and with each span its layer, bytes and FLOPs. MLX is lazy:
     evaluate what you want to see within the block.
 
+    A file that another process records to at the same time is left to it: this one
+    writes beside it, to a name with its rank (under mlx.launch) or process id, which
+    ``path`` then holds.
+
     Args:
         path (str or Path, optional): The file to write; None keeps the events.
 
     Raises:
         RuntimeError: If a timeline is open already.
+        ValueError: If the file cannot be written; nothing is recorded.
 
     Example:
         >>> with ane.timeline("step.json") as t:
@@ -58,11 +68,14 @@ class timeline:
                 "[mlx_ane.timeline] a timeline is open already; close it, or unset "
                 "MLX_ANE_TIMELINE, before opening another."
             )
-        if self.path is not None and not self.path.parent.is_dir():
-            raise ValueError(
-                f"[mlx_ane.timeline] the folder of {self.path} does not exist; "
-                f"make it first."
-            )
+        if self.path is not None:
+            why = why_unwritable(self.path)
+            if why:
+                raise ValueError(
+                    f"[mlx_ane.timeline] path is {str(self.path)!r}, which {why}; name "
+                    f"a file in a folder that can be written to."
+                )
+            self._claim(self.path)
         _open = self
         _ext.timeline_start()
 
@@ -73,7 +86,22 @@ class timeline:
         self.events = json.loads(_ext.timeline_stop())
         if self.path is not None:
             trace = {"traceEvents": self.events, "displayTimeUnit": "ms"}
-            self.path.write_text(json.dumps(trace))
+            try:
+                self.path.write_text(json.dumps(trace))
+            finally:
+                self._claimed.close()
+
+    def _claim(self, path: Path) -> None:
+        """Lock the file, or one beside it, until the recording has been written."""
+        self.path, self._claimed = path, path.open("a")
+        try:
+            fcntl.flock(self._claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._claimed.close()
+            self.path = path.with_name(f"{path.stem}.{_own_name()}{path.suffix}")
+            self._claimed = self.path.open("a")
+        except OSError:
+            pass  # a file system without locks
 
     def totals(self) -> dict[tuple[str, str], dict[str, float]]:
         """Sums of "calls", "ms", "bytes" and "flops" by (layer, kind of span)."""
@@ -121,8 +149,44 @@ def _row(layer: str, kind: str, row: dict[str, float]) -> tuple[str, ...]:
     )
 
 
+def _own_name() -> str:
+    """What no other process of this run has: the rank under mlx.launch, or the id."""
+    rank = os.environ.get("MLX_RANK")
+    return f"rank{rank}" if rank else str(os.getpid())
+
+
 def record_process(path: str) -> None:
-    """Record from now to the end of the process (MLX_ANE_TIMELINE)."""
-    whole = timeline(path)
-    whole.start()
-    atexit.register(whole.stop)
+    """Record from now to the end of the process (MLX_ANE_TIMELINE).
+
+    A folder gets a file a process. A file belongs to rank 0, or to the first of
+    several processes; others write beside it. What cannot be written costs a line on
+    stderr, never the process.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file /= f"mlx_ane.{_own_name()}.json"
+    elif os.environ.get("MLX_RANK", "0") != "0":
+        file = file.with_name(f"{file.stem}.{_own_name()}{file.suffix}")
+    whole = timeline(file)
+    try:
+        whole.start()
+    except (ValueError, OSError) as error:
+        print(f"[mlx_ane] MLX_ANE_TIMELINE records nothing: {error}", file=sys.stderr)
+        return
+    process = os.getpid()
+
+    def finish() -> None:
+        if os.getpid() != process:
+            return  # a forked child: the recording is its parent's
+        try:
+            whole.stop()
+        except OSError as error:
+            place = Path(tempfile.gettempdir(), f"mlx_ane.{process}.json")
+            print(
+                f"[mlx_ane] MLX_ANE_TIMELINE cannot be written ({error}); it is in "
+                f"{place}",
+                file=sys.stderr,
+            )
+            place.write_text(json.dumps({"traceEvents": whole.events}))
+
+    atexit.register(finish)

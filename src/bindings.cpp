@@ -15,15 +15,18 @@
 #include "device/runner.h"
 #include "device/watchdog.h"
 #include "device/weights.h"
+#include "host/cache.h"
 #include "mlx/version.h"
 #include "ops/adam.h"
 #include "ops/attention.h"
 #include "ops/checks.h"
+#include "ops/cross_entropy.h"
 #include "ops/gemm.h"
 #include "ops/linear.h"
-#include "ops/losses.h"
 #include "ops/outputs.h"
 #include "ops/quantized_linear.h"
+#include "ops/streams.h"
+#include "ops/swiglu.h"
 #include "trace/counters.h"
 #include "trace/timeline.h"
 
@@ -34,6 +37,11 @@ using namespace mlx_ane;
 namespace {
 
 void bind_ops(nb::module_& m) {
+  m.def(
+      "accepts",
+      [](const mx::array&) { return true; },
+      "x"_a,
+      "True; TypeError where MLX's arrays are another build's.");
   m.def(
       "linear",
       &linear,
@@ -71,8 +79,9 @@ void bind_ops(nb::module_& m) {
       "mode"_a = "affine",
       "device"_a = "cpu",
       "name"_a = "",
+      "frozen"_a = true,
       "stream"_a = nb::none(),
-      "mx.quantized_matmul(x, ...) + bias on a device; differentiable in x.");
+      "mx.quantized_matmul(x, ...) + bias on a device; differentiable.");
   m.def(
       "attention",
       &attention,
@@ -238,6 +247,19 @@ void bind_caches(nb::module_& m) {
       "resident_programs",
       [] { return executable_cache().size(); },
       "Programs loaded now.");
+  m.def(
+      "cache_directory",
+      [] { return host::cache_directory().string(); },
+      "The folder of verdicts, measurements and compiled programs.");
+  m.def(
+      "warn_not_kept",
+      [](const std::string& what,
+         const std::string& where,
+         const std::string& why) { host::warn_not_kept(what, where, why); },
+      "what"_a,
+      "where"_a,
+      "why"_a,
+      "One line on stderr that something could not be kept there.");
   m.def("abandoned_calls", &abandoned_calls, "Hung calls not yet returned.");
   m.def(
       "synchronize",

@@ -1,6 +1,7 @@
 // mlx_ane._ext.kernels: signatures and docstrings of the host kernels, on NumPy
 // arrays. For the benchmark and the tests; models use mlx_ane.ops.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -9,6 +10,8 @@
 
 #include "bindings.h"
 #include "blas/backend.h"
+#include "blas/blas.h"
+#include "host/cores.h"
 #include "host/loops.h"
 #include "kernels/adam.h"
 #include "kernels/gemm.h"
@@ -257,6 +260,16 @@ void bind_machine(nb::module_& m) {
       "seconds"_a,
       nb::call_guard<nb::gil_scoped_release>(),
       "fp32 fused multiply-adds of one thread, in GFLOP/s.");
+  m.def(
+      "usable_cores",
+      &host::usable_cores,
+      "Cores that this process may keep busy.");
+  m.def(
+      "cpu_quota",
+      [](const std::string& root) { return host::cpu_quota(root); },
+      "root"_a = "/",
+      "The control group's CPU quota in cores, or None; files are looked for "
+      "below root.");
   m.def(
       "memory_copy",
       &memory_copy,

@@ -58,7 +58,7 @@ Record limits_dict(const std::string& chip) {
   out["resident_programs"] = limits.resident_programs;
   out["max_axis"] = limits.max_axis;
   out["max_contraction"] = limits.max_contraction;
-  out["min_rows"] = runner_settings().min_rows;
+  out["min_rows"] = min_rows();
   return out;
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -30,10 +29,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache directory of the test's own, and short repetitions."""
-    own = dataclasses.replace(autotune.settings, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(autotune, "settings", own)
+    monkeypatch.setenv("MLX_ANE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
-    monkeypatch.setattr(autotune, "_warned", set())
     return tmp_path / "cache" / "measurements" / "emulated.json"
 
 

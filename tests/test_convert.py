@@ -18,13 +18,13 @@ from mlx_ane import _ext
 LORA = {"rank": 4, "scale": 2.0, "dropout": 0.0}
 
 
-def tiny_llama(tied: bool = True) -> llama.Model:
-    """Two layers, as mlx-lm builds them."""
+def tiny_llama(tied: bool = True, layers: int = 2) -> llama.Model:
+    """A few layers, as mlx-lm builds them."""
     return llama.Model(
         llama.ModelArgs(
             model_type="llama",
             hidden_size=64,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             intermediate_size=96,
             num_attention_heads=4,
             num_key_value_heads=2,

@@ -9,7 +9,7 @@ import pytest
 from processes import run_python
 
 import mlx_ane as ane
-from mlx_ane import _ext, _settings, _versions
+from mlx_ane import _ext, _versions
 
 X, W, B = mx.ones((4, 8)), mx.ones((6, 8)), mx.ones((6,))
 
@@ -23,10 +23,10 @@ X, W, B = mx.ones((4, 8)), mx.ones((6, 8)), mx.ones((6,))
         ((X, mx.ones((8,))), r"weight of shape \(8\), need two axes"),
         ((X, W, mx.ones((5,))), r"bias of shape \(5\)"),
         ((X, W, mx.ones((1, 6))), r"bias of shape \(1,6\)"),
-        ((X.astype(mx.int32), W), "x of dtype int32, need float32, float16 or"),
+        ((X.astype(mx.complex64), W), "x of dtype complex64, need float32, float16 or"),
         ((X, W.astype(mx.complex64)), "weight of dtype complex64, need float32"),
-        ((X > 0, W), "x of dtype bool"),
-        ((X, W, B.astype(mx.uint8)), "bias of dtype uint8"),
+        ((X > 0, W.astype(mx.int8)), "x of dtype bool"),
+        ((X, W, B.astype(mx.complex64)), "bias of dtype complex64"),
         ((np.ones((4, 8)), W), "x is ndarray, need mx.array"),
         ((X, [[1.0] * 8]), "weight is list, need mx.array"),
         ((X, W, 1.0), "bias is float, need mx.array"),
@@ -43,8 +43,8 @@ def test_linear_arguments(device: str, arguments: tuple, message: str) -> None:
     [
         ((X, mx.ones((7, 3))), r"a \(4,8\) and b \(7,3\)"),
         ((mx.array(1.0), W), "got a scalar"),
-        ((X.astype(mx.int8), W.T), "a of dtype int8"),
-        ((X, (W > 0).T), "b of dtype bool"),
+        ((X.astype(mx.complex64), W.T), "a of dtype complex64"),
+        ((X, W.T.astype(mx.complex64)), "b of dtype complex64"),
         ((X, 2.0), "b is float, need mx.array"),
     ],
 )
@@ -126,45 +126,11 @@ def test_factories_refuse_other_layers(factory, wrong: nn.Module) -> None:
         factory(wrong)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("MLX_ANE_DEVICE", "gpu", "need one of auto, ane, emulated, cpu"),
-        ("MLX_ANE_ROUTE", "usb", "need one of in_memory, e5rt"),
-        ("MLX_ANE_FALLBACK", "no", "need one of error, warn, allow"),
-        ("MLX_ANE_BLAS_THREADS", "0", "need a whole number of at least 1"),
-        ("MLX_ANE_SPOT_CHECK", "-1", "need a whole number of at least 0"),
-        ("MLX_ANE_DEVISE", "cpu", "unknown environment variable MLX_ANE_DEVISE"),
-    ],
-)
-def test_environment(name: str, value: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        _settings.read({name: value})
-    assert name in str(caught.value)
-    one_sentence(caught.value)
-
-
-def test_environment_values() -> None:
-    read = _settings.read(
-        {
-            "MLX_ANE_DEVICE": "emulated",
-            "MLX_ANE_FALLBACK": "",
-            "MLX_ANE_SPOT_CHECK": "7",
-            "MLX_ANE_CACHE_DIR": "/somewhere",
-            "HOME": "/other",
-        }
-    )
-    assert (read.device, read.fallback, read.spot_check) == ("emulated", "warn", 7)
-    assert str(read.cache_dir) == "/somewhere"
-
-
 def test_environment_reaches_the_process() -> None:
     done = run_python(
         "import mlx_ane; print(mlx_ane.default_device())", MLX_ANE_DEVICE="emulated"
     )
     assert done.stdout.strip() == "emulated"
-    failed = run_python("import mlx_ane", check=False, MLX_ANE_DEVICE="gpu")
-    assert "ValueError: [mlx_ane] MLX_ANE_DEVICE is 'gpu'" in failed.stderr
 
 
 def test_another_mlx_is_one_sentence_with_the_command() -> None:
@@ -195,9 +161,9 @@ def test_another_nanobind_is_one_sentence_with_the_command() -> None:
         package.__path__ = spec.submodule_search_locations
         sys.modules["mlx_ane"] = package  # the package, its __init__ not yet run
         import mlx_ane._ext as _ext
-        def linear(*arguments, **options):
-            raise TypeError("linear(): incompatible function arguments")
-        _ext.linear = linear
+        def accepts(*arguments, **options):
+            raise TypeError("accepts(): incompatible function arguments")
+        _ext.accepts = accepts
         from mlx_ane import _startup
         _startup.run()
         """,

@@ -381,3 +381,27 @@ def test_whole_demo(tmp_path: Path) -> None:
         printed = run(script, *arguments.replace("build/demo", str(tmp_path)).split())
         assert re.search(r"^fallbacks +0$", printed, re.M)
     assert (tmp_path / "lora" / "adapters.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["digits.py", "--epochs", "0"], "argument --epochs: got 0, need 1 or more"),
+        (["digits.py", "--device", "ane"], "device 'ane' is not available here"),
+        (["lora.py"], "build/gpt/model is missing; run examples/train_gpt.py first"),
+        (["lora.py", "--rank", "0"], "argument --rank: got 0, need 1 or more"),
+        (["train_gpt.py", "--heads", "5"], "hidden_size is 192, but with 5 heads"),
+        (["train_gpt.py", "--length", "100000000"], "need less"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], says: str, tmp_path) -> None:
+    file, *flags = arguments
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / file), *flags],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode in (1, 2)
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

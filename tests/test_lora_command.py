@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
 import types
 from pathlib import Path
 from typing import Any
@@ -191,9 +194,12 @@ def test_flags_before_file_before_defaults(config) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("ane:\n  devices: cpu\n", "has the option 'devices' under ane, need one of"),
-        ("ane: cpu\n", "its block ane must map options to values"),
-        ("- 1\n", "must map options to values"),
+        (
+            "ane:\n  devices: cpu\n",
+            "line 2: ane.devices is unknown, need one of device,",
+        ),
+        ("ane: cpu\n", "line 1: ane is 'cpu', need options with values"),
+        ("- 1\n", "is [1], need options with values"),
         ("a: [1\n", "is no YAML"),
     ],
 )
@@ -253,7 +259,7 @@ def test_fallback_is_a_choice(fallback: str, models, data, tmp_path, capfd) -> N
     ("flags", "message"),
     [
         (["--device", "npu"], "device is 'npu', need one of"),
-        (["--predicate", "("], "predicate ['('] is no regular expression"),
+        (["--predicate", "("], "predicate: '(' is no regular expression"),
         (["--num-layers", "9"], "num_layers is 9, but the model has 2 layers"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
@@ -272,22 +278,172 @@ def test_neither_train_nor_test(capsys) -> None:
     assert "neither --train nor --test" in capsys.readouterr().err
 
 
-def test_verify_stops_a_wrong_model(
+def doubled(self, x: mx.array) -> mx.array:
+    return self.linear(x) + 2.0 * self.scale * ((x @ self.lora_a) @ self.lora_b)
+
+
+@pytest.mark.parametrize("wrong", ["attention", "low rank", "loss"])
+def test_verify_stops_what_would_train_wrongly(
+    wrong: str, device: str, models, data, tmp_path, capsys, monkeypatch
+) -> None:
+    from mlx_ane.commands import lora as command
+
+    model = models[False]
+    if wrong == "attention":
+        real = ane.fast.scaled_dot_product_attention
+        monkeypatch.setattr(
+            ane.fast,
+            "scaled_dot_product_attention",
+            lambda *args, **kwargs: 3.0 * real(*args, **kwargs),
+        )
+    elif wrong == "low rank":
+        monkeypatch.setattr(command, "low_rank", doubled)
+    else:
+        model = tmp_path / "model"
+        shutil.copytree(models[False], model)
+        weights = mx.load(str(model / "model.safetensors"))
+        weights["model.norm.weight"] *= mx.nan
+        mx.save_safetensors(str(model / "model.safetensors"), weights)
+    flags = [*options("lora", models, data, tmp_path / "out"), "--model", str(model)]
+    assert cli.main(["lora", *flags, "--device", device, "--verify"]) == 1
+    out, err = capsys.readouterr()
+    assert "FAIL" in out.splitlines()[-1]
+    assert "not shown to be plain MLX on the first batch" in err
+    assert not (tmp_path / "out" / "adapters.safetensors").exists()
+
+
+def test_verify_of_what_ran_elsewhere_does_not_pass(
+    engine: str, models, data, tmp_path, capsys
+) -> None:
+    flags = [*options("lora", models, data, tmp_path), "--device", engine, "--verify"]
+    flags += ["--batch-size", "1", "--max-seq-length", "16"]
+    assert cli.main(["lora", *flags]) == 1
+    out, err = capsys.readouterr()
+    assert "few_rows" in out and "PASS" not in out
+    assert "not shown to be plain MLX" in err
+
+
+def test_the_plain_context_has_their_functions(models, data, tmp_path, config) -> None:
+    from mlx_lm.tuner.lora import LoRALinear
+
+    from mlx_ane.commands import lora as command
+
+    def now():
+        return mx.fast.scaled_dot_product_attention, LoRALinear.__call__
+
+    theirs = now()
+    with command.in_place(command.replacements(config("train: true"))) as plain:
+        ours = now()
+        assert all(a is not b for a, b in zip(ours, theirs, strict=True))
+        with plain():
+            assert now() == theirs
+        assert now() == ours
+        with pytest.raises(KeyError), plain():
+            raise KeyError
+        assert now() == ours
+    assert now() == theirs
+
+
+def test_unknown_keys_are_one_warning(config, capsys) -> None:
+    found = config(
+        "iterz: 5\nnote: 2026-01-01\nlora_parameters:\n"
+        "  {rank: 4, scale: 1.0, dropout: 0.0, alfa: 3, key: []}\n"
+    )
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "config.yaml has keys that are ignored: iterz (line 1" in err
+    assert "did you mean 'iters'?" in err and "note (line 2" in err
+    assert "lora_parameters.key (line 4, did you mean 'keys'?)" in err
+    assert not hasattr(found, "iterz")
+    assert set(found.lora_parameters) == {"rank", "scale", "dropout"}
+
+
+def test_values_of_files_are_those_of_flags(config, capsys) -> None:
+    found = config(
+        "iters: 1e3\nlearning_rate: 1e-5\noptimizer: AdamW\nmask_prompt: off\n"
+        "clear_cache_threshold: 2GB\ntrust_remote_code: true\nval_batches: null\n"
+        "optimizer_config: {adamw: {state_dtype: float32, betas: [0.9, 0.95]}}\n"
+        "lr_schedule: {name: linear_schedule, arguments: [0, 1e-5, 10]}\n"
+        "hf_dataset: [{path: a, text_feature: b}]\ntext_feature: c\n"
+    )
+    assert (found.iters, type(found.iters)) == (1000, int)
+    assert (found.learning_rate, found.optimizer) == (1e-5, "adamw")
+    assert found.mask_prompt is False and found.trust_remote_code is True
+    assert (found.clear_cache_threshold, found.val_batches) == (2 * 10**9, 25)
+    assert found.optimizer_config["adamw"]["state_dtype"] == "float32"
+    assert found.lr_schedule["arguments"] == [0, 1e-5, 10]
+    assert found.hf_dataset == [{"path": "a", "text_feature": "b"}]
+    assert found.text_feature == "c"
+    assert capsys.readouterr().err == ""
+
+
+def test_moments_have_the_dtype_of_the_file(
+    models, data, tmp_path, capsys, monkeypatch
+) -> None:
+    dtypes = []
+    real = ane.optimizers.AdamW.init_single
+
+    def init_single(self, parameter, state) -> None:
+        real(self, parameter, state)
+        dtypes.append(state["m"].dtype)
+
+    monkeypatch.setattr(ane.optimizers.AdamW, "init_single", init_single)
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "optimizer: adamw\nval_batches: 0\n"
+        "optimizer_config: {adamw: {state_dtype: bfloat16}}\n"
+    )
+    flags = [*options("lora", models, data, tmp_path), "--iters", "1", "-c", str(file)]
+    found = lora(capsys, *flags, "--device", "cpu")
+    assert set(dtypes) == {mx.bfloat16}
+    assert found["validation"] == []  # none was asked for
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["optimizer_config"]["adamw"] == {"state_dtype": "bfloat16"}
+
+
+def test_json_has_no_nan(models, data, tmp_path, capsys) -> None:
+    flags = [*options("lora", models, data, tmp_path), "--learning-rate", "1e30"]
+    assert cli.main(["lora", *flags, "--device", "cpu", "--json"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(name))
+    assert found["train"][-1]["train_loss"] is None
+
+
+def interrupted(*args: Any) -> float:
+    raise KeyboardInterrupt
+
+
+def test_an_interruption_says_how_to_go_on(
     models, data, tmp_path, capsys, monkeypatch
 ) -> None:
     from mlx_ane.commands import lora as command
 
-    real = ane.verify
+    real = command.Reports.on_train_loss_report
 
-    def broken(model: nn.Module, *inputs: Any, **kwargs: Any) -> Any:
-        found = real(model, *inputs, **kwargs)
-        found.layers[3].reasons.append("forward error 1e+00, need 2e-03")
-        return found
+    def report(self, info: dict[str, Any]) -> None:
+        real(self, info)
+        if info["iteration"] == stop:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "verify", broken)
-    flags = [*options("lora", models, data, tmp_path), "--device", "cpu", "--verify"]
-    assert cli.main(["lora", *flags]) == 1
-    out, err = capsys.readouterr()
-    assert "forward error 1e+00" in out
-    assert "differs from plain MLX on the first batch" in err
-    assert not (tmp_path / "adapters.safetensors").exists()
+    monkeypatch.setattr(command.Reports, "on_train_loss_report", report)
+    (tmp_path / "0000009_adapters.safetensors").touch()  # an earlier run's
+    os.utime(tmp_path / "0000009_adapters.safetensors", (0, 0))
+    flags = [*options("lora", models, data, tmp_path), "--device", "cpu"]
+    flags += ["--save-every", "2"]
+    stop = 1
+    assert cli.main(["lora", *flags]) == 130
+    assert "nothing is saved, as save_every is 2" in capsys.readouterr().err
+    stop = 3
+    assert cli.main(["lora", *flags]) == 130
+    what, again = capsys.readouterr().err.strip().splitlines()[-2:]
+    file = tmp_path / "0000002_adapters.safetensors"
+    assert what.startswith(f"mlx-ane lora: interrupted; {file} has iteration 2 of 6")
+    assert again.endswith(f"--resume-adapter-file {file} --iters 4")
+    command_line = shlex.split(again.removeprefix("to go on: "))
+    assert command_line[:2] == ["mlx-ane", "lora"]
+    stop = None
+    assert cli.main(command_line[1:]) == 0
+    # In the test after training, the weights are there.
+    monkeypatch.setattr(command, "evaluate", interrupted)
+    assert cli.main(["lora", *flags, "--test"]) == 130
+    assert f"the trained weights are in {tmp_path}" in capsys.readouterr().err

@@ -222,8 +222,10 @@ def test_half_parameters_are_no_further_from_float64_than_mlx(dtype: mx.Dtype) -
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
-def test_state_dtype(dtype: mx.Dtype) -> None:
-    optimizer = ane.optimizers.Adam(1e-2, state_dtype=dtype)
+@pytest.mark.parametrize("named", [False, True])
+def test_state_dtype(dtype: mx.Dtype, named: bool) -> None:
+    name = str(dtype).removeprefix("mlx.core.")
+    optimizer = ane.optimizers.Adam(1e-2, state_dtype=name if named else dtype)
     parameters = {"p": mx.ones((40,), mx.bfloat16)}
     for _ in range(3):
         parameters = optimizer.apply_gradients(
@@ -277,6 +279,7 @@ def test_max_norm_is_clip_grad_norm() -> None:
     ("build", "message"),
     [
         (lambda k: k(1e-3, state_dtype=mx.int8), "state_dtype is mlx.core.int8"),
+        (lambda k: k(1e-3, state_dtype="float64"), "state_dtype is 'float64', need"),
         (lambda k: k(1e-3, max_norm=0.0), "max_norm is 0.0"),
         (lambda k: k(1e-3, betas=(1.0, 0.9)), "beta1"),
         (lambda k: k(1e-3, eps=-1.0), "epsilon"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +71,8 @@ def test_sharded_layers_are_refused_by_name(sharding: str, quantized: bool) -> N
 def test_sharding_a_converted_layer_gives_mlx_its_work(
     sharding: str, device: str
 ) -> None:
-    layer = nn.Linear(64, 64)
-    model = nn.Sequential(layer)
+    model = nn.Sequential(nn.Linear(64, 64))
+    layer = copy.deepcopy(model.layers[0])  # stays plain
     ane.convert(model, device=device)
     sharded = nn.layers.distributed.shard_linear(model.layers[0], sharding)
     assert type(sharded).__module__ == "mlx.nn.layers.distributed"

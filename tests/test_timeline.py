@@ -85,7 +85,7 @@ def test_one_at_a_time(tmp_path) -> None:
     with ane.timeline() as timeline:
         step("cpu")
     assert timeline.events
-    with pytest.raises(ValueError, match=r"folder of .* does not exist"):
+    with pytest.raises(ValueError, match=r"/no, which does not exist"):
         ane.timeline(tmp_path / "no" / "step.json").start()
 
 
@@ -109,6 +109,70 @@ def test_whole_process_by_environment(tmp_path) -> None:
     assert [e["name"] for e in json.loads(file.read_text())["traceEvents"]] == [
         "gemm_forward"
     ]
+
+
+PRODUCT = """
+import mlx.core as mx, mlx_ane as ane
+mx.eval(ane.linear(mx.ones((4, 8)), mx.ones((6, 8)), device="cpu"))
+"""
+
+
+def spans(file) -> list[str]:
+    return [event["name"] for event in json.loads(file.read_text())["traceEvents"]]
+
+
+def test_a_folder_gets_a_file_a_process(tmp_path) -> None:
+    for _ in range(2):
+        run_python(PRODUCT, MLX_ANE_TIMELINE=str(tmp_path))
+    first, second = tmp_path.glob("mlx_ane.*.json")
+    assert spans(first) == spans(second) == ["gemm_forward"]
+
+
+@pytest.mark.parametrize("bad", ["no/step.json", "file/step.json"])
+def test_an_unwritable_file_costs_one_line(bad: str, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run_python(PRODUCT, MLX_ANE_TIMELINE=str(tmp_path / bad))
+    assert done.stderr.count("\n") == 1
+    assert "MLX_ANE_TIMELINE records nothing" in done.stderr
+    with pytest.raises(ValueError, match=r"is a folder, need a file"):
+        ane.timeline(tmp_path).start()
+    with ane.timeline():  # nothing was left open
+        pass
+
+
+def test_a_folder_that_goes_away_leaves_the_recording(tmp_path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    done = run_python(
+        f"{PRODUCT}import shutil; shutil.rmtree({str(folder)!r})",
+        MLX_ANE_TIMELINE=str(folder / "step.json"),
+        TMPDIR=str(tmp_path),
+    )
+    (file,) = tmp_path.glob("mlx_ane.*.json")
+    assert spans(file) == ["gemm_forward"]
+    assert str(file) in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_processes_at_a_time_keep_their_own(tmp_path) -> None:
+    file = tmp_path / "step.json"
+    child = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    )
+    run_python(f"{PRODUCT}{PRODUCT}{child}", PRODUCT, MLX_ANE_TIMELINE=str(file))
+    (beside,) = tmp_path.glob("step.*.json")
+    assert (len(spans(file)), len(spans(beside))) == (2, 1)
+    run_python(PRODUCT, MLX_ANE_TIMELINE=str(file))  # a later run takes the name again
+    assert len(spans(file)) == 1
+    with ane.timeline(file) as one:
+        run_python(PRODUCT, MLX_ANE_TIMELINE=str(file))
+    assert one.path == file and spans(file) == []
+
+
+def test_a_rank_has_a_file_of_its_own(tmp_path) -> None:
+    for rank in "01":
+        run_python(PRODUCT, MLX_ANE_TIMELINE=str(tmp_path / "step.json"), MLX_RANK=rank)
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == ["step.json", "step.rank1.json"]
 
 
 def test_plots(device: str, tmp_path) -> None:

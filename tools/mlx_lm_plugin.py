@@ -35,7 +35,7 @@ def convert_by_default(device: str) -> None:
 
     import mlx_ane as ane
     from mlx_ane import _ext
-    from mlx_ane.convert import CLASSES
+    from mlx_ane._layers import CLASSES
 
     ane.set_default_device(device)
     _ext.set_fallback("error")

@@ -11,9 +11,10 @@
 #include "host/half.h"
 #include "kernels/adam.h"
 #include "kernels/attention.h"
+#include "kernels/cross_entropy.h"
 #include "kernels/gemm.h"
-#include "kernels/losses.h"
 #include "kernels/pack.h"
+#include "kernels/swiglu.h"
 
 using namespace mlx_ane;
 using namespace mlx_ane::kernels;
@@ -79,14 +80,15 @@ void attention(bool backward) {
   auto heads = [](Array<float>& x) {
     return Heads{x.data(), Float::f32, {1, 2, 64, 32}, {4096, 2048, 32, 1}};
   };
-  static Array<float> out(4096), dq(4096), dk(4096), dv(4096), lse(128);
+  static Array<float> out(4096), dq(4096), dk(4096), dv(4096);
+  static Array<RowSoftmax> softmax(128);
   Attention problem{heads(a), heads(b), heads(c), 0.2f, {Mask::Kind::causal}};
-  attention_forward(problem, heads(out), lse.data());
+  attention_forward(problem, heads(out), softmax.data());
   if (backward) {
     attention_backward(
         problem,
         heads(out),
-        lse.data(),
+        softmax.data(),
         heads(a),
         heads(dq),
         heads(dk),
@@ -97,13 +99,15 @@ void attention(bool backward) {
 
 void cross_entropy() {
   static Array<int32_t> targets(rows, 3);
-  static Array<float> loss(rows), lse(rows), ones(rows, 1.0f);
-  cross_entropy_forward(matrix, targets.data(), 0.0f, loss.data(), lse.data());
+  static Array<float> loss(rows), top(rows), sum(rows), ones(rows, 1.0f);
+  cross_entropy_forward(
+      matrix, targets.data(), 0.0f, loss.data(), top.data(), sum.data());
   cross_entropy_backward(
       matrix,
       targets.data(),
       0.0f,
-      lse.data(),
+      top.data(),
+      sum.data(),
       ones.data(),
       {b.data(), Float::f32, rows, cols, cols});
 }

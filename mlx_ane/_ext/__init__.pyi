@@ -14,14 +14,17 @@ from mlx_ane._ext import (
 
 built_for_mlx: str = '0.32.4'
 
+def accepts(x: mlx.core.array) -> bool:
+    """True; TypeError where MLX's arrays are another build's."""
+
 def linear(x: mlx.core.array, weight: mlx.core.array, bias: mlx.core.array | None = None, *, device: str = 'cpu', name: str = '', frozen: bool = False, precision: str = 'default', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """x (..., K) @ weight (N, K).T + bias (N); differentiable."""
 
 def matmul(a: mlx.core.array, b: mlx.core.array, *, device: str = 'cpu', name: str = '', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """a (..., M, K) @ b (..., K, N) with mx.matmul's rules; differentiable."""
 
-def quantized_linear(x: mlx.core.array, weight: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, bias: mlx.core.array | None = None, *, group_size: int, bits: int, mode: str = 'affine', device: str = 'cpu', name: str = '', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
-    """mx.quantized_matmul(x, ...) + bias on a device; differentiable in x."""
+def quantized_linear(x: mlx.core.array, weight: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array | None = None, bias: mlx.core.array | None = None, *, group_size: int, bits: int, mode: str = 'affine', device: str = 'cpu', name: str = '', frozen: bool = True, stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
+    """mx.quantized_matmul(x, ...) + bias on a device; differentiable."""
 
 def attention(q: mlx.core.array, k: mlx.core.array, v: mlx.core.array, scale: float, mask: mlx.core.array | None = None, sinks: mlx.core.array | None = None, causal: bool = False, *, device: str = 'cpu', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> mlx.core.array:
     """softmax(scale q @ k.T + mask) @ v over (B, H, S, D); differentiable."""
@@ -74,6 +77,12 @@ def kept_output_bytes() -> int:
 
 def resident_programs() -> int:
     """Programs loaded now."""
+
+def cache_directory() -> str:
+    """The folder of verdicts, measurements and compiled programs."""
+
+def warn_not_kept(what: str, where: str, why: str) -> None:
+    """One line on stderr that something could not be kept there."""
 
 def abandoned_calls() -> int:
     """Hung calls not yet returned."""

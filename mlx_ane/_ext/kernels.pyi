@@ -18,6 +18,14 @@ def set_target(name: str) -> None:
 def fma_peak(seconds: float) -> float:
     """fp32 fused multiply-adds of one thread, in GFLOP/s."""
 
+def usable_cores() -> int:
+    """Cores that this process may keep busy."""
+
+def cpu_quota(root: str = '/') -> float | None:
+    """
+    The control group's CPU quota in cores, or None; files are looked for below root.
+    """
+
 def memory_copy(dst: Annotated[NDArray, dict(device='cpu')], src: Annotated[NDArray, dict(device='cpu')], bytes: int) -> None:
     """memcpy of the first `bytes` bytes."""
 

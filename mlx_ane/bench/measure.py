@@ -61,6 +61,31 @@ def find_mkl() -> str | None:
     return None
 
 
+def why_absent(peer: str, torch_python: str | None, mkl: str | None) -> str | None:
+    """Why a side could not start: what it needs is not here.
+
+    Args:
+        peer (str): "torch", "mkl", or a side that is always here.
+        torch_python (str, optional): A Python that has torch, if not this one.
+        mkl (str, optional): The path of libmkl_rt, if not to be found.
+    """
+    if peer == "mkl":
+        path = mkl or find_mkl()
+        if path is None:
+            return "libmkl_rt was not found (pip install mkl, or --mkl FILE)"
+        return None if Path(path).is_file() else f"--mkl is {path!r}, which is no file"
+    if peer != "torch":
+        return None
+    python = torch_python or sys.executable
+    try:
+        command = [python, "-c", "import torch"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"--torch-python is {python!r}: {error.strerror}"
+    last = (done.stderr.strip().splitlines() or ["import torch failed"])[-1]
+    return f"{python} has no torch ({last})" if done.returncode else None
+
+
 class Side:
     """A child process that serves one side."""
 
@@ -87,6 +112,7 @@ class Side:
             stdout=subprocess.PIPE,
             env=environment,
             text=True,
+            start_new_session=True,  # Ctrl-C is the parent's to answer
         )
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("its process has no pipes")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlx_ane import _ext
 from mlx_ane.bench.measure import SLOWING, Row
 
 #: What a reader must know before believing a ratio.
@@ -113,7 +114,7 @@ def machine() -> str:
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
                 break
-    cores = os.cpu_count()
+    cores = _ext.kernels.usable_cores()
     return f"{name}, {cores} cores, {platform.system()} {platform.release()}"
 
 

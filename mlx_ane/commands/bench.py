@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
 import sys
 from pathlib import Path
 
-from mlx_ane import bench
+from mlx_ane import _device, bench
+from mlx_ane._console import Interrupted, ending, to_json, why_unwritable
+from mlx_ane.bench.cases import Case
 from mlx_ane.bench.experiment import experiment
-from mlx_ane.bench.measure import Sides
+from mlx_ane.bench.measure import Sides, why_absent
 
 HELP = "measure the host kernels and a training step, against others"
 
 PEERS = ("torch", "mlx", "mkl", "numpy")
+#: Endings of a plot's file.
+PLOTS = (".png", ".pdf", ".svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,42 +47,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; 1 if an answer of ours is wrong."""
-    peers = tuple(p for p in args.against.split(",") if p)
-    unknown = sorted(set(peers) - set(PEERS))
-    if unknown or args.rounds < 1 or args.threads < 1:
-        raise ValueError(
-            f"[mlx_ane.bench] got {unknown or 'rounds or threads below 1'}, need "
-            f"--against among {', '.join(PEERS)} and positive counts."
-        )
+    """Print the findings; 1 if an answer of ours is wrong, 130 after Ctrl-C."""
+    chosen = _chosen(args)
+    _check_outputs(args)
+    device = _device.resolve(args.device, "bench")
     given = {"torch": args.torch_python, "mkl": args.mkl}
     sides = Sides(args.threads, {k: v for k, v in given.items() if v})
     report = bench.Report()
-    parts = bench.PARTS if args.part == "all" else (args.part,)
+    interrupted = False
     try:
-        for part in parts:
-            cases = [
-                case
-                for case in bench.cases(part, peers, args.small)
-                if any(text in case.name for text in args.only.split(","))
-            ]
+        for cases in chosen.values():
             for row in bench.measure(cases, sides, args.rounds):
                 report.rows.append(row)
                 print(f"{row.part}: {row.case}: {row.variant}", file=sys.stderr)
-        if "step" in parts:
+        if "step" in chosen:
             rounds = min(args.rounds, 5)
-            report.experiment = experiment(sides, rounds, args.small, args.device)
+            report.experiment = experiment(sides, rounds, args.small, device)
     except KeyboardInterrupt:
         # What was found in an hour is not thrown away.
         sides.info["interrupted"] = "the last part is incomplete"
+        interrupted = True
     finally:
         sides.close()
     report.info, report.absent = sides.info, sides.absent
-    return _write(report, args)
+    status = _write(report, args)
+    if interrupted:
+        raise Interrupted("what was measured is above", [])
+    return status
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, list[Case]]:
+    """The cases to measure by part, once all that was asked for is known to exist."""
+    for flag in ("rounds", "threads"):
+        if getattr(args, flag) < 1:
+            raise ValueError(
+                f"[mlx_ane.bench] --{flag} is {getattr(args, flag)}, need 1 or more."
+            )
+    peers = tuple(p.strip() for p in args.against.split(",") if p.strip())
+    for peer in peers:
+        if peer not in PEERS:
+            raise ValueError(
+                f"[mlx_ane.bench] --against has {peer!r}, need --against among "
+                f"{', '.join(PEERS)}{ending(peer, PEERS)}"
+            )
+        why = why_absent(peer, args.torch_python, args.mkl)
+        if why:
+            raise ValueError(
+                f"[mlx_ane.bench] --against has {peer!r}, but {why}; leave it out, or "
+                f"install it."
+            )
+    only = [text.strip() for text in args.only.split(",") if text.strip()] or [""]
+    parts = bench.PARTS if args.part == "all" else (args.part,)
+    everything = {part: list(bench.cases(part, peers, args.small)) for part in parts}
+    names = [case.name for cases in everything.values() for case in cases]
+    for text in only:
+        if not any(text in name for name in names):
+            raise ValueError(
+                f"[mlx_ane.bench] --only has {text!r}, which is in no case of "
+                f"{args.part}, need part of a name such as {names[0]!r}"
+                f"{ending(text, names)}"
+            )
+    found = {
+        part: [case for case in cases if any(text in case.name for text in only)]
+        for part, cases in everything.items()
+    }
+    return {part: cases for part, cases in found.items() if cases}
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse files that could not be written when the measuring is done."""
+    for flag in ("plot", "markdown"):
+        path = getattr(args, flag)
+        why = why_unwritable(path) if path else None
+        if why:
+            raise ValueError(f"[mlx_ane.bench] --{flag} is {path!r}, which {why}.")
+    if args.plot and Path(args.plot).suffix.lower() not in PLOTS:
+        raise ValueError(
+            f"[mlx_ane.bench] --plot is {args.plot!r}, need a file that ends with "
+            f"{', '.join(PLOTS)}."
+        )
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise RuntimeError(
+            "[mlx_ane.bench] --plot needs matplotlib; run: pip install 'mlx-ane[plot]'"
+        )
 
 
 def _write(report: bench.Report, args: argparse.Namespace) -> int:
-    print(json.dumps(report.json(), indent=2) if args.json else report.text())
+    print(to_json(report.json()) if args.json else report.text())
     if args.markdown:
         Path(args.markdown).write_text(report.markdown())
     if args.plot:

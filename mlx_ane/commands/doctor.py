@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 from mlx_ane import _checkup, _device, _ext, _selftest, _settings
 from mlx_ane._checkup import Check
+from mlx_ane._console import to_json
 from mlx_ane._versions import BUILT_FOR_MLX, INSTALLED_MLX, __version__
 from mlx_ane.verify import FORWARD_TOLERANCE
 
@@ -51,10 +51,7 @@ def _seconds(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 if the device that is to be used failed."""
     findings = examine(args.device, args.fresh, args.timeout)
-    if args.json:
-        print(json.dumps(findings, indent=2, allow_nan=False))
-    else:
-        print(_text(findings))
+    print(to_json(findings) if args.json else _text(findings))
     if findings["passed"]:
         return 0
     print(f"mlx-ane doctor: {findings['failure']}", file=sys.stderr)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import functools
 import importlib
-import json
 import math
 import re
 import sys
+import time
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +19,19 @@ import mlx.core as mx
 import mlx.optimizers
 import numpy as np
 from mlx import nn
+from mlx.utils import tree_flatten
 
-from mlx_ane import _ext, fast, optimizers
+from mlx_ane import _device, _ext, fast
+from mlx_ane._console import Interrupted, ending, explaining, to_json
 from mlx_ane.autotune import OBJECTIVES
 from mlx_ane.convert import POLICIES, Predicate, convert
+from mlx_ane.lora import files, options
 from mlx_ane.nn import PRECISIONS
 from mlx_ane.ops import linear
 from mlx_ane.report import ConversionReport
 from mlx_ane.verify import verify
 
 HELP = "fine-tune with mlx-lm's trainer: LoRA, DoRA, QLoRA or all weights"
-
-#: Options of ours with their defaults: flags, or the block `ane:` of the YAML file.
-DEFAULTS: dict[str, Any] = {
-    "device": None,
-    "policy": "all",
-    "objective": "time",
-    "precision": None,
-    "predicate": None,
-    "fused": True,
-    "attention": None,
-    "fallback": None,
-    "verify": False,
-}
-
-OPTIMIZERS = {
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "muon": "Muon",
-    "sgd": "SGD",
-    "adafactor": "Adafactor",
-}
 
 
 def _mlx_lm(module: str) -> Any:
@@ -66,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.error("mlx-lm is not installed; run: pip install 'mlx-ane[lora]'")
     for action in theirs._actions:
         if action.dest != "help":
+            action.default = None  # any other would win over the YAML file
+            if action.dest == "clear_cache_threshold":
+                action.type = None  # text such as 2GB is checked with all options
             parser._add_action(action)
     ours = parser.add_argument_group("mlx_ane")
     ours.add_argument(
@@ -123,56 +107,17 @@ def run(args: argparse.Namespace) -> int:
     if mx.distributed.init().rank() == 0:
         report = result.pop("report")
         if args.json:
-            print(json.dumps({**result, "placement": report.to_dict()}, indent=2))
+            print(to_json({**result, "placement": report.to_dict()}))
         else:
             print(f"\n{report}\n\n{_fallbacks(result['counters'])}")
     return 0
 
 
 def configure(args: argparse.Namespace) -> types.SimpleNamespace:
-    """Flags before the YAML file before defaults, for mlx-lm's options and ours.
-
-    Returns:
-        SimpleNamespace: mlx-lm's options by name, and ours in the dict ``ane``.
-
-    Raises:
-        ValueError: If the file is no YAML mapping or has unknown options of ours.
-    """
-    file = _read(args.config) if args.config else {}
-    block = file.pop("ane", None) or {}
-    unknown = sorted(set(block) - set(DEFAULTS))
-    if unknown:
-        raise ValueError(
-            f"[mlx_ane.lora] {args.config} has the option {unknown[0]!r} under ane, "
-            f"need one of {', '.join(DEFAULTS)}."
-        )
-    flags = {k: v for k, v in vars(args).items() if k not in (*DEFAULTS, "json")}
-    values = _first_set(flags, file, copy.deepcopy(_mlx_lm("lora").CONFIG_DEFAULTS))
-    ours = {k: getattr(args, k) for k in DEFAULTS}
-    return types.SimpleNamespace(**values, ane=_first_set(ours, block, DEFAULTS))
-
-
-def _read(path: str) -> dict[str, Any]:
-    lora = _mlx_lm("lora")
-    try:
-        content = lora.yaml.load(Path(path).read_text(), lora.yaml_loader)
-    except lora.yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"[mlx_ane.lora] {path} is no YAML: {reason}.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("ane", {}), dict):
-        raise ValueError(
-            f"[mlx_ane.lora] {path} and its block ane must map options to values."
-        )
-    return content
-
-
-def _first_set(*sources: Mapping[str, Any]) -> dict[str, Any]:
-    """For each key the first value that is not None."""
-    keys = dict.fromkeys(key for source in sources for key in source)
-    return {
-        key: next((s[key] for s in sources if s.get(key) is not None), None)
-        for key in keys
-    }
+    """The checked options: flags before the YAML file before defaults."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    return options.configure(args, parser)
 
 
 def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
@@ -184,23 +129,27 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
     """
     if not (config.train or config.test):
         raise ValueError("[mlx_ane.lora] got neither --train nor --test, need one.")
+    files.check_model(config.model)
+    files.check_adapters(config)
+    rows = files.read_rows(config)
+    _device.resolve(config.ane["device"], "lora")
+    optimizer = make_optimizer(config)
     np.random.seed(config.seed)  # mlx-lm draws its batches from NumPy
-    trust = {"trust_remote_code": config.trust_remote_code}
-    lora = _mlx_lm("lora")
-    model, tokenizer = lora.load(config.model, tokenizer_config=trust, **trust)
-    train_set, valid_set, test_set = lora.load_dataset(config, tokenizer)
-    if config.train:
-        add_adapters(model, config)
-    elif config.adapter_path != "":
-        lora.load_adapters(model, config.adapter_path)
+    model, tokenizer = load(config)
+    train_set, valid_set, test_set = files.make_datasets(config, rows, tokenizer)
+    mx.eval(model.parameters())
     report = move(model, config)
     reports = Reports(config)
-    if config.train and config.ane["verify"]:
-        check(model, train_set, config)
-    with attention(config), low_rank():
+    with in_place(replacements(config)) as plain:
         if config.train:
-            train(model, train_set, valid_set, config, reports)
-        test = evaluate(model, test_set, config) if config.test else None
+            if config.ane["verify"]:
+                check(model, train_set, config, plain)
+            train(model, optimizer, train_set, valid_set, config, reports)
+        try:
+            test = evaluate(model, test_set, config) if config.test else None
+        except KeyboardInterrupt:
+            trained = f"the trained weights are in {config.adapter_path}"
+            raise Interrupted(trained if config.train else "nothing is saved") from None
     return {
         "train": reports.train,
         "validation": reports.validation,
@@ -210,49 +159,67 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
     }
 
 
+def load(config: types.SimpleNamespace) -> tuple[nn.Module, Any]:
+    """The model with its adapters, and its tokenizer; no weight is read yet."""
+    trust = {"trust_remote_code": config.trust_remote_code}
+    with explaining(f"[mlx_ane.lora] model {files.described(config.model)}"):
+        model, tokenizer = _mlx_lm("lora").load(
+            config.model, tokenizer_config=trust, lazy=True, **trust
+        )
+    if config.train:
+        add_adapters(model, config)
+    elif config.adapter_path != "":
+        with explaining(f"[mlx_ane.lora] adapters {config.adapter_path!r} do not fit"):
+            _mlx_lm("lora").load_adapters(model, config.adapter_path)
+    return model, tokenizer
+
+
+#: An attribute of another's module or class, and what is to stand there: a list of
+#: (owner, name, value).
+Replacements = list[tuple[Any, str, Any]]
+
+
 @contextlib.contextmanager
-def attention(config: types.SimpleNamespace) -> Iterator[None]:
-    """While open, mlx-lm's models attend through mlx_ane.fast if so configured."""
-    default = "mlx" if mx.default_device() == mx.gpu else "fused"
-    if (config.ane["attention"] or default) == "mlx":
-        yield
-        return
-    theirs = mx.fast.scaled_dot_product_attention
-    exact = config.ane["precision"] == "exact"  # which no engine is
-    device = "cpu" if exact else config.ane["device"]
-    ours = functools.partial(fast.scaled_dot_product_attention, device=device)
-    # mlx-lm looks the function up at each call.
-    mx.fast.scaled_dot_product_attention = ours
+def in_place(replacements: Replacements) -> Iterator[Callable[[], Any]]:
+    """While open, functions of ours stand in place of others'.
+
+    Yields a function of no arguments: a context in which theirs are back.
+    """
+    theirs = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
+    for owner, name, value in replacements:
+        setattr(owner, name, value)
     try:
-        yield
+        yield lambda: in_place(theirs)
     finally:
-        mx.fast.scaled_dot_product_attention = theirs
+        for owner, name, value in theirs:
+            setattr(owner, name, value)
 
 
-@contextlib.contextmanager
-def low_rank() -> Iterator[None]:
-    """While open, LoRA's own two products run on the BLAS where MLX has no GPU.
+def replacements(config: types.SimpleNamespace) -> Replacements:
+    """What training runs in place of MLX's attention and of LoRA's two products."""
+    on_gpu = mx.default_device() == mx.gpu
+    found: Replacements = []
+    if (config.ane["attention"] or ("mlx" if on_gpu else "fused")) == "fused":
+        exact = config.ane["precision"] == "exact"  # which no engine is
+        device = "cpu" if exact else config.ane["device"]
+        ours = functools.partial(fast.scaled_dot_product_attention, device=device)
+        # mlx-lm looks the function up at each call.
+        found.append((mx.fast, "scaled_dot_product_attention", ours))
+    if not on_gpu:
+        found.append((_mlx_lm("tuner.lora").LoRALinear, "__call__", low_rank))
+    return found
+
+
+def low_rank(self: Any, x: mx.array) -> mx.array:
+    """LoRALinear's call with its own two products on the BLAS.
 
     They are too small for an engine, and a large part of a step in MLX's CPU build.
     """
-    if mx.default_device() == mx.gpu:
-        yield
-        return
-    layer = _mlx_lm("tuner.lora").LoRALinear
-    theirs = layer.__call__
-
-    def ours(self: Any, x: mx.array) -> mx.array:
-        # x: (..., K), lora_a: (K, r), lora_b: (r, N) -> (..., N)
-        z = linear(self.dropout(x), self.lora_a.T, device="cpu")
-        z = linear(z, self.lora_b.T, device="cpu")
-        y: mx.array = self.linear(x)
-        return y + (self.scale * z).astype(x.dtype)
-
-    layer.__call__ = ours
-    try:
-        yield
-    finally:
-        layer.__call__ = theirs
+    # x: (..., K), lora_a: (K, r), lora_b: (r, N) -> (..., N)
+    z = linear(self.dropout(x), self.lora_a.T, device="cpu")
+    z = linear(z, self.lora_b.T, device="cpu")
+    y: mx.array = self.linear(x)
+    return y + (self.scale * z).astype(x.dtype)
 
 
 def add_adapters(model: nn.Module, config: types.SimpleNamespace) -> None:
@@ -265,21 +232,59 @@ def add_adapters(model: nn.Module, config: types.SimpleNamespace) -> None:
             f"{len(model.layers)} layers."
         )
     if config.fine_tune_type == "full":
+        _refuse_quantized(model)
         for layer in model.layers[-max(config.num_layers, 0) :]:
             layer.unfreeze()
         config.lora_parameters = None
     else:
-        try:
+        _check_keys(model, config.lora_parameters.get("keys"))
+        with explaining("[mlx_ane.lora] lora_parameters do not fit the model"):
             _mlx_lm("tuner.utils").linear_to_lora_layers(
                 model,
                 config.num_layers,
                 config.lora_parameters,
                 use_dora=config.fine_tune_type == "dora",
             )
-        except KeyError as error:
-            raise ValueError(f"[mlx_ane.lora] lora_parameters: {error}.") from error
+    if not tree_flatten(model.trainable_parameters()):
+        raise ValueError(
+            f"[mlx_ane.lora] the last {config.num_layers} blocks have no layer of "
+            f"lora_parameters.keys, need one to train; raise num_layers."
+        )
     if config.resume_adapter_file is not None:
-        model.load_weights(config.resume_adapter_file, strict=False)
+        files.resume(model, config.resume_adapter_file)
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if hasattr(module, "bits") and hasattr(module, "group_size"):
+            raise ValueError(
+                f"[mlx_ane.lora] fine_tune_type is 'full', but {path} is quantised to "
+                f"{module.bits} bits, which no optimizer trains; use lora or dora, or "
+                f"dequantise the model: mlx_lm.convert -d."
+            )
+
+
+def _check_keys(model: nn.Module, keys: list[str] | None) -> None:
+    """Name the keys of LoRA that are no layer, in a block or of the whole model."""
+    if keys is None:
+        return
+    known = {p for block in model.layers for p, _ in block.named_modules() if p}
+    known |= {path for path, _ in model.named_modules() if path}
+    unknown = [key for key in keys if key not in known]
+    found = (
+        f"[mlx_ane.lora] lora_parameters.keys has {', '.join(unknown) or 'nothing'}, "
+        f"need names of layers such as {', '.join(_layer_names(model)[:3])}"
+        f"{ending(unknown[0], known) if unknown else '.'}"
+    )
+    if len(unknown) == len(keys):
+        raise ValueError(found)
+    if unknown:
+        print(found, file=sys.stderr)
+
+
+def _layer_names(model: nn.Module) -> list[str]:
+    leaves = tree_flatten(model.layers[-1].leaf_modules(), is_leaf=nn.Module.is_module)
+    return [path for path, module in leaves if hasattr(module, "to_quantized")]
 
 
 def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
@@ -297,22 +302,16 @@ def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
     )
 
 
-def _predicate(patterns: str | list[str] | None) -> Predicate | None:
+def _predicate(patterns: list[str] | None) -> Predicate | None:
     if patterns is None:
         return None
-    if isinstance(patterns, str):
-        patterns = [patterns]
-    try:
-        found = [re.compile(p) for p in patterns]
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            f"[mlx_ane.lora] predicate {patterns!r} is no regular expression: {error}."
-        ) from error
+    found = [re.compile(p) for p in patterns]
     return lambda path, module: any(p.search(path) for p in found)
 
 
 def train(
     model: nn.Module,
+    optimizer: mlx.optimizers.Optimizer,
     train_set: Any,
     valid_set: Any,
     config: types.SimpleNamespace,
@@ -320,74 +319,102 @@ def train(
 ) -> None:
     """mlx-lm's trainer with the options of mlx_lm.lora."""
     ui, trainer = _mlx_lm("cli_ui"), _mlx_lm("tuner.trainer")
-    cached = _mlx_lm("tuner.datasets").CacheDataset
     if mx.distributed.init().rank() == 0:
         ui.print_lora_run_header(ui.make_console(), config)
     _mlx_lm("tuner.utils").print_trainable_parameters(model)
     folder = Path(config.adapter_path)
     folder.mkdir(parents=True, exist_ok=True)
     _mlx_lm("utils").save_config(dict(vars(config)), folder / "adapter_config.json")
-    trainer.train(
-        model=model,
-        optimizer=make_optimizer(config),
-        train_dataset=cached(train_set),
-        val_dataset=cached(valid_set),
-        args=trainer.TrainingArgs(
-            batch_size=config.batch_size,
-            iters=config.iters,
-            val_batches=config.val_batches,
-            steps_per_report=config.steps_per_report,
-            steps_per_eval=config.steps_per_eval,
-            steps_per_save=config.save_every,
-            adapter_file=str(folder / "adapters.safetensors"),
-            max_seq_length=config.max_seq_length,
-            grad_checkpoint=config.grad_checkpoint,
-            grad_accumulation_steps=config.grad_accumulation_steps,
-            clear_cache_threshold=config.clear_cache_threshold,
-        ),
-        training_callback=reports,
+    start = time.time()
+    try:
+        trainer.train(
+            model=model,
+            optimizer=optimizer,
+            train_dataset=train_set,
+            val_dataset=valid_set if config.val_batches else None,
+            args=trainer.TrainingArgs(
+                batch_size=config.batch_size,
+                iters=config.iters,
+                val_batches=config.val_batches,
+                steps_per_report=config.steps_per_report,
+                steps_per_eval=config.steps_per_eval,
+                steps_per_save=config.save_every,
+                adapter_file=str(folder / "adapters.safetensors"),
+                max_seq_length=config.max_seq_length,
+                grad_checkpoint=config.grad_checkpoint,
+                grad_accumulation_steps=config.grad_accumulation_steps,
+                clear_cache_threshold=config.clear_cache_threshold,
+            ),
+            training_callback=reports,
+        )
+    except KeyboardInterrupt:
+        raise _interrupted(config, folder, start) from None
+
+
+def _interrupted(
+    config: types.SimpleNamespace, folder: Path, start: float
+) -> Interrupted:
+    """What the trainer has saved since the start, and how to go on."""
+    saved = [
+        file
+        for file in sorted(folder.glob("[0-9]*_adapters.safetensors"))
+        if file.stat().st_mtime >= start
+    ]
+    if not saved:
+        return Interrupted(
+            f"nothing is saved, as save_every is {config.save_every}", []
+        )
+    done = int(saved[-1].name.split("_")[0])
+    return Interrupted(
+        f"{saved[-1]} has iteration {done} of {config.iters}; optimizer and schedule "
+        f"begin anew",
+        [
+            *("--resume-adapter-file", str(saved[-1])),
+            *("--iters", str(config.iters - done)),
+        ],
     )
 
 
 def make_optimizer(config: types.SimpleNamespace) -> mlx.optimizers.Optimizer:
-    """mlx-lm's optimizer of that name; Adam and AdamW in one pass if `fused`."""
-    name = config.optimizer.lower()
-    if name not in OPTIMIZERS:
-        raise ValueError(
-            f"[mlx_ane.lora] optimizer is {config.optimizer!r}, need one of "
-            f"{', '.join(OPTIMIZERS)}."
-        )
-    fused = config.ane["fused"] and name in ("adam", "adamw")
-    module = optimizers if fused else mlx.optimizers
+    """The optimizer with its options and learning rate, or schedule."""
     rate = config.learning_rate
-    if config.lr_schedule:
-        rate = _mlx_lm("tuner.utils").build_schedule(config.lr_schedule)
-    options = config.optimizer_config.get(name, {})
-    optimizer: mlx.optimizers.Optimizer = getattr(module, OPTIMIZERS[name])(
-        learning_rate=rate, **options
-    )
-    return optimizer
+    with explaining(f"[mlx_ane.lora] optimizer {config.optimizer} cannot be made"):
+        if config.lr_schedule:
+            rate = _mlx_lm("tuner.utils").build_schedule(config.lr_schedule)
+        return options.optimizer_class(config)(
+            learning_rate=rate, **config.optimizer_config[config.optimizer]
+        )
 
 
-def check(model: nn.Module, train_set: Any, config: types.SimpleNamespace) -> None:
+def check(
+    model: nn.Module,
+    train_set: Any,
+    config: types.SimpleNamespace,
+    plain: Callable[[], Any],
+) -> None:
     """Compares with plain MLX on the first batch that training will see.
 
+    Args:
+        model (nn.Module): The converted model, in the very context that trains it.
+        train_set (Dataset): mlx-lm's, cached.
+        config (SimpleNamespace): The options.
+        plain (callable): A context in which MLX's own functions are back.
+
     Raises:
-        RuntimeError: If a layer is further off than its device allows.
+        RuntimeError: If a layer, the loss or a gradient is further off than allowed.
     """
     trainer = _mlx_lm("tuner.trainer")
-    dataset = _mlx_lm("tuner.datasets").CacheDataset(train_set)
     state = np.random.get_state()
     batch = next(
-        trainer.iterate_batches(dataset, config.batch_size, config.max_seq_length)
+        trainer.iterate_batches(train_set, config.batch_size, config.max_seq_length)
     )
     np.random.set_state(state)  # training draws the same batch first
-    found = verify(model, *batch, loss=trainer.default_loss)
+    found = verify(model, *batch, loss=trainer.default_loss, plain=plain)
     _mlx_lm("cli_ui").rprint(found)
     if not found.passed:
         raise RuntimeError(
-            "[mlx_ane.lora] the converted model differs from plain MLX on the first "
-            "batch (see the table); convert fewer layers by --predicate."
+            "[mlx_ane.lora] the converted model is not shown to be plain MLX on the "
+            "first batch (see the table); convert fewer layers by --predicate."
         )
 
 
@@ -400,7 +427,7 @@ def evaluate(model: nn.Module, test_set: Any, config: types.SimpleNamespace) -> 
     with _mlx_lm("lora").tqdm(total=batches, desc="testing", disable=silent) as bar:
         loss: float = _mlx_lm("tuner.trainer").evaluate(
             model=model,
-            dataset=_mlx_lm("tuner.datasets").CacheDataset(test_set),
+            dataset=test_set,
             batch_size=config.batch_size,
             num_batches=config.test_batches,
             max_seq_length=config.max_seq_length,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_ane import emulated, mil
+from mlx_ane._console import to_json
 from mlx_ane.mil import graph
 
 HELP = "check a MIL program against an engine's limits, run it, draw it"
@@ -56,9 +56,15 @@ def run(args: argparse.Namespace) -> int:
     path = pathlib.Path(args.file)
     path = path / "model.mil" if path.is_dir() else path
     text = path.read_bytes()
-    program = mil.parse(text)
+    try:
+        program = mil.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     report: dict[str, Any] = {"file": str(path), "functions": _summary(program)}
     passed = True
+    if args.graph:
+        graph.draw(program, args.graph)
+        report["graph"] = args.graph
     if args.check:
         found = mil.check(program, args.check, args.macos, allow=args.allow)
         report["findings"] = [vars(finding) for finding in found]
@@ -66,12 +72,9 @@ def run(args: argparse.Namespace) -> int:
     if args.run:
         folder = pathlib.Path(args.weights) if args.weights else path.parent
         report["outputs"] = _run(program, text, folder, args.inputs)
-    if args.graph:
-        graph.draw(program, args.graph)
-        report["graph"] = args.graph
     if args.text:
         report["text"] = program.text(args.text)
-    print(json.dumps(report, indent=2) if args.json else _lines(report, args))
+    print(to_json(report) if args.json else _lines(report, args))
     return 0 if passed else 1
 
 

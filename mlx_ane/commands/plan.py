@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from mlx import nn
 
+from mlx_ane import chips
+from mlx_ane._console import explaining, to_json
+from mlx_ane.lora.files import check_model, described
 from mlx_ane.planner import plan
 
 HELP = "predict programs, placement, memory and time of a model on a chip"
@@ -34,11 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
-    model = _model(args.model)
+    if args.chip is not None:
+        chips.find(args.chip)
+    for flag in ("batch", "seq"):
+        value = getattr(args, flag)
+        if min(value if isinstance(value, list) else [value]) < 1:
+            raise ValueError(f"[mlx_ane.plan] --{flag} is {value}, need 1 or more.")
+    check_model(args.model, "plan", parts=())
+    with explaining(f"[mlx_ane.plan] model {described(args.model)}"):
+        model = _model(args.model)
     if args.frozen:
         model.freeze()
     found = plan(model, [(args.batch, seq) for seq in args.seq], chip=args.chip)
-    print(json.dumps(found.to_dict(), indent=2) if args.json else found)
+    print(to_json(found.to_dict()) if args.json else found)
     return 0
 
 

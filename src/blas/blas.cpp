@@ -1,14 +1,14 @@
 // Chooses the implementation and thread count behind the sgemm seam.
 #include "blas/blas.h"
 
+#include <algorithm>
 #include <atomic>
-#include <charconv>
-#include <cstdlib>
+#include <limits>
 #include <stdexcept>
-#include <string_view>
-#include <thread>
 
 #include "blas/backend.h"
+#include "host/cores.h"
+#include "host/environment.h"
 
 namespace mlx_ane::blas {
 
@@ -17,20 +17,9 @@ namespace {
 std::atomic<bool> use_reference{false};
 
 int default_threads() {
-  const char* value = std::getenv("MLX_ANE_BLAS_THREADS");
-  if (value == nullptr || *value == '\0') {
-    return std::max(1u, std::thread::hardware_concurrency());
-  }
-  std::string_view text(value);
-  int threads = 0;
-  auto [end, error] =
-      std::from_chars(text.data(), text.data() + text.size(), threads);
-  if (error != std::errc() || end != text.data() + text.size() || threads < 1) {
-    throw std::invalid_argument(
-        "[mlx_ane.blas] got MLX_ANE_BLAS_THREADS=" + std::string(text) +
-        ", need a positive integer, set it to a count of threads or unset it.");
-  }
-  return threads;
+  auto set = host::count_variable("MLX_ANE_BLAS_THREADS", 1);
+  constexpr int64_t most = std::numeric_limits<int>::max();
+  return set ? static_cast<int>(std::min(*set, most)) : host::usable_cores();
 }
 
 std::atomic<int>& thread_count() {

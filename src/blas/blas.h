@@ -29,8 +29,8 @@ void sgemm(const Sgemm& product);
 /// Library and kernel name, for example "OpenBLAS 0.3.34 SkylakeX".
 std::string name();
 
-/// Threads of one product. 0 restores the default (all cores, or
-/// MLX_ANE_BLAS_THREADS).
+/// Threads of one product. 0 restores the default: MLX_ANE_BLAS_THREADS, else
+/// the cores that this process may use now.
 void set_threads(int threads);
 int threads();
 

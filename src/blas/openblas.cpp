@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "blas/backend.h"
+#include "host/process.h"
 
 namespace mlx_ane::blas::vendor {
 
@@ -25,10 +26,10 @@ class Call {
  public:
   Call() {
     [[maybe_unused]] static const int registered = std::atexit(&close);
-    open_ = (running_.fetch_add(1) & closed) == 0;
+    open_ = (running().fetch_add(1) & closed) == 0;
   }
   ~Call() {
-    running_.fetch_sub(1);
+    running().fetch_sub(1);
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -38,14 +39,19 @@ class Call {
 
  private:
   static constexpr int64_t closed = int64_t{1} << 62;
+  static std::atomic<int64_t>& running() {
+    return host::of_process<Running>().calls;
+  }
+  struct Running {
+    std::atomic<int64_t> calls{0};
+  };
   static void close() {
-    running_.fetch_or(closed);
-    // Bounded: a forked child counts calls of threads that it does not have.
-    for (int i = 0; i < 50'000 && (running_ & ~closed) != 0; ++i) {
+    running().fetch_or(closed);
+    // Bounded: no call of ours takes as long.
+    for (int i = 0; i < 50'000 && (running() & ~closed) != 0; ++i) {
       std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
   }
-  inline static std::atomic<int64_t> running_{0};
   bool open_;
 };
 

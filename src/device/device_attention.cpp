@@ -30,6 +30,9 @@ using Kind = kernels::Mask::Kind;
 constexpr float max_score = 8192.0f;
 // Added to a hidden score; its weight is exp(-13616) = 0 at the least.
 constexpr float hidden = -30000.0f;
+// The largest value that a row's mask adds is at most this far from zero: fp16
+// keeps the sum to 2^-7, while a row at -1000 would lose its scores.
+constexpr float max_added = 16.0f;
 // v is scaled to this power of two: weights sum to one, so outputs stay below.
 constexpr int log2_max_value = 13;
 
@@ -131,8 +134,9 @@ class DeviceAttention {
   /// Throws NotTaken, before anything is written.
   void check_range() {
     auto& limits = device_.limits();
-    for (auto axis : {shape_.heads, shape_.rows, shape_.keys}) {
-      if (axis > limits.max_axis) {
+    for (auto axis :
+         {shape_.heads, shape_.rows, shape_.keys, shape_.features}) {
+      if (axis == 0 || axis > limits.max_axis) {
         throw NotTaken{Placement::out_of_range};
       }
     }
@@ -244,27 +248,11 @@ class DeviceAttention {
   void pack_mask(
       int64_t b, int64_t begin, int64_t rows, LoadedProgram& program) {
     SurfaceLock lock(*program.inputs[2], Surface::Access::write);
-    auto keys = a_.k.shape[2];
     for (int64_t g = 0; g < (mask_per_head_ ? shape_.heads : 1); ++g) {
       for (int64_t r = 0; r < shape_.rows; ++r) {
         row_.assign(shape_.keys, hidden);
-        bool seen = r >= group_ * rows;
-        for (int64_t key = 0; key < keys && r < group_ * rows; ++key) {
-          auto value =
-              mask_value(a_, b, g * group_ + r / rows, begin + r % rows, key);
-          seen |= value > -max_score;
-          if (!(value <= max_score)) {
-            throw NotTaken{Placement::out_of_range};
-          }
-          row_[key] = std::max(value, hidden);
-        }
-        if (a_.sinks && r < group_ * rows) {
-          row_[keys] = a_.sinks[g * group_ + r / rows];
-          seen |= std::abs(row_[keys]) <= max_score;
-        }
-        if (!seen) {
-          throw NotTaken{Placement::out_of_range};  // averages all keys, and
-                                                    // not the padding
+        if (r < group_ * rows) {
+          fill_mask_row(b, g * group_ + r / rows, begin + r % rows);
         }
         host::from_float(
             row_.data(),
@@ -272,6 +260,30 @@ class DeviceAttention {
             line(lock, program, 2, shape_.rows, g, r),
             shape_.keys);
       }
+    }
+  }
+
+  /// row_ = what is added to the scores of one query row, a sink's score last.
+  void fill_mask_row(int64_t b, int64_t h, int64_t row) {
+    auto keys = a_.k.shape[2];
+    for (int64_t key = 0; key < keys; ++key) {
+      row_[key] = mask_value(a_, b, h, row, key);
+    }
+    if (a_.sinks) {
+      row_[keys++] = a_.sinks[h];
+    }
+    float largest = hidden;
+    for (int64_t key = 0; key < keys; ++key) {
+      // A comparison that NaN fails would hide it.
+      if (!(row_[key] <= max_added)) {
+        throw NotTaken{Placement::out_of_range};
+      }
+      row_[key] = std::max(row_[key], hidden);
+      largest = std::max(largest, row_[key]);
+    }
+    if (largest < -max_added) {
+      // Hides all keys alike, or leaves fp16 no bits for the scores.
+      throw NotTaken{Placement::out_of_range};
     }
   }
 
@@ -309,7 +321,7 @@ class DeviceAttention {
                 at * static_cast<int64_t>(size_of(out_.type)),
             values);
       }
-      if (!nonzero && !zero_values(b, h / group_)) {
+      if (!nonzero && sees_values(b, h, begin, rows)) {
         throw DeviceError(
             Cause::wrong_values,
             "all outputs of head " + std::to_string(h) +
@@ -328,17 +340,22 @@ class DeviceAttention {
     }
   }
 
-  /// A head of v without a value that the weights could carry.
-  bool zero_values(int64_t b, int64_t g) {
-    auto head = a_.v.head(b, g);
-    std::vector<float> row(head.cols);
-    for (int64_t r = 0; r < head.rows; ++r) {
-      load_row(head, r, row.data());
-      if (std::any_of(row.begin(), row.end(), [](float x) { return x != 0; })) {
-        return false;
+  /// Whether any of these query rows sees a key with a value. A sink may take
+  /// all of the probability.
+  bool sees_values(int64_t b, int64_t h, int64_t begin, int64_t rows) {
+    auto values = a_.v.head(b, h / group_);
+    std::vector<float> row(values.cols);
+    for (int64_t key = 0; !a_.sinks && key < values.rows; ++key) {
+      load_row(values, key, row.data());
+      bool zero =
+          std::all_of(row.begin(), row.end(), [](float x) { return x == 0; });
+      for (int64_t i = begin; !zero && i < begin + rows; ++i) {
+        if (mask_value(a_, b, h, i, key) >= -max_added) {
+          return true;
+        }
       }
     }
-    return true;
+    return false;
   }
 
   Device& device_;

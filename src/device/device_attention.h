@@ -11,8 +11,7 @@
 namespace mlx_ane {
 
 /// out = softmax(scale q kᵀ + mask) v on the device or, where the call is
-/// placed or fails, on the BLAS (see run_placed). `logsumexp` is left
-/// unwritten.
+/// placed or fails, on the BLAS (see run_placed).
 void run_attention(
     Device& device,
     const kernels::Attention& attention,

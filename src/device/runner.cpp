@@ -9,6 +9,7 @@
 #include <mutex>
 #include <set>
 
+#include "host/environment.h"
 #include "host/half.h"
 #include "kernels/gemm.h"
 #include "trace/timeline.h"
@@ -34,10 +35,19 @@ struct BackOff {
   int calls_left = 0;
   int next = 1;
 };
+RunnerSettings settings_of_environment() {
+  RunnerSettings settings;
+  auto fallback =
+      host::choice_variable("MLX_ANE_FALLBACK", {"error", "warn", "allow"});
+  settings.fallback = fallback_from(fallback.value_or("warn"));
+  settings.spot_check =
+      host::count_variable("MLX_ANE_SPOT_CHECK", 0).value_or(0);
+  return settings;
+}
 
 struct State {
   std::mutex mutex;
-  RunnerSettings settings;
+  std::optional<RunnerSettings> settings;  // of the environment at first use
   std::map<const Device*, Health> health;
   std::map<std::string, BackOff> back_off;  // by layer
   std::set<std::string> warned;
@@ -150,7 +160,16 @@ Fallback fallback_from(const std::string& name) {
 
 RunnerSettings runner_settings() {
   std::lock_guard lock(state().mutex);
-  return state().settings;
+  auto& settings = state().settings;
+  if (!settings) {
+    settings = settings_of_environment();
+  }
+  return *settings;
+}
+
+int64_t min_rows() {
+  std::lock_guard lock(state().mutex);
+  return state().settings.value_or(RunnerSettings()).min_rows;
 }
 
 void set_runner_settings(const RunnerSettings& settings) {
@@ -181,7 +200,7 @@ void forget_layer(const std::string& name) {
 std::optional<Placement> placement(
     const Device& device, int64_t rows, const trace::Layer& layer) {
   std::lock_guard lock(state().mutex);
-  if (rows < state().settings.min_rows) {
+  if (rows < state().settings.value_or(RunnerSettings()).min_rows) {
     return Placement::few_rows;
   }
   if (state().health[&device].out) {

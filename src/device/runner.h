@@ -22,7 +22,8 @@ enum class Fallback { error, warn, allow };
 /// "error", "warn" or "allow"; std::invalid_argument otherwise.
 Fallback fallback_from(const std::string& name);
 
-/// Settings of the runner, process-wide.
+/// Settings of the runner, process-wide; MLX_ANE_FALLBACK and
+/// MLX_ANE_SPOT_CHECK set theirs.
 struct RunnerSettings {
   Fallback fallback = Fallback::warn;
   /// Calls of fewer rows are placed on the BLAS.
@@ -32,6 +33,8 @@ struct RunnerSettings {
   Layout layout = Layout::natural;
 };
 RunnerSettings runner_settings();
+/// Its min_rows, whatever the environment says of the rest.
+int64_t min_rows();
 void set_runner_settings(const RunnerSettings& settings);
 
 /// A call in the three ways that it may end.

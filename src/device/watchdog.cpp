@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "host/process.h"
+
 namespace mlx_ane {
 
 namespace {
@@ -23,18 +25,15 @@ struct Worker {
   bool abandoned = false;
 };
 
-struct Idle {
+struct Workers {
   std::mutex mutex;
-  std::vector<std::shared_ptr<Worker>> workers;
+  std::vector<std::shared_ptr<Worker>> idle;
+  std::atomic<int64_t> abandoned{0};
 };
 
-// Leaked: a worker may still be in a call while the process exits.
-Idle& idle() {
-  static auto* instance = new Idle;
-  return *instance;
+Workers& workers() {
+  return host::of_process<Workers>();
 }
-
-std::atomic<int64_t> abandoned{0};
 
 void serve(const std::shared_ptr<Worker>& worker) {
   std::unique_lock lock(worker->mutex);
@@ -55,7 +54,7 @@ void serve(const std::shared_ptr<Worker>& worker) {
     worker->done = true;
     worker->changed.notify_all();
     if (worker->abandoned) {
-      --abandoned;
+      --workers().abandoned;
       return;
     }
   }
@@ -63,10 +62,10 @@ void serve(const std::shared_ptr<Worker>& worker) {
 
 std::shared_ptr<Worker> take_worker() {
   {
-    std::lock_guard lock(idle().mutex);
-    if (!idle().workers.empty()) {
-      auto worker = std::move(idle().workers.back());
-      idle().workers.pop_back();
+    std::lock_guard lock(workers().mutex);
+    if (!workers().idle.empty()) {
+      auto worker = std::move(workers().idle.back());
+      workers().idle.pop_back();
       return worker;
     }
   }
@@ -91,14 +90,14 @@ bool run_bounded(std::function<void()> call, std::chrono::milliseconds bound) {
     worker->changed.notify_all();
     if (!worker->changed.wait_for(lock, bound, [&] { return worker->done; })) {
       worker->abandoned = true;
-      ++abandoned;
+      ++workers().abandoned;
       return false;
     }
     error = std::exchange(worker->error, nullptr);
   }
   {
-    std::lock_guard lock(idle().mutex);
-    idle().workers.push_back(std::move(worker));
+    std::lock_guard lock(workers().mutex);
+    workers().idle.push_back(std::move(worker));
   }
   if (error) {
     std::rethrow_exception(error);
@@ -107,7 +106,7 @@ bool run_bounded(std::function<void()> call, std::chrono::milliseconds bound) {
 }
 
 int64_t abandoned_calls() {
-  return abandoned;
+  return workers().abandoned;
 }
 
 }  // namespace mlx_ane

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <atomic>
-#include <compare>
 #include <list>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <tuple>
 #include <vector>
 
 #include "device/device.h"
@@ -109,7 +109,23 @@ class WeightStore {
     Layout layout;
     std::vector<Owner> companions;
     std::vector<int64_t> port;  // geometry of a block's port
-    auto operator<=>(const Key&) const = default;
+    // Vectors have no operator<=> in Xcode 15, so it cannot be defaulted.
+    auto fields() const {
+      return std::tie(
+          device,
+          data,
+          type,
+          rows,
+          cols,
+          row_stride,
+          col_stride,
+          layout,
+          companions,
+          port);
+    }
+    bool operator<(const Key& other) const {
+      return fields() < other.fields();
+    }
   };
   struct Entry {
     std::shared_ptr<StagedWeight> weight;

@@ -1,4 +1,4 @@
-// Loops of attention and the fused losses; included by loops_body.h.
+// Loops of attention, cross-entropy and SwiGLU; included by loops_body.h.
 
 namespace {
 

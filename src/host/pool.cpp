@@ -10,6 +10,8 @@
 #include <mutex>
 #include <thread>
 
+#include "host/process.h"
+
 namespace mlx_ane::host {
 
 namespace {
@@ -97,12 +99,6 @@ class Pool {
   int count_ = 0;
 };
 
-/// Never destroyed: detached workers use it until the process ends.
-Pool& pool() {
-  static Pool* pool = new Pool;
-  return *pool;
-}
-
 }  // namespace
 
 void parallel_for(
@@ -115,7 +111,7 @@ void parallel_for(
   }
   auto room = static_cast<int>(std::min<int64_t>(threads, tasks)) - 1;
   Job job{body, tasks, room};
-  pool().run(job);
+  host::of_process<Pool>().run(job);
   if (job.error) {
     std::rethrow_exception(job.error);
   }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "host/half.h"
 #include "host/loops.h"
@@ -20,11 +19,11 @@ namespace {
 /// skips most of the hidden keys.
 constexpr int64_t tile_rows = 64;
 
-constexpr float hidden = -std::numeric_limits<float>::infinity();
-
 struct KeyUse {};
 struct ValueUse {};
 struct QueryUse {};
+struct MaskUse {};
+struct HalfUse {};
 struct ScoreUse {};
 struct OutUse {};
 struct OutGradUse {};
@@ -33,29 +32,67 @@ struct QueryGradUse {};
 struct KeyGradUse {};
 struct ValueGradUse {};
 
-/// The problem's sizes: q (B, H, S, D), k (B, G, T, D), v (B, G, T, E).
-struct Sizes {
-  explicit Sizes(const Attention& a)
-      : B(a.q.shape[0]),
-        H(a.q.shape[1]),
-        S(a.q.shape[2]),
-        D(a.q.shape[3]),
-        G(a.k.shape[1]),
-        T(a.k.shape[2]),
-        E(a.v.shape[3]) {
+/// fp32 matrix (rows, cols) of sgemm, rows `ld` apart; transposed: the memory
+/// holds (cols, rows).
+struct Matrix {
+  float* data;
+  int64_t rows;
+  int64_t cols;
+  int64_t ld;
+  bool transposed = false;
+
+  Matrix t() const {
+    return {data, cols, rows, ld, !transposed};
   }
-  int64_t B, H, S, D, G, T, E;
+  Matrix top(int64_t n) const {
+    return {data, n, cols, ld};
+  }
+  float* row(int64_t r) const {
+    return data + r * ld;
+  }
 };
 
-template <class Use>
-host::FloatRows as_float(const MatrixView& x) {
-  bool in_place = x.type == Float::f32 && x.col_stride == 1;
-  return host::float_rows(
-      x, in_place ? nullptr : host::scratch<Use, float>(x.rows * x.cols));
+/// c = alpha a b + beta c.
+void multiply(
+    float alpha,
+    const Matrix& a,
+    const Matrix& b,
+    float beta,
+    const Matrix& c) {
+  if (a.cols == 0 || c.cols == 0) {  // sizes that not every BLAS takes
+    for (int64_t r = 0; beta == 0.0f && r < c.rows; ++r) {
+      std::fill_n(c.row(r), c.cols, 0.0f);
+    }
+    return;
+  }
+  sgemm(
+      {.trans_a = a.transposed,
+       .trans_b = b.transposed,
+       .m = c.rows,
+       .n = c.cols,
+       .k = a.cols,
+       .alpha = alpha,
+       .a = a.data,
+       .lda = a.ld,
+       .b = b.data,
+       .ldb = b.ld,
+       .beta = beta,
+       .c = c.data,
+       .ldc = c.ld});
 }
 
-MatrixView rows_of(const MatrixView& x, int64_t first, int64_t n) {
-  return x.block(first, 0, n, x.cols);
+/// The matrix in fp32, to be read: in place, or in scratch where the type
+/// differs or rows overlap or run backwards, which no BLAS takes.
+template <class Use>
+Matrix as_float(const MatrixView& x) {
+  if (x.type == Float::f32 && x.col_stride == 1 &&
+      (x.row_stride >= x.cols || x.rows == 1)) {
+    auto data = static_cast<float*>(const_cast<void*>(x.data));
+    return {data, x.rows, x.cols, std::max(x.row_stride, x.cols)};
+  }
+  auto data = host::scratch<Use, float>(x.rows * x.cols);
+  host::copy_rows(x, data, x.cols);
+  return {data, x.rows, x.cols, x.cols};
 }
 
 /// Where fp32 results of a matrix go: the matrix itself, or scratch that
@@ -64,15 +101,18 @@ template <class Use>
 class FloatOut {
  public:
   explicit FloatOut(const MatrixView& target) : target_(target) {
-    bool direct = target.type == Float::f32;
-    data = direct ? static_cast<float*>(const_cast<void*>(target.data))
-                  : host::scratch<Use, float>(target.rows * target.cols);
-    ld = direct ? target.row_stride : target.cols;
+    floats = {nullptr, target.rows, target.cols, target.cols};
+    if (target.type == Float::f32) {
+      floats.data = static_cast<float*>(const_cast<void*>(target.data));
+      floats.ld = target.row_stride;
+    } else {
+      floats.data = host::scratch<Use, float>(target.rows * target.cols);
+    }
   }
 
   void zero() {
     for (int64_t r = 0; r < target_.rows; ++r) {
-      std::fill_n(data + r * ld, target_.cols, 0.0f);
+      std::fill_n(floats.row(r), target_.cols, 0.0f);
     }
   }
 
@@ -82,378 +122,302 @@ class FloatOut {
         target_.row_stride * static_cast<int64_t>(size_of(target_.type));
     for (int64_t r = 0; target_.type != Float::f32 && r < target_.rows; ++r) {
       host::from_float(
-          data + r * ld, target_.type, bytes + r * row_bytes, target_.cols);
+          floats.row(r), target_.type, bytes + r * row_bytes, target_.cols);
     }
   }
 
-  float* data;
-  int64_t ld;
+  Matrix floats;
 
  private:
   MatrixView target_;
 };
 
-/// Keys that query row i sees under a causal mask; T without one.
-int64_t visible_keys(const Attention& a, const Sizes& n, int64_t i) {
-  return a.mask.kind == Mask::Kind::causal
-             ? std::clamp<int64_t>(i + n.T - n.S + 1, 0, n.T)
-             : n.T;
-}
-
-/// Adds the mask to the scaled scores of one row; hidden keys become -infinity.
-void apply_mask(
-    const Mask& mask,
-    int64_t batch,
-    int64_t head,
-    int64_t row,
-    float* scores,
-    int64_t keys) {
-  int64_t offset =
-      batch * mask.strides[0] + head * mask.strides[1] + row * mask.strides[2];
-  int64_t stride = mask.strides[3];
-  if (mask.kind == Mask::Kind::boolean) {
-    auto data = static_cast<const uint8_t*>(mask.data) + offset;
-    for (int64_t j = 0; j < keys; ++j) {
-      scores[j] = data[j * stride] ? scores[j] : hidden;
-    }
-  } else if (mask.kind == Mask::Kind::additive) {
-    auto data = static_cast<const char*>(mask.data);
-    auto size = static_cast<int64_t>(size_of(mask.type));
-    for (int64_t j = 0; j < keys; ++j) {
-      float value;
-      host::to_float(data + (offset + j * stride) * size, mask.type, &value, 1);
-      scores[j] += value;
-    }
-  }
-}
-
-/// Scaled scores of query rows `first` .. `first` + rows against `keys` keys.
-void score_tile(
-    const Attention& a,
-    const host::FloatRows& q,
-    const host::FloatRows& k,
-    int64_t rows,
-    int64_t keys,
-    float* scores) {
-  sgemm(
-      {.trans_b = true,
-       .m = rows,
-       .n = keys,
-       .k = a.q.shape[3],
-       .alpha = a.scale,
-       .a = q.data,
-       .lda = q.ld,
-       .b = k.data,
-       .ldb = k.ld,
-       .c = scores,
-       .ldc = keys});
-}
-
-/// Keys that any row of a tile needs. A row that sees none averages them all.
-int64_t tile_keys(
-    const Attention& a, const Sizes& n, int64_t first, int64_t rows) {
-  return visible_keys(a, n, first) == 0 ? n.T
-                                        : visible_keys(a, n, first + rows - 1);
-}
-
-/// One head's place: which batch and head, and its sink.
-struct Head {
+/// Query rows of one head, and the first keys that any of them needs.
+struct Tile {
   int64_t batch;
   int64_t head;
-  const float* sink;
+  const float* sink;  // or nullptr
+  int64_t first;
+  int64_t rows;
+  int64_t keys;
+
+  MatrixView of(const Heads& x) const {
+    auto all = x.head(batch, head);
+    return all.block(first, 0, rows, all.cols);
+  }
 };
 
-/// A row in which every key is hidden, and no sink takes the probability: all
-/// keys count alike, as with MLX's finite lowest score.
-bool averages_all(const Attention& a, const Head& at, float maximum) {
-  return maximum == hidden && at.sink == nullptr &&
-         a.mask.kind != Mask::Kind::additive;
+/// Keys that query row i sees under a causal mask; all without one.
+int64_t visible_keys(const Attention& a, int64_t i) {
+  auto rows = a.q.shape[2], keys = a.k.shape[2];
+  return a.mask.kind == Mask::Kind::causal
+             ? std::clamp<int64_t>(i + keys - rows + 1, 0, keys)
+             : keys;
 }
 
-/// scores -> exp(scores - maximum); returns the sum, and log-sum-exp in *lse.
-float softmax_row(
-    const Attention& a,
-    const Sizes& n,
-    const Head& at,
-    int64_t row,
+/// Calls f(tile, row of (B, H, S)) for all rows of head h, in order.
+template <class F>
+void each_tile(const Attention& a, int64_t b, int64_t h, F f) {
+  auto rows = a.q.shape[2];
+  Tile tile{b, h, a.sinks != nullptr ? a.sinks + h : nullptr, 0, 0, 0};
+  for (; tile.first < rows; tile.first += tile.rows) {
+    tile.rows = std::min(tile_rows, rows - tile.first);
+    // A row that sees no key averages them all.
+    tile.keys = visible_keys(a, tile.first) == 0
+                    ? a.k.shape[2]
+                    : visible_keys(a, tile.first + tile.rows - 1);
+    f(tile, (b * a.q.shape[1] + h) * rows + tile.first);
+  }
+}
+
+/// What a hidden key scores in MLX.
+float lowest(Float type) {
+  return type == Float::f32   ? -3.40282347e38f
+         : type == Float::f16 ? -65504.0f
+                              : -3.38953139e38f;
+}
+
+void round_to(Float type, float* x, int64_t n) {
+  if (type != Float::f32) {
+    auto halves = host::scratch<HalfUse, uint16_t>(n);
+    host::from_float(x, type, halves, n);
+    host::to_float(halves, type, x, n);
+  }
+}
+
+/// scores += mask, both and the sum in `type` as in MLX: in half precision a
+/// mask of -1e4 swallows the scores.
+void add_mask(
+    const Mask& mask, int64_t offset, Float type, float* scores, int64_t keys) {
+  auto size = static_cast<int64_t>(size_of(mask.type));
+  MatrixView row{
+      static_cast<const char*>(mask.data) + offset * size,
+      mask.type,
+      1,
+      keys,
+      0,
+      mask.strides[3]};
+  auto added = as_float<MaskUse>(row);
+  round_to(type, scores, keys);
+  for (int64_t j = 0; j < keys; ++j) {
+    scores[j] += added.data[j];
+  }
+  round_to(type, scores, keys);
+}
+
+void hide_keys(
+    const Mask& mask,
+    int64_t offset,
+    float hidden,
     float* scores,
-    int64_t keys,
-    float* lse) {
-  int64_t visible = visible_keys(a, n, row);
-  apply_mask(a.mask, at.batch, at.head, row, scores, visible);
-  float maximum = host::loops().maximum(scores, visible);
-  if (averages_all(a, at, maximum)) {
-    std::fill_n(scores, keys, 1.0f);
-    *lse = 0.0f;
-    return static_cast<float>(keys);
+    int64_t keys) {
+  auto seen = static_cast<const uint8_t*>(mask.data) + offset;
+  auto step = mask.strides[3];
+  for (int64_t j = 0; j < keys; ++j) {
+    scores[j] = seen[j * step] ? scores[j] : hidden;
   }
-  if (at.sink != nullptr) {
-    maximum = std::max(maximum, *at.sink);
+}
+
+/// Masks row r of a tile's scores; returns how many of its keys may have a
+/// probability, the others being behind them.
+int64_t mask_row(const Attention& a, const Tile& tile, int64_t r, float* row) {
+  auto& mask = a.mask;
+  auto& strides = mask.strides;
+  auto i = tile.first + r;
+  auto offset =
+      tile.batch * strides[0] + tile.head * strides[1] + i * strides[2];
+  switch (mask.kind) {
+    case Mask::Kind::none:
+      break;
+    case Mask::Kind::causal:
+      if (auto visible = visible_keys(a, i); visible > 0) {
+        return visible;
+      }
+      std::fill_n(row, tile.keys, lowest(a.q.type));
+      break;
+    case Mask::Kind::boolean:
+      hide_keys(mask, offset, lowest(a.q.type), row, tile.keys);
+      break;
+    case Mask::Kind::additive:
+      add_mask(mask, offset, a.q.type, row, tile.keys);
+      break;
   }
-  float sum = host::loops().exp_sum(scores, 1.0f, maximum, scores, visible);
-  std::fill(scores + visible, scores + keys, 0.0f);
-  if (at.sink != nullptr) {
-    sum += std::exp(*at.sink - maximum);
+  return tile.keys;
+}
+
+/// Scaled scores of a tile (rows, keys), not masked yet.
+Matrix scores_of(
+    const Attention& a, const Tile& tile, const Matrix& q, const Matrix& k) {
+  // Of the largest tile's size, so that it grows once.
+  auto data = host::scratch<ScoreUse, float>(tile_rows * k.rows);
+  Matrix scores{data, tile.rows, tile.keys, tile.keys};
+  multiply(a.scale, q, k.top(tile.keys).t(), 0.0f, scores);
+  return scores;
+}
+
+/// Row r of a tile's scores -> exp(scores - maximum), not yet normalised.
+RowSoftmax softmax_row(
+    const Attention& a, const Tile& tile, int64_t r, float* row) {
+  auto count = mask_row(a, tile, r, row);
+  float maximum = host::loops().maximum(row, count);
+  if (tile.sink != nullptr) {
+    maximum = std::max(maximum, *tile.sink);
   }
-  *lse = maximum + std::log(sum);
-  return sum;
+  float sum = host::loops().exp_sum(row, 1.0f, maximum, row, count);
+  std::fill(row + count, row + tile.keys, 0.0f);
+  if (tile.sink != nullptr) {
+    sum += std::exp(*tile.sink - maximum);
+  }
+  return {maximum, 1.0f / sum};
 }
 
 void forward_tile(
     const Attention& a,
-    const Sizes& n,
-    const Head& at,
-    const host::FloatRows& k,
-    const host::FloatRows& v,
-    int64_t first,
+    const Tile& tile,
+    const Matrix& k,
+    const Matrix& v,
     const Heads& out,
-    float* logsumexp) {
-  int64_t rows = std::min(tile_rows, n.S - first);
-  int64_t keys = tile_keys(a, n, first, rows);
-  auto scores = host::scratch<ScoreUse, float>(tile_rows * n.T);
-  auto q =
-      as_float<QueryUse>(rows_of(a.q.head(at.batch, at.head), first, rows));
-  score_tile(a, q, k, rows, keys, scores);
-  float sums[tile_rows];
-  for (int64_t r = 0; r < rows; ++r) {
-    float lse;
-    sums[r] = softmax_row(a, n, at, first + r, scores + r * keys, keys, &lse);
-    if (logsumexp != nullptr) {
-      logsumexp[first + r] = lse;
-    }
+    RowSoftmax* softmax) {
+  auto q = as_float<QueryUse>(tile.of(a.q));
+  auto p = scores_of(a, tile, q, k);
+  RowSoftmax rows[tile_rows];
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    rows[r] = softmax_row(a, tile, r, p.row(r));
   }
-  FloatOut<OutUse> y(rows_of(out.head(at.batch, at.head), first, rows));
-  sgemm(
-      {.m = rows,
-       .n = n.E,
-       .k = keys,
-       .a = scores,
-       .lda = keys,
-       .b = v.data,
-       .ldb = v.ld,
-       .c = y.data,
-       .ldc = y.ld});
-  for (int64_t r = 0; r < rows; ++r) {
-    host::loops().scale_add(y.data + r * y.ld, 1.0f / sums[r], 0.0f, n.E);
+  FloatOut<OutUse> y(tile.of(out));
+  multiply(1.0f, p, v.top(tile.keys), 0.0f, y.floats);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    host::loops().scale_add(y.floats.row(r), rows[r].reciprocal, 0.0f, v.cols);
   }
   y.finish();
-}
-
-/// What one backward tile reads and accumulates into.
-struct Gradients {
-  const Heads& out;
-  const Heads& d_out;
-  const Heads& dq;
-  float* dk;  // (T, D) or nullptr
-  int64_t dk_ld;
-  float* dv;  // (T, E) or nullptr
-  int64_t dv_ld;
-  float* d_sink;
-};
-
-/// Probabilities of a tile from the saved log-sum-exp; `free[r]` is 0 in rows
-/// whose scores do not matter.
-void probabilities(
-    const Attention& a,
-    const Sizes& n,
-    const Head& at,
-    int64_t first,
-    int64_t rows,
-    int64_t keys,
-    const float* logsumexp,
-    float* scores,
-    float* free) {
-  for (int64_t r = 0; r < rows; ++r) {
-    float* row = scores + r * keys;
-    int64_t visible = visible_keys(a, n, first + r);
-    apply_mask(a.mask, at.batch, at.head, first + r, row, visible);
-    bool averages = averages_all(a, at, host::loops().maximum(row, visible));
-    free[r] = averages ? 0.0f : 1.0f;
-    if (averages) {
-      std::fill_n(row, keys, 1.0f / static_cast<float>(keys));
-      continue;
-    }
-    host::loops().exp_sum(row, 1.0f, logsumexp[first + r], row, visible);
-    std::fill(row + visible, row + keys, 0.0f);
+  if (softmax != nullptr) {
+    std::copy_n(rows, tile.rows, softmax);
   }
 }
+
+/// The probabilities of row r of a tile, from its scores and what the forward
+/// pass kept.
+void probabilities(
+    const Attention& a,
+    const Tile& tile,
+    int64_t r,
+    const RowSoftmax& softmax,
+    float* row) {
+  auto count = mask_row(a, tile, r, row);
+  auto [maximum, reciprocal] = softmax;
+  host::loops().exp_scale(row, maximum, reciprocal, 0.0f, row, count);
+  std::fill(row + count, row + tile.keys, 0.0f);
+}
+
+/// A row whose every key is hidden: its scores were replaced, so they have no
+/// gradient. An additive mask replaces none.
+bool hides_all(const Attention& a, const RowSoftmax& softmax) {
+  return (a.mask.kind == Mask::Kind::causal ||
+          a.mask.kind == Mask::Kind::boolean) &&
+         softmax.maximum <= lowest(a.q.type);
+}
+
+/// What the tiles of one head's backward pass write and add to.
+struct Gradients {
+  Heads dq;
+  Matrix dk;      // (T, D)
+  Matrix dv;      // (T, E)
+  float* d_sink;  // or nullptr
+};
 
 void backward_tile(
     const Attention& a,
-    const Sizes& n,
-    const Head& at,
-    const host::FloatRows& k,
-    const host::FloatRows& v,
-    int64_t first,
-    const float* logsumexp,
+    const Tile& tile,
+    const Matrix& k,
+    const Matrix& v,
+    const Heads& out,
+    const RowSoftmax* softmax,
+    const Heads& d_out,
     const Gradients& to) {
-  int64_t rows = std::min(tile_rows, n.S - first);
-  int64_t keys = tile_keys(a, n, first, rows);
-  auto tile_of = [&](const Heads& x) {
-    return rows_of(x.head(at.batch, at.head), first, rows);
-  };
-  auto q = as_float<QueryUse>(tile_of(a.q));
-  auto y = as_float<OutUse>(tile_of(to.out));
-  auto dy = as_float<OutGradUse>(tile_of(to.d_out));
-  // p, ds: (rows, keys)
-  auto p = host::scratch<ScoreUse, float>(tile_rows * n.T);
-  auto ds = host::scratch<ScoreGradUse, float>(tile_rows * n.T);
-  float free[tile_rows];
-  score_tile(a, q, k, rows, keys, p);
-  probabilities(a, n, at, first, rows, keys, logsumexp, p, free);
-  if (to.dv != nullptr) {
-    // dv += p' dy
-    sgemm(
-        {.trans_a = true,
-         .m = keys,
-         .n = n.E,
-         .k = rows,
-         .a = p,
-         .lda = keys,
-         .b = dy.data,
-         .ldb = dy.ld,
-         .beta = 1.0f,
-         .c = to.dv,
-         .ldc = to.dv_ld});
+  auto q = as_float<QueryUse>(tile.of(a.q));
+  auto y = as_float<OutUse>(tile.of(out));
+  auto dy = as_float<OutGradUse>(tile.of(d_out));
+  auto p = scores_of(a, tile, q, k);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    probabilities(a, tile, r, softmax[r], p.row(r));
   }
-  // ds = p (dy v' - rowsum(dy y)) scale
-  sgemm(
-      {.trans_b = true,
-       .m = rows,
-       .n = keys,
-       .k = n.E,
-       .a = dy.data,
-       .lda = dy.ld,
-       .b = v.data,
-       .ldb = v.ld,
-       .c = ds,
-       .ldc = keys});
-  for (int64_t r = 0; r < rows; ++r) {
-    float delta =
-        host::loops().dot(dy.data + r * dy.ld, y.data + r * y.ld, n.E);
+  multiply(1.0f, p.t(), dy, 1.0f, to.dv.top(tile.keys));
+
+  // ds = p (dy vᵀ - rowsum(dy y)) scale
+  Matrix ds = p;
+  ds.data = host::scratch<ScoreGradUse, float>(tile_rows * k.rows);
+  multiply(1.0f, dy, v.top(tile.keys).t(), 0.0f, ds);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    auto [maximum, reciprocal] = softmax[r];
+    float delta = host::loops().dot(dy.row(r), y.row(r), v.cols);
+    float scale = hides_all(a, softmax[r]) ? 0.0f : a.scale;
     host::loops().softmax_backward(
-        p + r * keys, delta, a.scale * free[r], ds + r * keys, keys);
+        p.row(r), delta, scale, ds.row(r), tile.keys);
     if (to.d_sink != nullptr) {
-      *to.d_sink -= std::exp(*at.sink - logsumexp[first + r]) * delta;
+      *to.d_sink -= std::exp(*tile.sink - maximum) * reciprocal * delta;
     }
   }
-  if (to.dq.data != nullptr) {
-    FloatOut<QueryGradUse> dq(tile_of(to.dq));
-    sgemm(
-        {.m = rows,
-         .n = n.D,
-         .k = keys,
-         .a = ds,
-         .lda = keys,
-         .b = k.data,
-         .ldb = k.ld,
-         .c = dq.data,
-         .ldc = dq.ld});
-    dq.finish();
-  }
-  if (to.dk != nullptr) {
-    // dk += ds' q
-    sgemm(
-        {.trans_a = true,
-         .m = keys,
-         .n = n.D,
-         .k = rows,
-         .a = ds,
-         .lda = keys,
-         .b = q.data,
-         .ldb = q.ld,
-         .beta = 1.0f,
-         .c = to.dk,
-         .ldc = to.dk_ld});
-  }
+  FloatOut<QueryGradUse> dq(tile.of(to.dq));
+  multiply(1.0f, ds, k.top(tile.keys), 0.0f, dq.floats);
+  dq.finish();
+  multiply(1.0f, ds.t(), q, 1.0f, to.dk.top(tile.keys));
 }
 
-/// Backward of the query heads that share key and value head g.
-void backward_group(
-    const Attention& a,
-    const Sizes& n,
-    int64_t b,
-    int64_t g,
-    const Heads& out,
-    const float* logsumexp,
-    const Heads& d_out,
-    const Heads& dq,
-    const Heads& dk,
-    const Heads& dv,
-    float* d_sinks) {
-  auto k = as_float<KeyUse>(a.k.head(b, g));
-  auto v = as_float<ValueUse>(a.v.head(b, g));
-  FloatOut<KeyGradUse> dk_out(dk.head(b, g));
-  FloatOut<ValueGradUse> dv_out(dv.head(b, g));
-  if (dk.data != nullptr) {
-    dk_out.zero();
-  }
-  if (dv.data != nullptr) {
-    dv_out.zero();
-  }
-  int64_t heads = n.H / n.G;
-  for (int64_t h = g * heads; h < (g + 1) * heads; ++h) {
-    Gradients to{
-        out,
-        d_out,
-        dq,
-        dk.data != nullptr ? dk_out.data : nullptr,
-        dk_out.ld,
-        dv.data != nullptr ? dv_out.data : nullptr,
-        dv_out.ld,
-        d_sinks != nullptr ? d_sinks + h : nullptr};
-    Head at{b, h, a.sinks != nullptr ? a.sinks + h : nullptr};
-    for (int64_t first = 0; first < n.S; first += tile_rows) {
-      backward_tile(a, n, at, k, v, first, logsumexp + (b * n.H + h) * n.S, to);
+/// Calls f(b, g, k, v, first head, end of heads) for each key and value head.
+template <class F>
+void each_group(const Attention& a, F f) {
+  auto groups = a.k.shape[1],
+       heads = a.q.shape[1] / std::max<int64_t>(groups, 1);
+  for (int64_t b = 0; b < a.q.shape[0]; ++b) {
+    for (int64_t g = 0; g < groups; ++g) {
+      auto k = as_float<KeyUse>(a.k.head(b, g));
+      auto v = as_float<ValueUse>(a.v.head(b, g));
+      f(b, g, k, v, g * heads, (g + 1) * heads);
     }
-  }
-  if (dk.data != nullptr) {
-    dk_out.finish();
-  }
-  if (dv.data != nullptr) {
-    dv_out.finish();
   }
 }
 
 }  // namespace
 
-void attention_forward(const Attention& a, const Heads& out, float* logsumexp) {
-  Sizes n(a);
-  int64_t heads = n.G == 0 ? 0 : n.H / n.G;
-  for (int64_t b = 0; b < n.B; ++b) {
-    for (int64_t g = 0; g < n.G; ++g) {
-      auto k = as_float<KeyUse>(a.k.head(b, g));
-      auto v = as_float<ValueUse>(a.v.head(b, g));
-      for (int64_t h = g * heads; h < (g + 1) * heads; ++h) {
-        Head at{b, h, a.sinks != nullptr ? a.sinks + h : nullptr};
-        float* lse =
-            logsumexp == nullptr ? nullptr : logsumexp + (b * n.H + h) * n.S;
-        for (int64_t first = 0; first < n.S; first += tile_rows) {
-          forward_tile(a, n, at, k, v, first, out, lse);
-        }
-      }
+void attention_forward(
+    const Attention& a, const Heads& out, RowSoftmax* softmax) {
+  each_group(a, [&](auto b, auto, auto& k, auto& v, auto begin, auto end) {
+    for (auto h = begin; h < end; ++h) {
+      each_tile(a, b, h, [&](const Tile& tile, int64_t row) {
+        auto* rows = softmax == nullptr ? nullptr : softmax + row;
+        forward_tile(a, tile, k, v, out, rows);
+      });
     }
-  }
+  });
 }
 
 void attention_backward(
     const Attention& a,
     const Heads& out,
-    const float* logsumexp,
+    const RowSoftmax* softmax,
     const Heads& d_out,
     const Heads& dq,
     const Heads& dk,
     const Heads& dv,
     float* d_sinks) {
-  Sizes n(a);
   if (d_sinks != nullptr) {
-    std::fill_n(d_sinks, n.H, 0.0f);
+    std::fill_n(d_sinks, a.q.shape[1], 0.0f);
   }
-  for (int64_t b = 0; b < n.B; ++b) {
-    for (int64_t g = 0; g < n.G; ++g) {
-      backward_group(a, n, b, g, out, logsumexp, d_out, dq, dk, dv, d_sinks);
+  each_group(a, [&](auto b, auto g, auto& k, auto& v, auto begin, auto end) {
+    FloatOut<KeyGradUse> dk_out(dk.head(b, g));
+    FloatOut<ValueGradUse> dv_out(dv.head(b, g));
+    dk_out.zero();
+    dv_out.zero();
+    for (auto h = begin; h < end; ++h) {
+      auto* d_sink = d_sinks == nullptr ? nullptr : d_sinks + h;
+      Gradients to{dq, dk_out.floats, dv_out.floats, d_sink};
+      each_tile(a, b, h, [&](const Tile& tile, int64_t row) {
+        backward_tile(a, tile, k, v, out, softmax + row, d_out, to);
+      });
     }
-  }
+    dk_out.finish();
+    dv_out.finish();
+  });
 }
 
 }  // namespace mlx_ane::kernels

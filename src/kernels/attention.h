@@ -33,15 +33,17 @@ struct Heads {
 struct Mask {
   enum class Kind : uint8_t { none, causal, boolean, additive };
   Kind kind = Kind::none;
-  /// boolean: uint8_t, 0 hides a key. additive: values of `type`.
+  /// boolean: uint8_t, 0 hides a key. additive: values of `type`, and the sums
+  /// are rounded to the type of q, as MLX's are.
   const void* data = nullptr;
   Float type = Float::f32;
   std::array<int64_t, 4> strides{};
 };
 
-/// q: (B, H, S, D), k: (B, G, T, D), v: (B, G, T, E); H is a multiple of G and
-/// head h reads k and v of head h / (H / G). Causal: row i sees the keys up to
-/// i + T - S. A row that sees no key averages all of v, as in MLX.
+/// q: (B, H, S, D), k: (B, G, T, D), v: (B, G, T, E), T at least 1; H is a
+/// multiple of G and head h reads k and v of head h / (H / G). Causal: row i
+/// sees the keys up to i + T - S. A hidden key scores the lowest value of q's
+/// type, so a row that sees no key averages all of v, as in MLX.
 struct Attention {
   Heads q;
   Heads k;
@@ -53,17 +55,24 @@ struct Attention {
   const float* sinks = nullptr;
 };
 
+/// One row's softmax: p = exp(score - maximum) * reciprocal. Kept apart, since
+/// a log-sum-exp of scores near -1e9 has no bits left for the logarithm.
+struct RowSoftmax {
+  float maximum;
+  float reciprocal;
+};
+
 /// out: (B, H, S, E), in its own type and strides, last stride 1.
-/// logsumexp: (B, H, S), contiguous, for the backward pass; may be nullptr.
+/// softmax: (B, H, S), contiguous, for the backward pass; may be nullptr.
 void attention_forward(
-    const Attention& attention, const Heads& out, float* logsumexp);
+    const Attention& attention, const Heads& out, RowSoftmax* softmax);
 
 /// Gradients of attention_forward; dq, dk, dv have last stride 1 and are
-/// overwritten, d_sinks (H) too. A gradient whose data is nullptr is skipped.
+/// overwritten, as is d_sinks (H) where it is not nullptr.
 void attention_backward(
     const Attention& attention,
     const Heads& out,
-    const float* logsumexp,
+    const RowSoftmax* softmax,
     const Heads& d_out,
     const Heads& dq,
     const Heads& dk,

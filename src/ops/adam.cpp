@@ -10,6 +10,7 @@
 #include "device/weights.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
+#include "ops/streams.h"
 #include "trace/counters.h"
 #include "trace/timeline.h"
 
@@ -167,7 +168,7 @@ void wait_for_readers(const std::vector<mx::array>& inputs, mx::Stream s) {
     held |= !inputs[i].is_tracer() && !inputs[i].is_donatable();
   }
   if (held) {
-    mx::synchronize(s);
+    wait_for(s);
   }
 }
 

@@ -9,6 +9,7 @@
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -49,6 +50,15 @@ void check_shapes(
   if (sinks && sinks->shape() != mx::Shape{q.shape(1)}) {
     bad("sinks of shape " + to_string(sinks->shape()),
         "one value a head (" + std::to_string(q.shape(1)) + ",)");
+  }
+}
+
+/// As in MLX: a mask or sinks do not make the output wider than q, k and v.
+void check_promotes(const char* name, const mx::array& x, mx::Dtype dtype) {
+  if (mx::promote_types(x.dtype(), dtype) != dtype) {
+    bad(std::string(name) + " of dtype " + to_string(x.dtype()) + " with " +
+            to_string(dtype) + " q, k and v",
+        "a dtype that promotes to theirs; cast it with astype");
   }
 }
 
@@ -99,8 +109,15 @@ int64_t flops(const kernels::Attention& call) {
   return 2 * q[0] * q[1] * q[2] * call.k.shape[2] * (q[3] + call.v.shape[3]);
 }
 
+/// The rows of an array (..., 2) that the forward pass fills for the backward.
+kernels::RowSoftmax* row_softmax(const mx::array& x) {
+  static_assert(sizeof(kernels::RowSoftmax) == 2 * sizeof(float));
+  return reinterpret_cast<kernels::RowSoftmax*>(
+      const_cast<float*>(x.data<float>()));
+}
+
 /// The gradient of the exact layer after a forward on a device: its fp32 output
-/// and logsumexp are computed here.
+/// and softmax are computed here.
 void backward_of_exact(
     const kernels::Attention& call,
     const kernels::Heads& d_out,
@@ -111,18 +128,19 @@ void backward_of_exact(
   auto [batch, count, rows, features] = call.q.shape;
   auto values = call.v.shape[3];
   std::vector<float> exact(batch * count * rows * values);
-  std::vector<float> logsumexp(batch * count * rows);
+  std::vector<kernels::RowSoftmax> softmax(batch * count * rows);
   kernels::Heads out{
       exact.data(),
       Float::f32,
       {batch, count, rows, values},
       {count * rows * values, rows * values, values, 1}};
-  kernels::attention_forward(call, out, logsumexp.data());
+  kernels::attention_forward(call, out, softmax.data());
   kernels::attention_backward(
-      call, out, logsumexp.data(), d_out, dq, dk, dv, d_sinks);
+      call, out, softmax.data(), d_out, dq, dk, dv, d_sinks);
 }
 
-/// The same in MLX's ops: (out, logsumexp).
+/// MLX's own function. What it says of the softmax is never read: whoever
+/// transforms the forward by it takes the gradient from it too.
 Fused::Function composed(const AttentionOptions& options, mx::Stream s) {
   return [options, s](const std::vector<mx::array>& in) {
     std::optional<mx::array> mask, sinks;
@@ -130,7 +148,7 @@ Fused::Function composed(const AttentionOptions& options, mx::Stream s) {
       mask = in[3];
     }
     if (options.sinks) {
-      sinks = in.back();
+      sinks = mx::astype(in.back(), in[0].dtype(), s);
     }
     bool causal = options.mask == Kind::causal;
     auto out = mx::fast::scaled_dot_product_attention(
@@ -140,34 +158,24 @@ Fused::Function composed(const AttentionOptions& options, mx::Stream s) {
         options.scale,
         causal ? "causal" : "",
         mask,
-        sinks ? std::optional(mx::astype(*sinks, in[0].dtype(), s)) : sinks,
+        sinks,
         false,
         s);
-    auto repeats = in[0].shape(1) / in[1].shape(1);
-    auto k = mx::swapaxes(mx::repeat(in[1], repeats, 1, s), -1, -2, s);
-    auto scores = mx::multiply(
-        mx::astype(mx::matmul(in[0], k, s), mx::float32, s),
-        mx::array(options.scale),
-        s);
-    auto hidden = mx::array(-std::numeric_limits<float>::infinity());
-    if (causal) {
-      auto rows = in[0].shape(2), keys = in[1].shape(2);
-      auto seen = mx::tri(rows, keys, keys - rows, mx::bool_, s);
-      scores = mx::where(seen, scores, hidden, s);
-    } else if (options.mask == Kind::boolean) {
-      scores = mx::where(*mask, scores, hidden, s);
-    } else if (mask) {
-      scores = mx::add(scores, *mask, s);
-    }
-    if (sinks) {
-      auto shape = scores.shape();
-      shape.back() = 1;
-      auto column = mx::reshape(*sinks, {1, shape[1], 1, 1}, s);
-      scores =
-          mx::concatenate({mx::broadcast_to(column, shape, s), scores}, -1, s);
-    }
-    return std::vector<mx::array>{out, mx::logsumexp(scores, -1, false, s)};
+    auto shape = in[0].shape();
+    shape[3] = 2;
+    return std::vector<mx::array>{out, mx::zeros(shape, mx::float32, s)};
   };
+}
+
+/// Zeros for a call without keys, whose every sum has no term, or without
+/// outputs.
+bool fill_if_empty(
+    const mx::array& k, const mx::array& out, std::vector<mx::array>& outputs) {
+  bool empty = k.shape(2) == 0 || out.size() == 0;
+  for (size_t i = 0; empty && i < outputs.size(); ++i) {
+    std::fill_n(outputs[i].data<char>(), outputs[i].nbytes(), 0);
+  }
+  return empty;
 }
 
 }  // namespace
@@ -182,40 +190,44 @@ mx::array attention(
     bool causal,
     const std::string& device,
     const mx::StreamOrDevice& stream) {
-  check_float(op, "q", q);
-  check_float(op, "k", k);
-  check_float(op, "v", v);
   check_shapes(q, k, v, sinks);
+  auto dtype = mx::result_type(q, k, v);
+  if (!mx::issubdtype(dtype, mx::floating)) {
+    bad("q, k and v of dtype " + to_string(dtype), "a float type; cast them");
+  }
   if (causal && mask) {
     bad("both causal and a mask array", "one of them");
   }
   auto place = resolve_place(op, device);
   auto s = resolve_stream(op, stream, place);
-  auto dtype =
-      mx::promote_types(mx::promote_types(q.dtype(), k.dtype()), v.dtype());
   std::vector<mx::array> inputs{
       mx::astype(q, dtype, s),
       mx::astype(k, dtype, s),
       mx::astype(v, dtype, s)};
   AttentionOptions options{
       scale, causal ? Kind::causal : Kind::none, sinks.has_value(), place};
-  mx::Shape scores{q.shape(0), q.shape(1), q.shape(2), k.shape(2)};
   if (mask) {
-    bool boolean = mask->dtype() == mx::bool_;
-    if (!boolean) {
-      check_float(op, "mask", *mask);
-    }
+    check_promotes("mask", *mask, dtype);
+    mx::Shape scores{q.shape(0), q.shape(1), q.shape(2), k.shape(2)};
     if (mx::broadcast_shapes(mask->shape(), scores) != scores) {
       bad("mask of shape " + to_string(mask->shape()),
           "one that broadcasts to " + to_string(scores));
     }
+    bool boolean = mask->dtype() == mx::bool_;
     options.mask = boolean ? Kind::boolean : Kind::additive;
-    inputs.push_back(mx::broadcast_to(*mask, scores, s));
+    auto values = boolean ? *mask : mx::astype(*mask, dtype, s);
+    inputs.push_back(mx::broadcast_to(values, scores, s));
   }
   if (sinks) {
-    check_float(op, "sinks", *sinks);
-    inputs.push_back(
-        mx::contiguous(mx::astype(*sinks, mx::float32, s), false, s));
+    check_promotes("sinks", *sinks, dtype);
+    auto values = mx::astype(*sinks, dtype, s);
+    if (dtype != mx::float64) {
+      values = mx::contiguous(mx::astype(values, mx::float32, s), false, s);
+    }
+    inputs.push_back(values);
+  }
+  if (dtype == mx::float64) {
+    return composed(options, s)(inputs)[0];
   }
   auto primitive =
       std::make_shared<Attention>(s, options, composed(options, s));
@@ -227,7 +239,7 @@ mx::array attention(
 void Attention::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
-  if (outputs[0].size() == 0) {
+  if (fill_if_empty(inputs[1], outputs[0], outputs)) {
     return;
   }
   layer_->calls += 1;
@@ -236,9 +248,9 @@ void Attention::eval_cpu(
   auto out = heads(outputs[0]);
   if (!options_.place.device) {
     layer_->place(trace::Placement::device_cpu);
-    encoder.dispatch([call, out, logsumexp = outputs[1].data<float>()] {
+    encoder.dispatch([call, out, softmax = row_softmax(outputs[1])] {
       trace::Span span("attention", op, 0, flops(call));
-      kernels::attention_forward(call, out, logsumexp);
+      kernels::attention_forward(call, out, softmax);
     });
     return;
   }
@@ -321,23 +333,20 @@ std::vector<mx::Shape> Attention::output_shapes(
     const std::vector<mx::array>& inputs) {
   auto out = inputs[0].shape();
   out[3] = inputs[2].shape(3);
-  return {out, {out[0], out[1], out[2]}};
+  return {out, {out[0], out[1], out[2], 2}};
 }
 
 void AttentionVJP::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   allocate(outputs);
   auto n = operands(options_);
-  if (inputs[n].size() == 0) {
-    for (auto& out : outputs) {
-      std::fill_n(out.data<char>(), out.nbytes(), 0);
-    }
+  if (fill_if_empty(inputs[1], inputs[n], outputs)) {
     return;
   }
   mx::cpu::get_command_encoder(stream()).dispatch(
       [call = kernel_call(inputs, options_),
        out = heads(inputs[n]),
-       logsumexp = inputs[n + 1].data<float>(),
+       softmax = row_softmax(inputs[n + 1]),
        d_out = heads(inputs[n + 2]),
        dq = heads(outputs[0]),
        dk = heads(outputs[1]),
@@ -349,7 +358,7 @@ void AttentionVJP::eval_cpu(
           backward_of_exact(call, d_out, dq, dk, dv, d_sinks);
         } else {
           kernels::attention_backward(
-              call, out, logsumexp, d_out, dq, dk, dv, d_sinks);
+              call, out, softmax, d_out, dq, dk, dv, d_sinks);
         }
       });
 }

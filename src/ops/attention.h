@@ -23,7 +23,8 @@ struct AttentionOptions {
 
 /// q (B, H, S, D), k (B, G, T, D), v (B, G, T, E) -> (B, H, S, E), as
 /// mx.fast.scaled_dot_product_attention: `mask` boolean or additive, broadcast
-/// to (B, H, S, T), or `causal`; `sinks` (H).
+/// to (B, H, S, T), or `causal`; `sinks` (H). Types promote as in MLX; float64
+/// is computed by MLX.
 mx::array attention(
     const mx::array& q,
     const mx::array& k,
@@ -37,7 +38,8 @@ mx::array attention(
 
 ///// Primitives
 
-/// (q, k, v, [mask], [sinks]) -> (out, logsumexp (B, H, S))
+/// (q, k, v, [mask], [sinks]) -> (out, softmax (B, H, S, 2), of which only the
+/// kernel of AttentionVJP reads: kernels::RowSoftmax)
 class Attention : public Fused {
  public:
   Attention(
@@ -67,7 +69,7 @@ class Attention : public Fused {
   std::shared_ptr<trace::Layer> layer_;
 };
 
-/// (q, k, v, [mask], [sinks], out, logsumexp, d_out) -> (dq, dk, dv, [d_sinks])
+/// (q, k, v, [mask], [sinks], out, softmax, d_out) -> (dq, dk, dv, [d_sinks])
 class AttentionVJP : public Fused {
  public:
   AttentionVJP(

@@ -1,12 +1,14 @@
 // One scope a thread; delivery of an exception is found by synchronizing.
 #include "ops/failure.h"
 
+#include "ops/streams.h"
+
 namespace mlx_ane {
 
 std::shared_ptr<FailureScope> FailureScope::enter() {
   static thread_local auto scope = std::make_shared<FailureScope>();
   if (scope->failed_) {
-    mx::synchronize(mx::Stream(scope->stream_, mx::Device::cpu));
+    wait_for(mx::Stream(scope->stream_, mx::Device::cpu));
     scope->failed_ = false;
   }
   return scope;

@@ -1,10 +1,22 @@
 // Transformations of fused primitives by way of their composition.
 #include "ops/fused.h"
 
-#include <algorithm>
 #include <string>
 
 namespace mlx_ane {
+
+namespace {
+
+std::vector<mx::array> select(
+    const std::vector<mx::array>& arrays, const std::vector<int>& indices) {
+  std::vector<mx::array> out;
+  for (int i : indices) {
+    out.push_back(arrays[i]);
+  }
+  return out;
+}
+
+}  // namespace
 
 void Fused::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
   throw std::runtime_error(
@@ -12,18 +24,24 @@ void Fused::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
       ", need a CPU stream; pass stream=mx.cpu.");
 }
 
+Fused::Function Fused::of(
+    const std::vector<mx::array>& primals,
+    const std::vector<int>& argnums) const {
+  return [this, primals, argnums](const std::vector<mx::array>& asked) {
+    auto inputs = primals;
+    for (size_t i = 0; i < argnums.size(); ++i) {
+      inputs[argnums[i]] = asked[i];
+    }
+    return composition_(inputs);
+  };
+}
+
 std::vector<mx::array> Fused::jvp(
     const std::vector<mx::array>& primals,
     const std::vector<mx::array>& tangents,
     const std::vector<int>& argnums) {
-  std::vector<mx::array> all;
-  for (int i = 0; i < static_cast<int>(primals.size()); ++i) {
-    auto found = std::find(argnums.begin(), argnums.end(), i);
-    all.push_back(
-        found == argnums.end() ? mx::zeros_like(primals[i], stream())
-                               : tangents[found - argnums.begin()]);
-  }
-  return mx::jvp(composition_, primals, all).second;
+  return mx::jvp(of(primals, argnums), select(primals, argnums), tangents)
+      .second;
 }
 
 std::vector<mx::array> Fused::vjp(
@@ -31,19 +49,8 @@ std::vector<mx::array> Fused::vjp(
     const std::vector<mx::array>& cotangents,
     const std::vector<int>& argnums,
     const std::vector<mx::array>&) {
-  // Only the asked arguments are differentiated: others may be integers.
-  auto partial = [&](const std::vector<mx::array>& asked) {
-    auto inputs = primals;
-    for (size_t i = 0; i < argnums.size(); ++i) {
-      inputs[argnums[i]] = asked[i];
-    }
-    return composition_(inputs);
-  };
-  std::vector<mx::array> asked;
-  for (int i : argnums) {
-    asked.push_back(primals[i]);
-  }
-  return mx::vjp(partial, asked, cotangents).second;
+  return mx::vjp(of(primals, argnums), select(primals, argnums), cotangents)
+      .second;
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> Fused::vmap(

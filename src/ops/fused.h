@@ -40,6 +40,13 @@ class Fused : public mx::Primitive {
 
  protected:
   const Function composition_;
+
+ private:
+  /// The composition as a function of the arguments `argnums` alone: the others
+  /// may be integers, which MLX does not differentiate.
+  Function of(
+      const std::vector<mx::array>& primals,
+      const std::vector<int>& argnums) const;
 };
 
 }  // namespace mlx_ane

@@ -9,6 +9,7 @@
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -110,14 +111,20 @@ mx::array gemm(
   return mx::array(shape, options.dtype, std::move(primitive), {a, b});
 }
 
+mx::array folded(const mx::array& x, mx::Stream s) {
+  if (x.ndim() == 2) {
+    return x;
+  }
+  return x.ndim() == 1 ? mx::expand_dims(x, 0, s) : mx::flatten(x, 0, -2, s);
+}
+
 mx::array matmul(
     const mx::array& a,
     const mx::array& b,
     const std::string& device,
     const std::string& layer,
     const mx::StreamOrDevice& stream) {
-  check_float("matmul", "a", a);
-  check_float("matmul", "b", b);
+  auto dtype = product_type("matmul", {{"a", a}, {"b", b}});
   if (a.ndim() == 0 || b.ndim() == 0) {
     throw std::invalid_argument(
         "[mlx_ane.matmul] got a scalar, need arrays of at least one axis; "
@@ -127,8 +134,10 @@ mx::array matmul(
   auto s = resolve_stream("matmul", stream, place);
   bool vector_a = a.ndim() == 1;
   bool vector_b = b.ndim() == 1;
-  auto left = vector_a ? mx::expand_dims(a, 0, s) : a;
-  auto right = vector_b ? mx::expand_dims(b, 1, s) : b;
+  auto left = as_float(a, dtype, s);
+  auto right = as_float(b, dtype, s);
+  left = vector_a ? mx::expand_dims(left, 0, s) : left;
+  right = vector_b ? mx::expand_dims(right, 1, s) : right;
   if (left.shape(-1) != right.shape(-2)) {
     throw std::invalid_argument(
         "[mlx_ane.matmul] got a " + to_string(a.shape()) + " and b " +
@@ -136,7 +145,7 @@ mx::array matmul(
         ", need a's last axis equal to b's second to last; transpose one.");
   }
   GemmOptions options;
-  options.dtype = mx::promote_types(a.dtype(), b.dtype());
+  options.dtype = dtype;
   options.role = Role::forward;
   options.place = place;
   options.layer = layer;

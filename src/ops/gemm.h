@@ -31,6 +31,9 @@ mx::array gemm(
     const GemmOptions& options,
     mx::Stream stream);
 
+/// x (..., K) with its rows along one axis: (S, K).
+mx::array folded(const mx::array& x, mx::Stream stream);
+
 ///// Operation
 
 /// a (..., m, k) @ b (..., k, n) with mx.matmul's rules for vectors and

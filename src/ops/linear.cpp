@@ -10,6 +10,7 @@
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
 #include "ops/row_sum.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -65,13 +66,6 @@ MatrixView parameter_view(const mx::array& a) {
       a.strides(-1)};
 }
 
-mx::array folded(const mx::array& x, mx::Stream s) {
-  if (x.ndim() == 2) {
-    return x;
-  }
-  return x.ndim() == 1 ? mx::expand_dims(x, 0, s) : mx::flatten(x, 0, -2, s);
-}
-
 }  // namespace
 
 mx::array linear(
@@ -83,8 +77,11 @@ mx::array linear(
     bool frozen,
     const std::string& precision,
     const mx::StreamOrDevice& stream) {
-  check_float("linear", "x", x);
-  check_float("linear", "weight", weight);
+  std::vector<Named> operands{{"x", x}, {"weight", weight}};
+  if (bias) {
+    operands.emplace_back("bias", *bias);
+  }
+  auto dtype = product_type("linear", operands);
   if (weight.ndim() != 2) {
     throw std::invalid_argument(
         "[mlx_ane.linear] got weight of shape " + to_string(weight.shape()) +
@@ -96,16 +93,11 @@ mx::array linear(
         " and weight of shape " + to_string(weight.shape()) +
         ", need x.shape[-1] equal to weight.shape[1].");
   }
-  auto dtype = mx::promote_types(x.dtype(), weight.dtype());
-  if (bias) {
-    check_float("linear", "bias", *bias);
-    if (bias->ndim() != 1 || bias->shape(0) != weight.shape(0)) {
-      throw std::invalid_argument(
-          "[mlx_ane.linear] got bias of shape " + to_string(bias->shape()) +
-          " and weight of shape " + to_string(weight.shape()) +
-          ", need bias of shape (weight.shape[0],).");
-    }
-    dtype = mx::promote_types(dtype, bias->dtype());
+  if (bias && (bias->ndim() != 1 || bias->shape(0) != weight.shape(0))) {
+    throw std::invalid_argument(
+        "[mlx_ane.linear] got bias of shape " + to_string(bias->shape()) +
+        " and weight of shape " + to_string(weight.shape()) +
+        ", need bias of shape (weight.shape[0],).");
   }
   if (precision != "default" && precision != "high") {
     throw std::invalid_argument(
@@ -117,9 +109,9 @@ mx::array linear(
   auto s = resolve_stream("linear", stream, options.place);
   auto shape = x.shape();
   shape.back() = weight.shape(0);
-  std::vector<mx::array> inputs{x, weight};
-  if (bias) {
-    inputs.push_back(*bias);
+  std::vector<mx::array> inputs;
+  for (auto& [name, operand] : operands) {
+    inputs.push_back(as_float(operand, dtype, s));
   }
   return mx::array(
       std::move(shape),

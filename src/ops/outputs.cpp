@@ -1,10 +1,13 @@
-// Freed buffers in the order of their age; the oldest go when they are too
-// many.
+// Freed buffers in the order of their age; the oldest make way for new ones.
 #include "ops/outputs.h"
 
+#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
+#include <deque>
 #include <mutex>
+
+#include "host/environment.h"
+#include "host/process.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -18,29 +21,67 @@ using mx::allocator::Buffer;
 
 /// Below this, the C library keeps freed memory itself.
 constexpr size_t smallest = 1 << 20;
-constexpr size_t default_limit = size_t{1} << 30;
+constexpr int64_t default_limit = int64_t{1} << 30;
 
-/// MLX_ANE_OUTPUT_CACHE in bytes; the Python package has checked its text.
-size_t limit() {
-  static const size_t bytes = [] {
-    const char* value = std::getenv("MLX_ANE_OUTPUT_CACHE");
-    bool set = value != nullptr && *value != '\0';
-    return set ? std::strtoull(value, nullptr, 10) : default_limit;
-  }();
-  return bytes;
-}
+/// A buffer goes once this many times all that is held was asked for, and it
+/// was not.
+constexpr size_t patience = 8;
 
+/// Training asks for the same sizes in each step. A new buffer therefore takes
+/// the place of the oldest kept ones, of twice its bytes, so that sizes of the
+/// past go and what is held falls to what is in use; unless a buffer of its
+/// size went lately: then the step needs both, and what is held grows.
 class KeptOutputs {
  public:
-  /// A buffer of exactly `bytes`, as training asks for again; null if none is
-  /// kept.
+  /// A buffer of exactly `bytes`; null if none is kept.
   Buffer take(size_t bytes) {
     std::lock_guard lock(mutex_);
+    asked_ += bytes;
+    auto buffer = find(bytes);
+    if (buffer.ptr() == nullptr && !forget_gone(bytes)) {
+      free_down_to(kept_ - std::min(kept_, 2 * bytes));
+    }
+    used_ += bytes;
+    while (!buffers_.empty() &&
+           asked_ - buffers_.front().asked > patience * (used_ + kept_)) {
+      free_oldest();
+    }
+    return buffer;
+  }
+
+  void keep(Buffer buffer, size_t bytes) {
+    std::lock_guard lock(mutex_);
+    buffers_.push_back({buffer, bytes, asked_});
+    used_ -= bytes;
+    kept_ += bytes;
+    free_down_to(kept_output_limit());
+  }
+
+  void clear() {
+    std::lock_guard lock(mutex_);
+    free_down_to(0);
+    gone_.clear();
+    gone_bytes_ = 0;
+  }
+
+  size_t bytes() {
+    std::lock_guard lock(mutex_);
+    return kept_;
+  }
+
+ private:
+  struct Kept {
+    Buffer buffer;
+    size_t bytes;
+    size_t asked;  // asked_ when it was freed
+  };
+
+  Buffer find(size_t bytes) {
     // The latest first: it may still be in a cache.
     for (auto i = buffers_.rbegin(); i != buffers_.rend(); ++i) {
       if (i->bytes == bytes) {
         Buffer buffer = i->buffer;
-        bytes_ -= i->bytes;
+        kept_ -= bytes;
         buffers_.erase(std::next(i).base());
         return buffer;
       }
@@ -48,48 +89,47 @@ class KeptOutputs {
     return Buffer{nullptr};
   }
 
-  void keep(Buffer buffer) {
-    size_t bytes = mx::allocator::allocator().size(buffer);
-    std::lock_guard lock(mutex_);
-    buffers_.push_back({buffer, bytes});
-    bytes_ += bytes;
-    free_down_to(limit());
+  /// Whether a buffer of this size went lately; the next one asks anew.
+  bool forget_gone(size_t bytes) {
+    auto found = std::find(gone_.begin(), gone_.end(), bytes);
+    if (found == gone_.end()) {
+      return false;
+    }
+    gone_.erase(found);
+    gone_bytes_ -= bytes;
+    return true;
   }
-
-  void clear() {
-    std::lock_guard lock(mutex_);
-    free_down_to(0);
-  }
-
-  size_t bytes() {
-    std::lock_guard lock(mutex_);
-    return bytes_;
-  }
-
- private:
-  struct Kept {
-    Buffer buffer;
-    size_t bytes;
-  };
 
   void free_down_to(size_t bytes) {
-    auto last = buffers_.begin();
-    for (; bytes_ > bytes; ++last) {
-      mx::allocator::allocator().free(last->buffer);
-      bytes_ -= last->bytes;
+    while (kept_ > bytes) {
+      free_oldest();
     }
-    buffers_.erase(buffers_.begin(), last);
+  }
+
+  void free_oldest() {
+    auto oldest = buffers_.front();
+    buffers_.pop_front();
+    mx::allocator::allocator().free(oldest.buffer);
+    kept_ -= oldest.bytes;
+    gone_.push_back(oldest.bytes);
+    gone_bytes_ += oldest.bytes;
+    while (gone_bytes_ > used_ + kept_ + oldest.bytes) {
+      gone_bytes_ -= gone_.front();
+      gone_.pop_front();
+    }
   }
 
   std::mutex mutex_;
-  std::vector<Kept> buffers_;  // the oldest first
-  size_t bytes_ = 0;
+  std::deque<Kept> buffers_;  // the oldest first
+  size_t used_ = 0;           // bytes given out
+  size_t kept_ = 0;           // bytes of buffers_
+  size_t asked_ = 0;          // bytes ever asked for
+  std::deque<size_t> gone_;   // sizes freed last, at most what is held
+  size_t gone_bytes_ = 0;
 };
 
-/// Never destroyed: arrays may be freed while the process ends.
 KeptOutputs& kept_outputs() {
-  static auto* kept = new KeptOutputs;
-  return *kept;
+  return host::of_process<KeptOutputs>();
 }
 
 /// Asks for huge pages: a product's columns then fit the TLB. They may have to
@@ -116,17 +156,18 @@ bool mlx_has_a_cache() {
 }  // namespace
 
 void allocate(mx::array& out) {
-  bool kept = out.nbytes() >= smallest && out.nbytes() <= limit();
+  bool kept = out.nbytes() >= smallest && out.nbytes() <= kept_output_limit();
   if (!kept || mlx_has_a_cache()) {
     out.set_data(mx::allocator::malloc(out.nbytes()));
     return;
   }
-  Buffer buffer = kept_outputs().take(out.nbytes());
+  size_t bytes = out.nbytes();
+  Buffer buffer = kept_outputs().take(bytes);
   if (buffer.ptr() == nullptr) {
-    buffer = new_buffer(out.nbytes());
+    buffer = new_buffer(bytes);
   }
-  out.set_data(mx::allocator::Data(buffer, [](Buffer freed) {
-    kept_outputs().keep(freed);
+  out.set_data(mx::allocator::Data(buffer, [bytes](Buffer freed) {
+    kept_outputs().keep(freed, bytes);
   }));
 }
 
@@ -134,6 +175,12 @@ void allocate(std::vector<mx::array>& outputs) {
   for (auto& out : outputs) {
     allocate(out);
   }
+}
+
+size_t kept_output_limit() {
+  static const auto bytes = static_cast<size_t>(
+      host::count_variable("MLX_ANE_OUTPUT_CACHE", 0).value_or(default_limit));
+  return bytes;
 }
 
 size_t kept_output_bytes() {

@@ -9,9 +9,11 @@
 #include "host/half.h"
 #include "kernels/gemm.h"
 #include "ops/failure.h"
+#include "ops/gemm.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
 #include "ops/row_sum.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {
@@ -20,6 +22,8 @@ namespace {
 
 using kernels::QuantizationMode;
 using kernels::QuantizedMatrix;
+
+constexpr const char* op = "quantized_linear";
 
 // Rows of W that are dequantised at a time: 256 x 4096 values are 4 MiB.
 constexpr int64_t panel_rows = 256;
@@ -187,23 +191,32 @@ struct DeviceTask {
   }
 };
 
-}  // namespace
+/// mx.quantized_matmul of (x, weight, scales, [biases]).
+mx::array composed_product(
+    const std::vector<mx::array>& in,
+    bool transpose,
+    const QuantizedOptions& options,
+    mx::Stream s) {
+  return mx::quantized_matmul(
+      in[0],
+      in[1],
+      in[2],
+      options.has_biases ? std::optional(in[3]) : std::nullopt,
+      transpose,
+      options.group_size,
+      options.bits,
+      mode_name(options.mode),
+      s);
+}
 
-mx::array quantized_linear(
+void check_shapes(
     const mx::array& x,
     const mx::array& weight,
     const mx::array& scales,
     const std::optional<mx::array>& biases,
-    const std::optional<mx::array>& bias,
     int group_size,
     int bits,
-    const std::string& mode,
-    const std::string& device,
-    const std::string& layer,
-    const mx::StreamOrDevice& stream) {
-  constexpr const char* op = "quantized_linear";
-  check_float(op, "x", x);
-  auto kind = mode_from(mode);
+    const std::string& mode) {
   if (weight.ndim() != 2 || weight.dtype() != mx::uint32 || bits < 1 ||
       bits > 8 || group_size < 1 || group_size > 256) {
     throw std::invalid_argument(
@@ -223,7 +236,7 @@ mx::array quantized_linear(
         std::to_string(k) + "), need x.shape[-1] equal to " +
         std::to_string(k) + " and a scale for each group.");
   }
-  bool affine = kind == QuantizationMode::affine;
+  bool affine = mode == "affine";
   if (affine != biases.has_value() ||
       (biases && biases->shape() != scales.shape())) {
     throw std::invalid_argument(
@@ -231,21 +244,117 @@ mx::array quantized_linear(
         (biases ? to_string(biases->shape()) : "None") +
         ", need them of scales' shape in mode \"affine\" only.");
   }
-  auto dtype =
-      affine ? mx::promote_types(x.dtype(), scales.dtype()) : x.dtype();
-  if (bias) {
-    check_float(op, "bias", *bias);
-    dtype = mx::promote_types(dtype, bias->dtype());
+}
+
+/// The type of mx.quantized_matmul(x, ...) + bias. Scales of the modes without
+/// biases are codes: there, as in MLX, x itself is a float.
+mx::Dtype result_type(
+    const mx::array& x,
+    const mx::array& scales,
+    const std::optional<mx::array>& biases,
+    const std::optional<mx::array>& bias) {
+  auto dtype = x.dtype();
+  if (biases) {
+    product_type(op, {{"scales", scales}, {"biases", *biases}});
+    dtype =
+        product_type(op, {{"x", x}, {"scales", scales}, {"biases", *biases}});
+  } else {
+    check_float(op, "x", x);
   }
+  if (bias && mx::issubdtype(bias->dtype(), mx::inexact)) {
+    check_float(op, "bias", *bias);
+  }
+  return bias ? mx::promote_types(dtype, bias->dtype()) : dtype;
+}
+
+/// dx = dy W, of x's shape and type.
+mx::array dx_of(
+    const std::vector<mx::array>& primals,
+    const mx::array& dy,
+    QuantizedOptions options,
+    mx::Stream s) {
+  std::vector<mx::array> inputs{dy, primals[1], primals[2]};
+  if (options.has_biases) {
+    inputs.push_back(primals[3]);
+  }
+  options.dtype = primals[0].dtype();
+  auto composition = [options, s](const std::vector<mx::array>& in) {
+    auto dx = composed_product(in, false, options, s);
+    return std::vector<mx::array>{mx::astype(dx, options.dtype, s)};
+  };
+  return mx::array(
+      primals[0].shape(),
+      options.dtype,
+      std::make_shared<QuantizedLinearVJP>(s, options, composition),
+      std::move(inputs));
+}
+
+/// dW = dyᵀ x by group: (N, K / group_size, group_size) in fp32.
+mx::array dw_of(
+    const mx::array& x,
+    const mx::array& dy,
+    const QuantizedOptions& options,
+    mx::Stream s) {
+  GemmOptions gemm_options;
+  gemm_options.trans_a = true;
+  gemm_options.role = Role::dw;
+  gemm_options.layer = options.layer;
+  auto dw = gemm(folded(dy, s), folded(x, s), gemm_options, s);
+  return mx::unflatten(dw, -1, {-1, options.group_size}, s);
+}
+
+/// The integers q of W = scales q + biases, by group as dW.
+mx::array codes_of(
+    const std::vector<mx::array>& primals,
+    const QuantizedOptions& options,
+    mx::Stream s) {
+  auto& shape = primals[2].shape();
+  auto q = mx::dequantize(
+      primals[1],
+      mx::ones(shape, mx::float32, s),
+      mx::zeros(shape, mx::float32, s),
+      options.group_size,
+      options.bits,
+      mode_name(options.mode),
+      std::nullopt,
+      std::nullopt,
+      s);
+  return mx::unflatten(q, -1, {-1, options.group_size}, s);
+}
+
+}  // namespace
+
+mx::array quantized_linear(
+    const mx::array& x,
+    const mx::array& weight,
+    const mx::array& scales,
+    const std::optional<mx::array>& biases,
+    const std::optional<mx::array>& bias,
+    int group_size,
+    int bits,
+    const std::string& mode,
+    const std::string& device,
+    const std::string& layer,
+    bool frozen,
+    const mx::StreamOrDevice& stream) {
+  auto kind = mode_from(mode);
+  check_shapes(x, weight, scales, biases, group_size, bits, mode);
+  auto dtype = result_type(x, scales, biases, bias);
   auto place = resolve_place(op, device);
   auto s = resolve_stream(op, stream, place);
   std::vector<mx::array> inputs{
-      x, mx::contiguous(weight, false, s), mx::contiguous(scales, false, s)};
+      as_float(x, dtype, s), mx::contiguous(weight, false, s)};
   if (biases) {
-    inputs.push_back(mx::contiguous(*biases, false, s));
+    // Both in one type, as the kernel reads them.
+    auto type = mx::promote_types(scales.dtype(), biases->dtype());
+    for (auto& part : {scales, *biases}) {
+      inputs.push_back(mx::contiguous(mx::astype(part, type, s), false, s));
+    }
+  } else {
+    inputs.push_back(mx::contiguous(scales, false, s));
   }
   if (bias) {
-    inputs.push_back(*bias);
+    inputs.push_back(as_float(*bias, dtype, s));
   }
   QuantizedOptions options{
       kind,
@@ -253,27 +362,19 @@ mx::array quantized_linear(
       group_size,
       biases.has_value(),
       bias.has_value(),
+      frozen,
       place,
       layer,
       dtype};
   auto composition = [options, s](const std::vector<mx::array>& in) {
-    auto y = mx::quantized_matmul(
-        in[0],
-        in[1],
-        in[2],
-        options.has_biases ? std::optional(in[3]) : std::nullopt,
-        true,
-        options.group_size,
-        options.bits,
-        mode_name(options.mode),
-        s);
+    auto y = composed_product(in, true, options, s);
     if (options.has_bias) {
       y = mx::add(y, in.back(), s);
     }
     return std::vector<mx::array>{mx::astype(y, options.dtype, s)};
   };
   auto shape = x.shape();
-  shape.back() = n;
+  shape.back() = weight.shape(0);
   return mx::array(
       std::move(shape),
       dtype,
@@ -314,7 +415,7 @@ void QuantizedLinear::eval_cpu(
     return;
   }
   std::shared_ptr<StagedWeight> staged;
-  if (!placement(*device, out.rows, *layer_)) {
+  if (options_.frozen && !placement(*device, out.rows, *layer_)) {
     auto plan = plan_matmul(
         out.rows, w.cols, w.rows, device->limits(), runner_settings().layout);
     // Known by its packed form; the rows' stride tells bit widths apart.
@@ -341,44 +442,41 @@ std::vector<mx::array> QuantizedLinear::vjp(
   auto s = stream();
   auto& dy = cotangents[0];
   auto last = static_cast<int>(primals.size()) - 1;
+  std::optional<mx::array> dw;  // of scales and biases alike
   std::vector<mx::array> gradients;
   for (int i : argnums) {
     if (i == 0) {
-      std::vector<mx::array> inputs{dy, primals[1], primals[2]};
-      if (options_.has_biases) {
-        inputs.push_back(primals[3]);
-      }
-      auto options = options_;
-      options.dtype = primals[0].dtype();
-      auto composition = [options, s](const std::vector<mx::array>& in) {
-        auto dx = mx::quantized_matmul(
-            in[0],
-            in[1],
-            in[2],
-            options.has_biases ? std::optional(in[3]) : std::nullopt,
-            false,
-            options.group_size,
-            options.bits,
-            mode_name(options.mode),
-            s);
-        return std::vector<mx::array>{mx::astype(dx, options.dtype, s)};
-      };
-      gradients.push_back(
-          mx::array(
-              primals[0].shape(),
-              options.dtype,
-              std::make_shared<QuantizedLinearVJP>(s, options, composition),
-              std::move(inputs)));
-    } else if (options_.has_bias && i == last) {
-      gradients.push_back(row_sum(dy, primals[i].dtype(), s));
-    } else {
-      throw std::invalid_argument(
-          "[mlx_ane.quantized_linear] got a gradient asked for the quantised "
-          "weight of \"" +
-          options_.layer + "\", need it frozen; call freeze() on the layer.");
+      gradients.push_back(dx_of(primals, dy, options_, s));
+      continue;
     }
+    if (options_.has_bias && i == last) {
+      gradients.push_back(row_sum(dy, primals[i].dtype(), s));
+      continue;
+    }
+    check_trained(i);
+    dw = dw ? dw : dw_of(primals[0], dy, options_, s);
+    // dbiases = sum of dW, dscales = sum of dW q, over each group.
+    auto terms =
+        i == 3 ? *dw : mx::multiply(*dw, codes_of(primals, options_, s), s);
+    auto sums = mx::sum(terms, -1, false, s);
+    gradients.push_back(mx::astype(sums, primals[i].dtype(), s));
   }
   return gradients;
+}
+
+void QuantizedLinear::check_trained(int argument) const {
+  if (argument == 1) {
+    throw std::invalid_argument(
+        "[mlx_ane.quantized_linear] got a gradient asked for the quantised "
+        "weight of \"" +
+        options_.layer + "\", need it frozen; call freeze() on the layer.");
+  }
+  if (!options_.has_biases) {
+    throw std::invalid_argument(
+        "[mlx_ane.quantized_linear] got a gradient asked for the scales of \"" +
+        options_.layer + "\" in mode \"" + mode_name(options_.mode) +
+        "\", need mode \"affine\", whose scales are floats; freeze them.");
+  }
 }
 
 bool QuantizedLinear::is_equivalent(const mx::Primitive& other) const {

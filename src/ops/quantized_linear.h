@@ -18,6 +18,7 @@ struct QuantizedOptions {
   int group_size;
   bool has_biases;  // of the quantisation
   bool has_bias;    // of the layer
+  bool frozen;      // keep it staged on the device between calls
   Place place;
   std::string layer;
   mx::Dtype dtype;  // of the result
@@ -27,7 +28,8 @@ struct QuantizedOptions {
 ///// Operation
 
 /// x (..., K) times the transpose of the (N, K) matrix that weight, scales and
-/// biases stand for, as mx.quantized_matmul, plus bias (N).
+/// biases stand for, as mx.quantized_matmul, plus bias (N). Differentiable in
+/// all but the weight, and but the scales of modes other than affine.
 mx::array quantized_linear(
     const mx::array& x,
     const mx::array& weight,
@@ -39,6 +41,7 @@ mx::array quantized_linear(
     const std::string& mode,
     const std::string& device,
     const std::string& layer,
+    bool frozen,
     const mx::StreamOrDevice& stream);
 
 ///// Primitives
@@ -69,6 +72,9 @@ class QuantizedLinear : public Fused {
       const std::vector<mx::array>& inputs) override;
 
  private:
+  /// std::invalid_argument for an argument that has no gradient.
+  void check_trained(int argument) const;
+
   QuantizedOptions options_;
   std::shared_ptr<trace::Layer> layer_;
 };

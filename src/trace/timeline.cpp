@@ -5,6 +5,8 @@
 #include <sstream>
 #include <vector>
 
+#include "host/process.h"
+
 namespace mlx_ane::trace {
 
 namespace {
@@ -25,14 +27,11 @@ struct Timeline {
   std::mutex mutex;
   std::vector<Event> events;
   Clock::time_point origin;
+  std::atomic<bool> open{false};
 };
 
-std::atomic<bool> open{false};
-
-// Leaked: stream threads may record while the process exits.
 Timeline& timeline() {
-  static auto* instance = new Timeline;
-  return *instance;
+  return host::of_process<Timeline>();
 }
 
 int thread_number() {
@@ -59,18 +58,18 @@ double microseconds(Clock::duration d) {
 }  // namespace
 
 bool timeline_open() {
-  return open.load(std::memory_order_relaxed);
+  return timeline().open.load(std::memory_order_relaxed);
 }
 
 void start_timeline() {
   std::lock_guard lock(timeline().mutex);
   timeline().events.clear();
   timeline().origin = Clock::now();
-  open = true;
+  timeline().open = true;
 }
 
 std::string stop_timeline() {
-  open = false;
+  timeline().open = false;
   std::lock_guard lock(timeline().mutex);
   std::ostringstream out;
   out.precision(3);
@@ -107,7 +106,7 @@ void Span::end() {
       Clock::now(),
       thread_number()};
   std::lock_guard lock(timeline().mutex);
-  if (open) {
+  if (timeline().open) {
     timeline().events.push_back(std::move(event));
   }
 }

@@ -8,7 +8,8 @@
 #include "host/half.h"
 #include "host/loops.h"
 #include "kernels/attention.h"
-#include "kernels/losses.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/swiglu.h"
 
 using namespace mlx_ane;
 using namespace mlx_ane::kernels;
@@ -205,8 +206,8 @@ void check_attention(const Case& c, bool gradients) {
        Float::f32,
        {0, 0, c.T, 1}},
       c.sinks ? sinks.data() : nullptr};
-  std::vector<float> lse(static_cast<size_t>(c.B * c.H * c.S));
-  attention_forward(a, out.heads, lse.data());
+  std::vector<RowSoftmax> softmax(static_cast<size_t>(c.B * c.H * c.S));
+  attention_forward(a, out.heads, softmax.data());
   auto forward = [&] { return expected(c, x, scale); };
   CHECK(close(out.values(), forward(), tolerance(c.type)));
   if (!gradients) {
@@ -219,7 +220,7 @@ void check_attention(const Case& c, bool gradients) {
   attention_backward(
       a,
       out.heads,
-      lse.data(),
+      softmax.data(),
       d_out.heads,
       dq.heads,
       dk.heads,
@@ -304,14 +305,19 @@ TEST(cross_entropy_and_its_gradient) {
         Tensor logits({1, 1, tokens, vocabulary}, type, x);
         Values none;
         Tensor grad({1, 1, tokens, vocabulary}, type, none);
-        std::vector<float> loss(3), lse(3), weights(3);
+        std::vector<float> loss(3), top(3), sum(3), weights(3);
         for (int i = 0; i < 3; ++i) {
           weights[i] = static_cast<float>(d_loss[i]);
           d_loss[i] = weights[i];
         }
         auto view = logits.heads.head(0, 0);
         cross_entropy_forward(
-            view, targets.data(), smoothing, loss.data(), lse.data());
+            view,
+            targets.data(),
+            smoothing,
+            loss.data(),
+            top.data(),
+            sum.data());
         auto forward = [&] {
           return cross_entropy(x, targets, vocabulary, smoothing);
         };
@@ -320,7 +326,8 @@ TEST(cross_entropy_and_its_gradient) {
             view,
             targets.data(),
             smoothing,
-            lse.data(),
+            top.data(),
+            sum.data(),
             weights.data(),
             {grad.heads.data, type, tokens, vocabulary, vocabulary});
         CHECK(close(
@@ -330,22 +337,42 @@ TEST(cross_entropy_and_its_gradient) {
   }
 }
 
-TEST(cross_entropy_refuses_targets_outside_and_large_logits) {
-  std::vector<float> x{1e30f, -1e30f, 3.0f, 88.0f, -88.0f, 500.0f};
-  std::vector<int32_t> targets{-1, 2};
-  std::vector<float> loss(2), lse(2), ones{1.0f, 1.0f}, grad(6);
-  MatrixView view{x.data(), Float::f32, 2, 3, 3, 1};
-  cross_entropy_forward(view, targets.data(), 0.0f, loss.data(), lse.data());
-  CHECK(std::isnan(loss[0]) && loss[1] == 0.0f);
-  CHECK(lse[0] == 1e30f && lse[1] == 500.0f);
+TEST(cross_entropy_of_targets_outside_and_large_logits) {
+  // Row 0 ignores its target, row 1 counts it from the end, the logits of row 2
+  // differ by less than their logsumexp's rounding, row 3 has no finite
+  // maximum.
+  std::vector<float> x{
+      3.0f,
+      -1.0f,
+      2.0f,
+      500.0f,
+      -88.0f,
+      88.0f,
+      1e8f,
+      1e8f,
+      -1e8f,
+      1.0f,
+      2.0f,
+      INFINITY};
+  std::vector<int32_t> targets{-100, -3, 1, 0};
+  std::vector<float> loss(4), top(4), sum(4), ones(4, 1.0f), grad(12);
+  MatrixView view{x.data(), Float::f32, 4, 3, 3, 1};
+  cross_entropy_forward(
+      view, targets.data(), 0.0f, loss.data(), top.data(), sum.data());
+  CHECK(loss[0] == 0.0f && loss[1] == 0.0f && std::isnan(loss[3]));
+  CHECK(std::abs(loss[2] - std::log(2.0f)) < 1e-6f);
   cross_entropy_backward(
       view,
       targets.data(),
       0.0f,
-      lse.data(),
+      top.data(),
+      sum.data(),
       ones.data(),
-      {grad.data(), Float::f32, 2, 3, 3});
-  CHECK(std::isnan(grad[1]) && grad[3] == 0.0f && grad[5] == 0.0f);
+      {grad.data(), Float::f32, 4, 3, 3});
+  CHECK(grad[0] == 0.0f && grad[1] == 0.0f && grad[2] == 0.0f);
+  CHECK(grad[3] == 0.0f && grad[5] == 0.0f);
+  CHECK(grad[6] == 0.5f && grad[7] == -0.5f && grad[8] == 0.0f);
+  CHECK(std::isnan(grad[9]));
 }
 
 TEST(swiglu_and_its_gradient) {

@@ -7,6 +7,7 @@
 #include "device/apple/surface.h"
 #include "device/apple/system.h"
 #include "device/apple/verdict.h"
+#include "host/environment.h"
 
 namespace mlx_ane {
 
@@ -22,18 +23,16 @@ std::string value_of(const Verdict& verdict, const char* key) {
 std::string checked_route(const std::string& route) {
   if (route != "in_memory" && route != "e5rt") {
     throw std::invalid_argument(
-        "[mlx_ane] got route \"" + route +
-        "\", need in_memory or e5rt, set MLX_ANE_ROUTE to one of them or "
-        "unset it.");
+        "[mlx_ane] got route \"" + route + "\", need in_memory or e5rt.");
   }
   return route;
 }
 
 /// MLX_ANE_ROUTE, else the verdict's, else "".
 std::string chosen_route(const Verdict& verdict) {
-  auto wanted = std::getenv("MLX_ANE_ROUTE");
-  if (wanted != nullptr && *wanted != '\0') {
-    return checked_route(wanted);
+  if (auto set =
+          host::choice_variable("MLX_ANE_ROUTE", {"in_memory", "e5rt"})) {
+    return *set;
   }
   auto found = value_of(verdict, "route");
   return found.empty() ? "" : checked_route(found);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "device/apple/system.h"
+#include "host/cache.h"
 
 namespace mlx_ane::apple {
 
@@ -168,7 +169,7 @@ std::unique_ptr<ProgramFiles> ProgramFiles::in_directory(
 
 std::unique_ptr<ProgramFiles> ProgramFiles::in_cache(
     const Source& source, const std::string& chip) {
-  auto root = cache_directory() / "programs";
+  auto root = host::cache_directory() / "programs";
   auto key = cache_key(source, chip);
   std::error_code error;
   fs::create_directories(root, error);
@@ -187,7 +188,12 @@ std::unique_ptr<ProgramFiles> ProgramFiles::in_cache(
   }
   files->compiled_ = intact(files->directory_, source);
   if (!files->compiled_) {
-    files->restage(source);
+    try {
+      files->restage(source);
+    } catch (const std::runtime_error& error) {  // there may be room elsewhere
+      host::warn_not_kept("compiled programs", root, error.what());
+      return in_private(source);
+    }
     prune(root);
   }
   return files;
@@ -227,9 +233,15 @@ void ProgramFiles::settle() {
     }
     // Renamed into place: a half-written manifest is never seen.
     auto draft = directory_ / (std::string(manifest_name) + ".new");
-    write(draft, text.data(), text.size());
-    fs::rename(draft, directory_ / manifest_name);
-    compiled_ = true;
+    try {
+      write(draft, text.data(), text.size());
+      fs::rename(draft, directory_ / manifest_name);
+      compiled_ = true;
+    } catch (const std::runtime_error& error) {
+      // The next process compiles it anew.
+      host::warn_not_kept(
+          "compiled programs", directory_.parent_path(), error.what());
+    }
   }
   lock_ = FileLock();
 }

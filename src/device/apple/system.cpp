@@ -1,4 +1,4 @@
-// This machine and this process: OS build, chip, cache directory, fork.
+// This machine and this process: OS build, chip, fork.
 #include "device/apple/system.h"
 
 #include <unistd.h>
@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cctype>
 #include <cstdio>
-#include <cstdlib>
 
 #include "device/apple/apple_abi.h"
 #include "device/device.h"
@@ -35,22 +34,6 @@ const std::string& os_build() {
     return text.empty() ? std::string("unknown") : text;
   }();
   return build;
-}
-
-std::filesystem::path cache_directory() {
-  auto chosen = std::getenv("MLX_ANE_CACHE_DIR");
-  if (chosen != nullptr && *chosen != '\0') {
-    return chosen;
-  }
-  auto home = std::getenv("HOME");
-  auto base = home != nullptr && *home != '\0'
-                  ? std::filesystem::path(home)
-                  : std::filesystem::temp_directory_path();
-#if defined(__APPLE__)
-  return base / "Library" / "Caches" / "mlx_ane";
-#else
-  return base / ".cache" / "mlx_ane";
-#endif
 }
 
 bool in_same_process() {

@@ -1,7 +1,6 @@
-// This machine and this process: OS build, chip, cache directory, fork.
+// This machine and this process: OS build, chip, fork.
 #pragma once
 
-#include <filesystem>
 #include <string>
 
 namespace mlx_ane::apple {
@@ -12,9 +11,6 @@ std::string sysctl_text(const char* name);
 
 /// The build of the system, for example "25E236".
 const std::string& os_build();
-
-/// MLX_ANE_CACHE_DIR, or this user's cache directory of the project.
-std::filesystem::path cache_directory();
 
 /// The engine's connection dies in a forked child. Throws DeviceError in any
 /// process but the one that called this first.

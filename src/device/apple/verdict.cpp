@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
-#include <stdexcept>
 
 #include "device/apple/system.h"
+#include "host/cache.h"
 
 namespace mlx_ane::apple {
 
@@ -17,7 +19,7 @@ fs::path verdict_file() {
   auto chip = sysctl_text("machdep.cpu.brand_string");
   auto key = file_key(os_build()) + "-" + file_key(chip) + "-" +
              file_key(MLX_ANE_VERSION);
-  return cache_directory() / "verdicts" / (key + ".txt");
+  return host::cache_directory() / "verdicts" / (key + ".txt");
 }
 
 std::optional<Verdict> stored_verdict() {
@@ -37,7 +39,8 @@ std::optional<Verdict> stored_verdict() {
 
 void store_verdict(const Verdict& verdict) {
   auto file = verdict_file();
-  fs::create_directories(file.parent_path());
+  std::error_code error;
+  fs::create_directories(file.parent_path(), error);
   auto draft = fs::path(file).concat(".new").concat(std::to_string(getpid()));
   std::ofstream stream(draft, std::ios::trunc);
   for (auto [key, value] : verdict) {
@@ -45,12 +48,14 @@ void store_verdict(const Verdict& verdict) {
     stream << key << ": " << value << "\n";
   }
   stream.close();
-  if (!stream) {
-    throw std::runtime_error(
-        "[mlx_ane.selftest] got an error on writing " + draft.string() +
-        ", need a writable cache, set MLX_ANE_CACHE_DIR.");
+  if (stream) {
+    fs::rename(draft, file, error);
   }
-  fs::rename(draft, file);
+  if (!stream || error) {
+    auto why = error ? error.message() : std::strerror(errno);
+    fs::remove(draft, error);
+    host::warn_not_kept("the verdict", file.parent_path(), why);
+  }
 }
 
 }  // namespace mlx_ane::apple

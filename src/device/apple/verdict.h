@@ -19,7 +19,7 @@ std::filesystem::path verdict_file();
 /// The verdict for this OS build, chip and version, if the self-test has run.
 std::optional<Verdict> stored_verdict();
 
-/// Replaces it. Throws std::runtime_error where the cache cannot be written.
+/// Replaces it; one line on stderr where the cache cannot be written.
 void store_verdict(const Verdict& verdict);
 
 }  // namespace mlx_ane::apple

@@ -155,6 +155,11 @@ class EmulatedExecutable : public Executable {
 
 class EmulatedDevice : public Device {
  public:
+  /// Reads the environment: a wrong value is an error of the first call.
+  EmulatedDevice() {
+    emulated::options();
+    emulated::faults();
+  }
   std::string_view name() const override {
     return "emulated";
   }

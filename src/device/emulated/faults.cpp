@@ -16,6 +16,8 @@
 #include <string_view>
 #include <thread>
 
+#include "host/environment.h"
+
 namespace mlx_ane::emulated {
 
 namespace {
@@ -245,8 +247,7 @@ void read_environment(Table& t) {
   if (t.from_environment) {
     return;
   }
-  auto* text = std::getenv("MLX_ANE_FAULTS");
-  auto specification = std::string(text ? text : "");
+  auto specification = host::variable("MLX_ANE_FAULTS");
   t.injections = parse(specification);
   t.specification = specification;
   t.from_environment = true;

@@ -1,12 +1,12 @@
 // Process-wide state of the emulated engine.
 #include "device/emulated/state.h"
 
-#include <cstdlib>
 #include <map>
 #include <mutex>
 
 #include "device/emulated/faults.h"
 #include "device/emulated/rules.h"
+#include "host/environment.h"
 
 namespace mlx_ane::emulated {
 
@@ -45,27 +45,14 @@ void validate(const Options& options) {
   }
 }
 
-/// A variable's value; an empty one counts as not set.
-std::string variable(const char* name) {
-  auto* text = std::getenv(name);
-  return text ? text : "";
-}
-
 Options options_of_environment() {
   Options out;
-  if (auto chip = variable("MLX_ANE_EMULATED_CHIP"); !chip.empty()) {
+  if (auto chip = host::variable("MLX_ANE_EMULATED_CHIP"); !chip.empty()) {
     out.chip = chip;
   }
-  if (auto numerics = variable("MLX_ANE_EMULATED_NUMERICS");
-      !numerics.empty()) {
-    if (numerics != "fast" && numerics != "exact") {
-      throw std::invalid_argument(
-          "[mlx_ane.emulated] got MLX_ANE_EMULATED_NUMERICS=" + numerics +
-          ", need fast or exact.");
-    }
-    out.exact = numerics == "exact";
-  }
-  auto names = variable("MLX_ANE_EMULATED_ALLOW");
+  out.exact = host::choice_variable(
+                  "MLX_ANE_EMULATED_NUMERICS", {"fast", "exact"}) == "exact";
+  auto names = host::variable("MLX_ANE_EMULATED_ALLOW");
   for (size_t from = 0; from < names.size();) {
     auto to = std::min(names.find(',', from), names.size());
     out.allow.insert(names.substr(from, to - from));

@@ -1,0 +1,1 @@
+"""What `mlx-ane lora` checks before it works: options, files, rows, adapters."""

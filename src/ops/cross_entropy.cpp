@@ -8,6 +8,7 @@
 #include "kernels/cross_entropy.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {

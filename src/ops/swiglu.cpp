@@ -6,6 +6,7 @@
 #include "kernels/swiglu.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
+#include "ops/streams.h"
 #include "trace/timeline.h"
 
 namespace mlx_ane {

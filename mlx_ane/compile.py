@@ -231,7 +231,9 @@ def _signature(tree: Any) -> Any:
             seen[id(value)] = len(seen)
             parts.append(type(value))
             walk(dict(value))
-            walk({k: v for k, v in vars(value).items() if k != "_no_grad"})
+            # Names and devices of ours differ between equal layers.
+            ours = {"_no_grad", *getattr(type(value), "_settings", ())}
+            walk({k: v for k, v in vars(value).items() if k not in ours})
         elif isinstance(value, dict):
             parts.append(len(value))
             for key, item in value.items():

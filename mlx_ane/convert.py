@@ -24,6 +24,7 @@ from mlx_ane._layers import (
     why_not,
 )
 from mlx_ane.autotune import OBJECTIVES, Decision, Tuner
+from mlx_ane.blocks import block_class, find_blocks
 from mlx_ane.nn import PRECISIONS, Placed
 from mlx_ane.report import ConversionReport, ConvertedLayer, SkippedLayer
 
@@ -34,6 +35,7 @@ Policy = Callable[[str, nn.Module], "str | None"]
 
 POLICIES = ("all", "frozen", "auto")
 OPTIONS = ("device", "precision", "policy")
+GRANULARITIES = ("layer", "block")
 
 
 def convert(
@@ -45,6 +47,7 @@ def convert(
     precision: str | None = None,
     objective: str = "time",
     batch_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    granularity: str = "layer",
 ) -> ConversionReport:
     """Move the matrix products of a model's layers to a device, in place.
 
@@ -80,6 +83,11 @@ def convert(
         batch_shape (Sequence[int] or Sequence of them, optional): Shape of the
             model's input, or several, from which policy "auto" learns the rows of
             each layer; without it every layer is measured with 512 rows.
+        granularity (str): "layer": a program is one layer's product. "block": it is
+            a whole block, forward or gradient; blocks are the modules in a model's
+            lists that hold such layers, or those of them that ``class_predicate``
+            says. What cannot be a program at a call is one by its children, else by
+            its layers; the report says why. Gradients are those of the engine's fp16.
 
     Returns:
         ConversionReport: What was converted, what was not and why; printing it
@@ -87,6 +95,8 @@ def convert(
 
     Raises:
         ValueError: If an argument, a predicate's answer or a layer is malformed.
+        NotImplementedError: If blocks are to have another policy than "all" or
+            another precision than "default".
         RuntimeError: If this machine lacks the device.
 
     Example:
@@ -97,6 +107,7 @@ def convert(
     """
     _check_model(model, "convert")
     defaults = _Options(device, policy, precision)
+    _check_granularity(granularity, defaults)
     sites = find_sites(model)
     report = ConversionReport()
     with originals(site.module for site in sites):
@@ -105,10 +116,18 @@ def convert(
             (site.module, _decide(site, class_predicate, defaults, tune, report))
             for site in sites
         ]
+        if granularity == "block":
+            blocks = [
+                (site.module, _decide_block(site, class_predicate, defaults, report))
+                for site in find_blocks(sites)
+            ]
+            chosen = {id(module) for module, _ in blocks}
+            decided = [pair for pair in decided if id(pair[0]) not in chosen] + blocks
     names = _names(report.converted)
     for module, settings in decided:  # from here on nothing can fail
         if settings is not None:
-            exchange(module, CLASSES[original_class(module)], **settings)
+            original = original_class(module)
+            exchange(module, CLASSES.get(original) or block_class(original), **settings)
         elif is_exchanged(module):
             restore(module)
     for converted, name in zip(report.converted, names, strict=True):
@@ -214,6 +233,47 @@ class _Options:
             return self.device
         resolve(device, "convert")
         return str(device)
+
+
+def _check_granularity(granularity: str, options: _Options) -> None:
+    if granularity not in GRANULARITIES:
+        raise ValueError(
+            f"[mlx_ane.convert] granularity is {granularity!r}, need one of "
+            f"{', '.join(map(repr, GRANULARITIES))}."
+        )
+    plain = options.policy == "all" and options.precision in (None, "default")
+    if granularity == "block" and not plain:
+        raise NotImplementedError(
+            f"[mlx_ane.convert] granularity 'block' got policy {options.policy!r} and "
+            f"precision {options.precision!r}, need 'all' and 'default'; use "
+            f"granularity 'layer' for others."
+        )
+
+
+def _decide_block(
+    site: Site,
+    predicate: Predicate | None,
+    defaults: _Options,
+    report: ConversionReport,
+) -> dict[str, Any] | None:
+    """Settings of a block, or None; the report learns what was decided."""
+    options, module = defaults, site.module
+    if predicate is not None:
+        answer = predicate(site.path, module)
+        if answer is False or answer is None:
+            return None  # its layers were asked about too
+        options = defaults.updated(site.path, answer)
+        _check_granularity("block", options)
+    report.converted.append(
+        ConvertedLayer(
+            site.path,
+            block_class(type(module)).__name__,
+            (),
+            module,
+            site.aliases,
+        )
+    )
+    return {"_device": options.device}
 
 
 #: Measures where a plain layer should run, by its path, for these options.

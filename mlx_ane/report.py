@@ -186,6 +186,8 @@ def _notes(layer: ConvertedLayer, live: dict[str, Any]) -> str:
         notes.append("precision 'exact': fp32 on the BLAS")
     if layer.decision:
         notes.append(str(layer.decision))
+    if vars(layer.layer).get("_why"):
+        notes.append(f"by its parts: {layer.layer._why}")
     notes += [f"placed {why}: {n}" for why, n in live["placed"].items()]
     notes += [f"FALLBACK {why}: {n}" for why, n in live["fallback"].items()]
     return "; ".join(notes)

@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "bindings.h"
+#include "device/runner.h"
 #include "ops/block.h"
 
 namespace nb = nanobind;
@@ -157,6 +158,18 @@ void bind_block(nb::module_& m) {
   nb::class_<BlockProgram>(
       m, "Program", "A MIL program with its ports; see mlx_ane.block.")
       .def_ro("id", &BlockProgram::id);
+  m.def(
+      "place",
+      [](const std::string& name, const std::string& reason) {
+        auto layer = trace::layer(name);
+        ++layer->calls;
+        layer->place(trace::placement_from(reason));
+      },
+      "name"_a,
+      "reason"_a,
+      "Counts a call that the function itself serves.");
+  m.def(
+      "min_rows", &min_rows, "Calls of fewer rows are placed on the BLAS.");
   m.def(
       "program",
       &make_program,

@@ -11,6 +11,7 @@
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
+#include "ops/streams.h"
 
 namespace mlx_ane {
 

@@ -2,6 +2,7 @@
 #include "trace/counters.h"
 
 #include <mutex>
+#include <stdexcept>
 
 namespace mlx_ane::trace {
 
@@ -39,6 +40,18 @@ constexpr std::array<const char*, n_counters> counter_names = {
 };
 static_assert(counter_names.back(), "a counter has no name");
 
+constexpr std::array<const char*, n_placements> placement_names = {
+    "device_cpu",
+    "few_rows",
+    "out_of_range",
+    "back_off",
+    "device_out",
+    "over_budget",
+    "kv_cache",
+    "untranslated",
+};
+static_assert(placement_names.back(), "a placement has no name");
+
 struct Registry {
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<Layer>> layers;
@@ -56,16 +69,16 @@ Registry& registry() {
 }  // namespace
 
 const char* to_string(Placement placement) {
-  static constexpr std::array<const char*, n_placements> names = {
-      "device_cpu",
-      "few_rows",
-      "out_of_range",
-      "back_off",
-      "device_out",
-      "over_budget",
-  };
-  static_assert(names.back(), "a placement has no name");
-  return names[static_cast<size_t>(placement)];
+  return placement_names[static_cast<size_t>(placement)];
+}
+
+Placement placement_from(const std::string& name) {
+  for (size_t i = 0; i < n_placements; ++i) {
+    if (name == placement_names[i]) {
+      return static_cast<Placement>(i);
+    }
+  }
+  throw std::invalid_argument("[mlx_ane] got placement \"" + name + "\".");
 }
 
 void add(Counter counter, int64_t n) {

@@ -48,9 +48,13 @@ enum class Placement {
   back_off,
   device_out,
   over_budget,
+  kv_cache,      // a block that would write to an argument
+  untranslated,  // a block that is no program
   count_,
 };
 const char* to_string(Placement placement);
+/// By its name; std::invalid_argument otherwise.
+Placement placement_from(const std::string& name);
 
 void add(Counter counter, int64_t n = 1);
 

@@ -339,9 +339,10 @@ class Builder:
         return self.binary("real_div", operand(x), y)
 
     def unary(self, op: str, x: Operand, **arguments: Any) -> Operand:
-        if isinstance(x, np.ndarray):
+        if isinstance(x, np.ndarray) and op in _NUMPY:
             with np.errstate(all="ignore"):
                 return np.asarray(_NUMPY[op](x))
+        x = self.tensor(x)
         return self.emit(op, x.shape, x=x, **arguments)
 
     def maximum(self, x: Operand, y: Operand | float) -> Operand:

@@ -12,7 +12,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 import mlx_ane as ane
-from mlx_ane.capture import capture
+from mlx_ane.capture import capture, gradients
 from mlx_ane.tape import Unsupported
 
 X = (2, 64, 64)
@@ -35,7 +35,7 @@ def test_the_backward_tape_is_the_gradient(name: str) -> None:
     captured = capture(call, layer, x)
     inputs = captured.arguments(layer, x)
     wanted = range(len(inputs))
-    got = captured.backward(wanted).run(dy, *inputs)
+    got = gradients(captured.body, wanted).run(dy, *inputs)
     _, expected = mx.vjp(captured.body.run, inputs, [dy])
     assert len(got) == len(inputs)
     for g, e in zip(got, expected, strict=True):
@@ -106,7 +106,7 @@ def test_forms_are_recognised(name: str) -> None:
     exact = function(x, w)
     assert error(y, exact) < 2e-6
     dy = mx.random.normal(exact.shape)
-    got = captured.backward([0]).run(dy, *inputs)
+    got = gradients(captured.body, [0]).run(dy, *inputs)
     _, (dx,) = mx.vjp(lambda x: function(x, w), [x], [dy])
     assert error(got[0], dx) < 5e-6
 
@@ -256,7 +256,7 @@ def test_nothing_is_touched() -> None:
         return call(layer, cache.store(x))
 
     mx.set_default_device(mx.cpu)
-    capture(writes, layer, x, cache).backward([0])
+    gradients(capture(writes, layer, x, cache).body, [0])
     assert _THREADS and threading.get_ident() not in _THREADS
     assert not written
     assert cache.keys is None

@@ -4,9 +4,9 @@
     python tools/block_table.py llama mixtral    # these
     python tools/block_table.py --json           # for a test
 
-A kind is a class of layer with its parameters' shapes. Each is taken from a tiny random
-model, called as that model calls it, translated forward and backward, run on the
-emulated engine and compared with plain MLX in fp32.
+A kind is a class of layer with the shapes of its parameters and arguments. Each is
+taken from a tiny random model, called as that model calls it, translated forward and
+back, run on the emulated engine and compared with plain MLX in fp32.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def translate(tape: Tape, **forms: str) -> Program:
     """Write a tape as one MIL program.
 
     Args:
-        tape (Tape): Of MLX's primitives, as `lowered` and `gradients` of capture give it.
+        tape (Tape): Of MLX's primitives: what `lowered` and `gradients` return.
         **forms (str): A choice for each entry of `FORMS`; its first one by default.
 
     Returns:

@@ -111,6 +111,24 @@ def test_forms_are_recognised(name: str) -> None:
     assert error(got[0], dx) < 5e-6
 
 
+def test_what_only_looks_like_a_norm_is_left_alone() -> None:
+    def of_another(x: mx.array, t: mx.array) -> mx.array:
+        return x * mx.rsqrt(t.square().mean(-1, keepdims=True) + 1e-5)
+
+    def of_columns(x: mx.array, t: mx.array) -> mx.array:
+        return x * mx.rsqrt(x.square().mean(-2, keepdims=True) + t[0, 0])
+
+    def divided(x: mx.array, t: mx.array) -> mx.array:
+        return mx.sqrt(x.square().mean(-1, keepdims=True) + 1e-5) / x * t
+
+    x, t = mx.random.normal((8, 8)) + 3, mx.random.normal((8, 8)) + 3
+    for function in (of_another, of_columns, divided):
+        captured = capture(function, x, t)
+        assert "Unit" not in [n.name for n in captured.body.nodes]
+        (y,) = captured.body.run(*captured.arguments(x, t))
+        assert error(y, function(x, t)) < 1e-6
+
+
 def test_what_only_looks_like_a_rotation_is_left_alone() -> None:
     def reflect(x: mx.array, t: mx.array) -> mx.array:
         a, b = x[..., :8], x[..., 8:]

@@ -101,6 +101,9 @@ REFUSED: dict[str, Callable[[mx.array], mx.array]] = {
     "a product over rows": lambda x: x + x @ (x.swapaxes(1, 2) @ x),
     "dropout": lambda x: nn.Dropout(0.5)(x),
     "a table of rows": lambda x: x + mx.linspace(0, 1, x.shape[1])[:, None],
+    "zeros over zeros": lambda x: x / (mx.abs(x).sum(-1, keepdims=True)),
+    "a root of zero": lambda x: x * mx.sqrt(mx.abs(x)),
+    "a norm without epsilon": lambda x: mx.fast.rms_norm(x, None, 0.0),
     "columns of rows": lambda x: mx.fast.rms_norm(x.swapaxes(1, 2), None, 1e-5),
 }
 

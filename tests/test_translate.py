@@ -222,6 +222,66 @@ def test_a_computed_condition_has_both_forms() -> None:
     assert "select(" not in translate(tape, compare="sign").text()
 
 
+def of(
+    function: Callable[..., mx.array], *arrays: mx.array, **forms: str
+) -> np.ndarray:
+    """A function's value from its program."""
+    captured = capture(function, *arrays)
+    inputs = captured.arguments(*arrays)
+    return run(lowered(captured.body), inputs, **forms)[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 33, 45, 64])
+@pytest.mark.parametrize("choice", FORMS["max"][0])
+def test_maxima_of_any_number(size: int, choice: str) -> None:
+    x = mx.random.normal((size, 40, size))  # the maximum is at each place once
+    x = x + 9 * mx.eye(size)[:, None]
+
+    def function(x: mx.array) -> mx.array:
+        return mx.max(x, -1, keepdims=True) + x
+
+    assert error(of(function, x, max=choice), function(x)) < 1e-3
+
+
+def test_a_sum_of_what_is_broadcast() -> None:
+    x = mx.random.normal((2, 64, 48))
+
+    def function(x: mx.array) -> mx.array:
+        return x + mx.broadcast_to(x[:, :1], x.shape).sum(1, keepdims=True)
+
+    assert error(of(function, x), function(x)) < 1e-3
+
+
+def test_rows_without_an_element_are_uniform() -> None:
+    x = mx.random.normal((64, 64))
+    mask = mx.tril(mx.ones((64, 64), mx.bool_), -1)  # the first row attends nothing
+
+    def constant(x: mx.array) -> mx.array:
+        rows = mx.arange(64)[:, None] > mx.arange(64)[None]
+        return mx.softmax(mx.where(rows, x, mx.finfo(mx.float32).min), -1)
+
+    def given(x: mx.array, mask: mx.array) -> mx.array:
+        return mx.softmax(mx.where(mask, x, mx.finfo(mx.float32).min), -1)
+
+    assert error(of(constant, x), constant(x)) < 1e-3
+    assert error(of(given, x, mask), constant(x)) < 1e-3
+
+
+def test_transposed_operands_are_not_moved() -> None:
+    captured = capture(
+        lambda x, w: (x @ w.T).T @ x, mx.ones((64, 48)), mx.ones((32, 48))
+    )
+    text = translate(lowered(captured.body)).text()
+    assert "transpose(" not in text
+    assert (
+        error(
+            of(lambda x, w: (x @ w.T).T @ x, TABLE, TABLE[:32]),
+            (TABLE @ TABLE[:32].T).T @ TABLE,
+        )
+        < 1e-3
+    )
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks(name: str) -> None:
     layer, call = make(name)

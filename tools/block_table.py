@@ -24,7 +24,6 @@ from mlx.utils import tree_flatten
 from model_configs import TINY
 from model_table import CRASHES, TOKENS, architectures, build
 
-from mlx_ane import emulated
 from mlx_ane.block import Block
 from mlx_ane.capture import flatten, rebuild
 
@@ -77,7 +76,6 @@ def measure(name: str) -> list[Row]:
         kinds = calls(build(name))
     except Exception as error:
         return [Row(name, "", failure=f"plain MLX: {_sentence(error)}")]
-    emulated.reset()  # a process may compile so many programs only
     return [_measure(name, *kind) for kind in kinds]
 
 

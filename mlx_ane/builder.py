@@ -185,33 +185,30 @@ class Builder:
         return self.tensor(self.emit("mul", shape, x=x, y=self.port(ones)))
 
     def _enter_inputs(self) -> None:
-        types = [self.tape.types[v] for v in self.tape.inputs]
-        rows: dict[str, Part] = {}
-        first = types[0].shape
-        if self.forms["weights"] == "rows" and first:
-            at = 0
-            for i, (v, t) in enumerate(zip(self.tape.inputs, types, strict=True)):
-                turned = len(t.shape) == 2 and t.shape[1] != first[-1] == t.shape[0]
-                if (
-                    i
-                    and t.shape
-                    and len(t.shape) < 3
-                    and (t.shape[-1] == first[-1] or turned)
-                ):
-                    rows[v] = Part(i, t.shape, at, turned)
-                    at += t.size // first[-1]
-        for i, (v, t) in enumerate(zip(self.tape.inputs, types, strict=True)):
-            if v not in rows:
-                self.values[v] = self._input("w" if i else "x", Part(i, t.shape))
+        shapes = [self.tape.types[v].shape for v in self.tape.inputs]
+        rows = self._shared_rows(shapes) if self.forms["weights"] == "rows" else []
+        shared = {part.source for part in rows}
+        for i, (v, shape) in enumerate(zip(self.tape.inputs, shapes, strict=True)):
+            if i not in shared:
+                self.values[v] = self._input("w" if i else "x", Part(i, shape))
         if rows:
-            shape = (1, 1, at, first[-1])
-            port = self._port("r", shape, tuple(rows.values()))
-            for v, part in rows.items():
-                n = math.prod(part.shape) // first[-1]
-                x = self.cut(port, 2, range(part.row, part.row + n))
-                self.values[v] = (
-                    self.transpose(x, (0, 1, 3, 2)) if part.transposed else x
-                )
+            width = shapes[0][-1]
+            ends = [part.row + math.prod(part.shape) // width for part in rows]
+            port = self._port("r", (1, 1, ends[-1], width), tuple(rows))
+            for part, end in zip(rows, ends, strict=True):
+                x = self.cut(port, 2, range(part.row, end))
+                x = self.transpose(x, (0, 1, 3, 2)) if part.transposed else x
+                self.values[self.tape.inputs[part.source]] = x
+
+    def _shared_rows(self, shapes: Sequence[Shape]) -> list[Part]:
+        """Vectors and matrices, perhaps transposed, that are as wide as the first input."""
+        rows, at, width = [], 0, shapes[0][-1] if shapes[0] else 0
+        for i, shape in enumerate(shapes):
+            turned = len(shape) == 2 and shape[1] != width == shape[0]
+            if i and len(shape) in (1, 2) and (turned or shape[-1] == width):
+                rows.append(Part(i, shape, at, turned))
+                at += math.prod(shape) // width
+        return rows
 
     def _input(self, letter: str, part: Part) -> Value:
         shape = four_axes(part.shape)

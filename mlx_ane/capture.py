@@ -227,13 +227,12 @@ def _capture_padded(
     }
     # The prologue ends where the body begins: both are one proof.
     joined, found = guard(_joined(wide), _joined(exact), axes, size, rows)
-    where = [v for v in wide.data]
-    prologue, body = _split(joined, where)
+    prologue, body = _split(joined, wide.data)
     return replace(
         wide,
         prologue=prologue,
         body=body,
-        data=[v for v in where if v in body.inputs],
+        data=[v for v in wide.data if v in body.inputs],
         rows=rows,
         row_axes=found,
     )

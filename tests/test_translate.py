@@ -243,6 +243,19 @@ def test_maxima_of_any_number(size: int, choice: str) -> None:
     assert error(of(function, x, max=choice), function(x)) < 1e-3
 
 
+def test_infinity_is_a_number_in_masks() -> None:
+    x = mx.random.normal((64, 64))
+    table = mx.where(mx.tril(mx.ones((64, 64))) > 0, 0.0, -mx.inf)
+    functions = [
+        lambda x: mx.softmax(x + mx.where(mx.arange(64) < 9, 0.0, -mx.inf), -1),
+        lambda x: mx.softmax(mx.maximum(x, -mx.inf), -1),
+        lambda x: mx.softmax(mx.where(x > -mx.inf, x, -1e30), -1),
+        lambda x: mx.softmax(x + table, -1),
+    ]
+    for function in functions:
+        assert error(of(function, x), function(x)) < 2e-3
+
+
 def test_a_sum_of_what_is_broadcast() -> None:
     x = mx.random.normal((2, 64, 48))
 
@@ -458,6 +471,9 @@ UNSUPPORTED: dict[str, tuple[Callable[[mx.array], mx.array], str]] = {
     "Sort": (lambda x: mx.sort(x * 2, -1) + x, "Sort"),
     "integers": (lambda x: x + x.astype(mx.int32), "AsType"),
     "product": (lambda x: x + mx.prod(x, -1, keepdims=True), "Reduce"),
+    "a large factor": (lambda x: x * 1e5, "Multiply"),
+    "a large table": (lambda x: x * (mx.arange(64) * 1e5), "Multiply"),
+    "a small factor": (lambda x: x * 1e-9, "Multiply"),
     "six axes": (
         lambda x: x.reshape(2, 2, 2, 2, 2, 128).transpose(5, 4, 3, 2, 1, 0) + 1,
         "Reshape",

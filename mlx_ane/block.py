@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from mlx_ane import emulated
 from mlx_ane.builder import Program
-from mlx_ane.capture import Captured, capture
+from mlx_ane.capture import Captured, capture, gradients, lowered, signature
 from mlx_ane.tape import Node, Tape, Type
 from mlx_ane.translate import translate
 
@@ -100,7 +100,12 @@ class BlockProgram:
         scale = self._scale(arrays)
         given = [a * scale if i < self.cotangents else a for i, a in enumerate(arrays)]
         dialect = "ios16" if chip in ("h13", "h14") else "ios18"
-        engine = _compiled(self.program.text(dialect), chip, tuple(allow))
+        engine = emulated.Program(
+            self.program.text(dialect),
+            chip=chip,
+            limits="strict",
+            allow={*allow, "compiles"},  # how many a process compiles is its own affair
+        )
         results = self.program.unpack(
             engine(self.program.pack(given), numerics=numerics)
         )
@@ -139,11 +144,6 @@ def _matrix(operand: Operand, results: list[Array], arrays: Sequence[Array]) -> 
     return matrix.T if operand.transposed else matrix
 
 
-@lru_cache(64)
-def _compiled(text: str, chip: str, allow: tuple[str, ...]) -> emulated.Program:
-    return emulated.Program(text, chip=chip, limits="strict", allow=allow)
-
-
 class Block:
     """A function of a module and its data, with a forward and backward programs.
 
@@ -170,11 +170,11 @@ class Block:
         **forms: str,
     ) -> None:
         self.captured: Captured = capture(fun, *args, rows=rows)
-        self.forms = forms
-        inputs = self.captured.body.inputs
-        data = [inputs.index(v) for v in self.captured.data]
-        self.forward = forward_program(self.captured.forward(), data, **forms)
-        self._backward: dict[tuple[int, ...], BlockProgram] = {}
+        self.forms = tuple(sorted(forms.items()))
+        body = self.captured.body
+        self._body = _Body(signature(body), body)
+        data = tuple(body.inputs.index(v) for v in self.captured.data)
+        self.forward = _forward(self._body, data, self.forms)
 
     @property
     def differentiable(self) -> tuple[int, ...]:
@@ -185,12 +185,7 @@ class Block:
 
     def backward(self, wanted: Sequence[int]) -> BlockProgram:
         """The program of the gradients of some of the body's inputs."""
-        key = tuple(wanted)
-        if key not in self._backward:
-            n = len(self.captured.body.outputs)
-            tape = self.captured.backward(key)
-            self._backward[key] = backward_program(tape, n, **self.forms)
-        return self._backward[key]
+        return _backward(self._body, tuple(wanted), self.forms)
 
     def __call__(self, *args: Any, **options: Any) -> list[Array]:
         """The outputs by the reference; options are those of `BlockProgram.run`."""
@@ -209,7 +204,8 @@ class Block:
     ) -> dict[str, Array]:
         """Gradients of all floating-point arrays in the arguments, by path."""
         captured, wanted = self.captured, self.differentiable
-        inputs = captured.arguments(*args)
+        leaves, key = captured.flatten(*args), captured.draw()
+        inputs = captured.arguments_of(leaves, key)
         back = self.backward(wanted)
         shapes = [captured.body.types[v].shape for v in captured.body.outputs]
         padded = [
@@ -217,7 +213,6 @@ class Block:
             for c, shape in zip(cotangents, shapes, strict=True)
         ]
         found = back.run([*padded, *_numpy(inputs)], **options)
-        leaves = captured.flatten(*args)
         floats = [
             i for i, a in enumerate(leaves) if mx.issubdtype(a.dtype, mx.floating)
         ]
@@ -226,7 +221,7 @@ class Block:
             arrays = list(leaves)
             for i, array in zip(floats, changed, strict=True):
                 arrays[i] = array
-            made = captured.arguments_of(arrays)
+            made = captured.arguments_of(arrays, key)
             return [made[i] for i in wanted]
 
         with mx.stream(mx.cpu):
@@ -237,6 +232,28 @@ class Block:
             captured.leaves[i].path: np.array(g.astype(mx.float32))
             for i, g in zip(floats, total, strict=True)
         }
+
+
+@dataclass(frozen=True)
+class _Body:
+    """A tape that equals another if their programs are one."""
+
+    signature: str
+    tape: Tape = field(compare=False, repr=False)
+
+
+Forms = tuple[tuple[str, str], ...]
+
+
+@lru_cache(256)
+def _forward(body: _Body, data: tuple[int, ...], forms: Forms) -> BlockProgram:
+    return forward_program(lowered(body.tape), data, **dict(forms))
+
+
+@lru_cache(256)
+def _backward(body: _Body, wanted: tuple[int, ...], forms: Forms) -> BlockProgram:
+    tape = gradients(body.tape, wanted)
+    return backward_program(tape, len(body.tape.outputs), **dict(forms))
 
 
 def _numpy(arrays: Sequence[mx.array]) -> list[Array]:

@@ -185,33 +185,30 @@ class Builder:
         return self.tensor(self.emit("mul", shape, x=x, y=self.port(ones)))
 
     def _enter_inputs(self) -> None:
-        types = [self.tape.types[v] for v in self.tape.inputs]
-        rows: dict[str, Part] = {}
-        first = types[0].shape
-        if self.forms["weights"] == "rows" and first:
-            at = 0
-            for i, (v, t) in enumerate(zip(self.tape.inputs, types, strict=True)):
-                turned = len(t.shape) == 2 and t.shape[1] != first[-1] == t.shape[0]
-                if (
-                    i
-                    and t.shape
-                    and len(t.shape) < 3
-                    and (t.shape[-1] == first[-1] or turned)
-                ):
-                    rows[v] = Part(i, t.shape, at, turned)
-                    at += t.size // first[-1]
-        for i, (v, t) in enumerate(zip(self.tape.inputs, types, strict=True)):
-            if v not in rows:
-                self.values[v] = self._input("w" if i else "x", Part(i, t.shape))
+        shapes = [self.tape.types[v].shape for v in self.tape.inputs]
+        rows = self._shared_rows(shapes) if self.forms["weights"] == "rows" else []
+        shared = {part.source for part in rows}
+        for i, (v, shape) in enumerate(zip(self.tape.inputs, shapes, strict=True)):
+            if i not in shared:
+                self.values[v] = self._input("w" if i else "x", Part(i, shape))
         if rows:
-            shape = (1, 1, at, first[-1])
-            port = self._port("r", shape, tuple(rows.values()))
-            for v, part in rows.items():
-                n = math.prod(part.shape) // first[-1]
-                x = self.cut(port, 2, range(part.row, part.row + n))
-                self.values[v] = (
-                    self.transpose(x, (0, 1, 3, 2)) if part.transposed else x
-                )
+            width = shapes[0][-1]
+            ends = [part.row + math.prod(part.shape) // width for part in rows]
+            port = self._port("r", (1, 1, ends[-1], width), tuple(rows))
+            for part, end in zip(rows, ends, strict=True):
+                x = self.cut(port, 2, range(part.row, end))
+                x = self.transpose(x, (0, 1, 3, 2)) if part.transposed else x
+                self.values[self.tape.inputs[part.source]] = x
+
+    def _shared_rows(self, shapes: Sequence[Shape]) -> list[Part]:
+        """Vectors and matrices as wide as the first input, perhaps transposed."""
+        rows, at, width = [], 0, shapes[0][-1] if shapes[0] else 0
+        for i, shape in enumerate(shapes):
+            turned = len(shape) == 2 and shape[1] != width == shape[0]
+            if i and len(shape) in (1, 2) and (turned or shape[-1] == width):
+                rows.append(Part(i, shape, at, turned))
+                at += math.prod(shape) // width
+        return rows
 
     def _input(self, letter: str, part: Part) -> Value:
         shape = four_axes(part.shape)
@@ -256,7 +253,7 @@ class Builder:
             kind = _tensor("int32", (len(value),))
             literal = f"{kind}([{', '.join(map(str, value))}])"
         else:
-            kind, literal = "fp16", f"fp16({_half(float(value)).hex()})"
+            kind, literal = "fp16", f"fp16({float(np.float16(value)).hex()})"
         key = (kind, literal)
         if key not in self.known:
             name = f"v{len(self.lines)}"
@@ -266,9 +263,8 @@ class Builder:
 
     def port(self, array: Array) -> Value:
         """A table as an input of the program."""
-        table = np.clip(
-            np.where(np.abs(array) > 60000, np.sign(array) * -FAR, array), -65504, 65504
-        ).astype(np.float16)
+        _check_range(array)
+        table = array.astype(np.float16)
         key = ("table", table.shape, table.tobytes())
         if key not in self.known:
             width = table.shape[-1]
@@ -305,12 +301,15 @@ class Builder:
             return np.zeros((1,) * 4)
         if op == "real_div" and isinstance(y, np.ndarray):
             return self.binary("mul", x, 1 / y)
+        if op in ("add", "sub", "maximum", "minimum"):
+            x, y = _near(x), _near(y)
         x, y = self._same_rank(x, y)
         shape = _broadcast(x, y)
         return self.emit(op, shape, x=self._number(x), y=self._number(y))
 
     def _number(self, x: Operand) -> Value | float:
         if isinstance(x, np.ndarray) and x.size == 1:
+            _check_range(x)
             number = float(x.item())
             if number and abs(number) < 2.0**-24:
                 raise Unsupported("Constant", f"{number} is below fp16's range")
@@ -339,9 +338,10 @@ class Builder:
         return self.binary("real_div", operand(x), y)
 
     def unary(self, op: str, x: Operand, **arguments: Any) -> Operand:
-        if isinstance(x, np.ndarray):
+        if isinstance(x, np.ndarray) and op in _NUMPY:
             with np.errstate(all="ignore"):
                 return np.asarray(_NUMPY[op](x))
+        x = self.tensor(x)
         return self.emit(op, x.shape, x=x, **arguments)
 
     def maximum(self, x: Operand, y: Operand | float) -> Operand:
@@ -458,6 +458,7 @@ class Builder:
         """1 where the comparison holds, else 0."""
         if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
             return np.asarray(_NUMPY[op](x, y), np.float64)
+        x, y = _near(x), _near(y)
         if self.forms["compare"] == "select":
             x, y = self._same_rank(x, y)
             shape = _broadcast(x, y)
@@ -474,6 +475,7 @@ class Builder:
 
     def choose(self, where: Operand, x: Operand, y: Operand) -> Operand:
         """x where the indicator is 1, y where it is 0."""
+        x, y = _near(x), _near(y)
         if self.forms["select"] == "select" and isinstance(where, Value):
             where, x, y = self._same_rank(where, x, y)
             cond = self.emit(
@@ -553,10 +555,17 @@ def _tensor(kind: str, shape: Shape) -> str:
     return f"tensor<{kind}, [{', '.join(map(str, shape))}]>"
 
 
-def _half(number: float) -> float:
-    if abs(number) > 60000:
-        number = math.copysign(FAR, number)
-    return float(np.float16(number))
+def _near(x: Operand) -> Operand:
+    """Infinity, and what stands for it in masks, as a number that fp16 can add."""
+    if isinstance(x, Value) or (np.abs(x) <= 60000).all():
+        return x
+    return np.where(np.abs(x) > 60000, np.sign(x) * -FAR, x)
+
+
+def _check_range(array: Array) -> None:
+    largest = np.abs(array).max(initial=0)
+    if not largest <= 65504:
+        raise Unsupported("Constant", f"{largest} is past fp16's range")
 
 
 def operand(x: Operand | float) -> Operand:

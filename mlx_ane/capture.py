@@ -10,6 +10,7 @@ dequantised weights, in a *prologue* that MLX runs.
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import os
 import threading
@@ -30,7 +31,7 @@ from mlx_ane.padding import guard
 from mlx_ane.recognise import recognise
 from mlx_ane.tape import LAYOUT, Node, Tape, Type, Unsupported
 
-__all__ = ["Captured", "capture", "export"]
+__all__ = ["Captured", "capture", "gradients", "lowered"]
 
 T = TypeVar("T")
 
@@ -78,29 +79,33 @@ class Captured:
         Args:
             *args: What was given to :func:`capture`, with other values.
         """
-        return self.arguments_of(self.flatten(*args))
+        return self.arguments_of(self.flatten(*args), self.draw())
 
     def flatten(self, *args: Any) -> list[mx.array]:
         """The arrays of these arguments, in the order of `leaves`."""
         return flatten({**dict(enumerate(args)), "fun": self.fun})
 
-    def arguments_of(self, arrays: Sequence[mx.array]) -> list[mx.array]:
-        """The same from the arrays of the arguments."""
+    def draw(self) -> list[mx.array]:
+        """The random key, if the function draws; plain MLX's state moves on as far."""
+        state: Any = mx.random.state
+        key = [mx.array(state[0])] if self.draws else []
+        for _ in range(self.draws):
+            mx.random.uniform(shape=(1,))
+        return key
+
+    def arguments_of(
+        self, arrays: Sequence[mx.array], key: Sequence[mx.array]
+    ) -> list[mx.array]:
+        """The body's inputs from what `flatten` and `draw` gave."""
         if len(arrays) != len(self.leaves):
             raise ValueError(
                 f"[mlx_ane.capture] the arguments hold {len(arrays)} arrays, need the "
                 f"{len(self.leaves)} that were captured; capture again."
             )
-        key = []
         with mx.stream(mx.cpu):
-            if self.draws:
-                state: Any = mx.random.state
-                key = [mx.array(state[0])]
-                for _ in range(self.draws):
-                    mx.random.uniform(shape=(1,))  # advances the state by one key
             pairs = zip(arrays, self.leaves, strict=True)
-            arrays = [self._pad(array, leaf) for array, leaf in pairs]
-            return self.prologue.run(*arrays, *self.constants, *key)
+            padded = [self._pad(array, leaf) for array, leaf in pairs]
+            return self.prologue.run(*padded, *self.constants, *key)
 
     def valid(self, *args: Any) -> int:
         """How many rows of the arguments are not padding."""
@@ -116,41 +121,41 @@ class Captured:
         ]
         return mx.pad(array, [(0, n) for n in missing])
 
-    def forward(self) -> Tape:
-        """The body as a tape of MLX's primitives, of the same inputs."""
-        body = self.body
-        of = [body.types[v] for v in body.inputs]
-        paths = [body.paths.get(v, "") for v in body.inputs]
-        return _apart(lambda: fold(export(body.run, of, paths)))
 
-    def backward(self, wanted: Sequence[int]) -> Tape:
-        """The vector-Jacobian product of the body, as a tape.
+def lowered(body: Tape) -> Tape:
+    """A body as a tape of MLX's primitives, of the same inputs."""
+    of = [body.types[v] for v in body.inputs]
+    paths = [body.paths.get(v, "") for v in body.inputs]
+    return _apart(lambda: fold(export(body.run, of, paths)))
 
-        Args:
-            wanted: Indices of the body's inputs.
 
-        Returns:
-            Tape: From one cotangent an output, then the body's inputs, to a gradient
-            for each of `wanted`.
-        """
-        body, n = self.body, len(self.body.outputs)
+def gradients(body: Tape, wanted: Sequence[int]) -> Tape:
+    """The vector-Jacobian product of a body, as a tape of MLX's primitives.
 
-        def gradients(*arrays: mx.array) -> list[mx.array]:
-            cotangents, inputs = arrays[:n], list(arrays[n:])
+    Args:
+        body (Tape): Of `Captured`.
+        wanted: Indices of its inputs.
 
-            def partial(*changed: mx.array) -> list[mx.array]:
-                full = list(inputs)
-                for index, array in zip(wanted, changed, strict=True):
-                    full[index] = array
-                return body.run(*full)
+    Returns:
+        Tape: From one cotangent an output, then the body's inputs, to a gradient for
+        each of `wanted`.
+    """
+    n = len(body.outputs)
 
-            return list(
-                mx.vjp(partial, [inputs[i] for i in wanted], list(cotangents))[1]
-            )
+    def function(*arrays: mx.array) -> list[mx.array]:
+        cotangents, inputs = arrays[:n], list(arrays[n:])
 
-        of = [body.types[v] for v in body.outputs + body.inputs]
-        paths = ["dy"] * n + [body.paths.get(v, "") for v in body.inputs]
-        return _apart(lambda: fold(export(gradients, of, paths)))
+        def partial(*changed: mx.array) -> list[mx.array]:
+            full = list(inputs)
+            for index, array in zip(wanted, changed, strict=True):
+                full[index] = array
+            return body.run(*full)
+
+        return list(mx.vjp(partial, [inputs[i] for i in wanted], list(cotangents))[1])
+
+    of = [body.types[v] for v in body.outputs + body.inputs]
+    paths = ["dy"] * n + [body.paths.get(v, "") for v in body.inputs]
+    return _apart(lambda: fold(export(function, of, paths)))
 
 
 def capture(fun: Callable[..., Any], *args: Any, rows: int | None = None) -> Captured:
@@ -222,13 +227,12 @@ def _capture_padded(
     }
     # The prologue ends where the body begins: both are one proof.
     joined, found = guard(_joined(wide), _joined(exact), axes, size, rows)
-    where = [v for v in wide.data]
-    prologue, body = _split(joined, where)
+    prologue, body = _split(joined, wide.data)
     return replace(
         wide,
         prologue=prologue,
         body=body,
-        data=[v for v in where if v in body.inputs],
+        data=[v for v in wide.data if v in body.inputs],
         rows=rows,
         row_axes=found,
     )
@@ -382,8 +386,18 @@ def fold(tape: Tape) -> Tape:
     return replace(tape, nodes=nodes, outputs=outputs, constants=constants).live()
 
 
+def signature(tape: Tape) -> str:
+    """What tapes of one function of one shape have in common, as a digest."""
+    used = {v for n in tape.nodes for v in (*n.inputs, *n.outputs)} | set(tape.inputs)
+    of = {v: (t.shape, str(t.dtype)) for v, t in tape.types.items() if v in used}
+    held = {v: _content(a) for v, a in tape.constants.items()}
+    everything = (tape.inputs, tape.outputs, tape.nodes, of, held)
+    return hashlib.sha256(repr(everything).encode()).hexdigest()
+
+
 def _content(array: mx.array) -> Any:
-    return (str(array.dtype), array.shape, np.array(array).tobytes())
+    wide = array.astype(mx.float32) if array.dtype == mx.bfloat16 else array
+    return (str(array.dtype), array.shape, np.array(wide).tobytes())
 
 
 def _is_copy(tape: Tape, node: Node) -> bool:

@@ -156,6 +156,8 @@ def _clean(p: _Proof, node: Node) -> None:
 
 def _elementwise(p: _Proof, node: Node) -> None:
     (out,) = node.outputs
+    if not _stays_finite(p, node):
+        raise p.refuse(node)
     united = [p.aligned(p.of(v), v, out) for v in node.inputs]
     p.marks[out] = frozenset().union(*united)
     if node.name == "Select":
@@ -168,6 +170,15 @@ def _elementwise(p: _Proof, node: Node) -> None:
         p.zero[out] = frozenset().union(
             *(p.aligned(p.zero.get(v, NONE), v, out) for v in node.inputs)
         )
+
+
+def _stays_finite(p: _Proof, node: Node) -> bool:
+    """Whether rows of zeros, and their gradients, stay finite: 0 * inf is NaN."""
+    if node.name == "Divide":
+        return not p.of(node.inputs[1])
+    if node.name == "Power":
+        return _number(p, node.inputs[1]) in (1, 2, 3, 4)
+    return node.name not in ("Log", "Sqrt")
 
 
 def _masked(p: _Proof, node: Node) -> Marks:
@@ -280,6 +291,8 @@ def _rowwise(p: _Proof, node: Node) -> None:
     value, (out,) = node.inputs[0], node.outputs
     if any(axis == len(p.shape(value)) - 1 for axis, _ in p.of(value)):
         raise p.refuse(node)
+    if node.name == "Unit" and node.arguments[1] == 0:
+        raise p.refuse(node)  # 0 / 0
     p.marks[out] = p.of(value)
 
 

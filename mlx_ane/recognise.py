@@ -131,7 +131,8 @@ def recognise(tape: Tape, patterns: Patterns = PATTERNS) -> Tape:
 @pattern("Multiply")
 @pattern("Divide")
 def _unit(tree: Tree, node: Node) -> list[Node] | None:
-    for x, root in (node.inputs, node.inputs[::-1]):
+    orders = [node.inputs, node.inputs[::-1]]
+    for x, root in orders[:1] if node.name == "Divide" else orders:
         sqrt = tree.match(root, "Sqrt")
         if sqrt is None or bool(sqrt.arguments[0]) == (node.name == "Divide"):
             continue
@@ -147,10 +148,10 @@ def _unit(tree: Tree, node: Node) -> list[Node] | None:
         last = [len(tree.shape(x)) - 1]
         if total is None or total.arguments[0] != 2 or list(total.arguments[1]) != last:
             continue
-        if tree.narrow(_squared(tree, total.inputs[0])) == tree.narrow(x):
+        squares = total.inputs[0]
+        same = tree.narrow(_squared(tree, squares)) == tree.narrow(x)
+        if same and tree.shape(squares) == tree.shape(x) and factor > 0 <= eps:
             return [Node("Unit", (factor, eps), (x,), node.outputs)]
-        if node.name == "Divide":
-            break
     return None
 
 

@@ -30,14 +30,14 @@ from mlx_ane.builder import (
 from mlx_ane.recognise import FAR, GRADIENTS, recognise
 from mlx_ane.tape import Node, Tape, Unsupported, ranges
 
-__all__ = ["FORMS", "PRIMITIVES", "Primitive", "translate", "unsupported"]
+__all__ = ["FORMS", "PRIMITIVES", "Primitive", "translate"]
 
 
 def translate(tape: Tape, **forms: str) -> Program:
     """Write a tape as one MIL program.
 
     Args:
-        tape (Tape): Of MLX's primitives, as `Captured.forward` and `backward` give it.
+        tape (Tape): Of MLX's primitives: what `lowered` and `gradients` return.
         **forms (str): A choice for each entry of `FORMS`; its first one by default.
 
     Returns:
@@ -66,11 +66,6 @@ def translate(tape: Tape, **forms: str) -> Program:
         results = made if isinstance(made, list) else [made]
         builder.values.update(zip(node.outputs, results, strict=True))
     return builder.program()
-
-
-def unsupported(tape: Tape) -> list[str]:
-    """Names of the tape's primitives that are not in the table."""
-    return sorted({n.name for n in tape.nodes} - set(PRIMITIVES))
 
 
 Emit = Callable[..., Any]
@@ -127,24 +122,24 @@ def _addmm(b: Builder, n: Node, x: Operand, y: Operand, c: Operand) -> Operand:
     return b.add(b.mul(product, float(alpha)), b.mul(c, float(beta)))
 
 
-@primitive("Add", mil="add")
-def _add(b: Builder, n: Node, x: Operand, y: Operand) -> Operand:
-    return b.add(x, y)
+#: Primitives that are one MIL operation under another name.
+_MIL = {
+    "Subtract": "sub",
+    "Multiply": "mul",
+    "Divide": "real_div",
+    "GreaterEqual": "greater_equal",
+    "LessEqual": "less_equal",
+    "NotEqual": "not_equal",
+}
 
 
-@primitive("Subtract", mil="sub")
-def _subtract(b: Builder, n: Node, x: Operand, y: Operand) -> Operand:
-    return b.sub(x, y)
+def _name(n: Node) -> str:
+    return _MIL.get(n.name, n.name.lower())
 
 
-@primitive("Multiply", mil="mul")
-def _multiply(b: Builder, n: Node, x: Operand, y: Operand) -> Operand:
-    return b.mul(x, y)
-
-
-@primitive("Divide", mil="real_div")
-def _divide(b: Builder, n: Node, x: Operand, y: Operand) -> Operand:
-    return b.divide(x, y)
+@primitive("Add", "Subtract", "Multiply", "Divide", mil="add, sub, mul, real_div")
+def _arithmetic(b: Builder, n: Node, x: Operand, y: Operand) -> Operand:
+    return b.binary(_name(n), x, y)
 
 
 @primitive("Negative", mil="mul")
@@ -181,9 +176,21 @@ def _minimum(b: Builder, n: Node, x: Operand, y: Operand) -> Operand:
     return b.mul(negated, -1.0)
 
 
-@primitive("Exp", mil="exp")
-def _exp(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("exp", x)
+@primitive("Exp", "Erf", "Tanh", "Abs", mil="exp, erf, tanh, abs")
+def _unary(b: Builder, n: Node, x: Operand) -> Operand:
+    return b.unary(_name(n), x)
+
+
+@primitive(
+    *("Sign", "Floor", "Ceil", "Round"), mil="sign, floor, ceil, round", evidence=NONE
+)
+def _rounding(b: Builder, n: Node, x: Operand) -> Operand:
+    return b.unary(_name(n), x)
+
+
+@primitive("Sin", "Cos", mil="sin, cos", evidence="from M3 on (AF)")
+def _circular(b: Builder, n: Node, x: Operand) -> Operand:
+    return b.unary(_name(n), x)
 
 
 @primitive("Expm1", mil="exp, sub")
@@ -191,52 +198,7 @@ def _expm1(b: Builder, n: Node, x: Operand) -> Operand:
     return b.add(b.unary("exp", x), -1.0)
 
 
-@primitive("Erf", mil="erf")
-def _erf(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("erf", b.tensor(x))
-
-
-@primitive("Tanh", mil="tanh")
-def _tanh(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("tanh", x)
-
-
-@primitive("Abs", mil="abs")
-def _abs(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("abs", x)
-
-
-@primitive("Sign", mil="sign", evidence=NONE)
-def _sign(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("sign", x)
-
-
-@primitive("Sin", mil="sin", evidence="from M3 on (AF)")
-def _sin(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("sin", x)
-
-
-@primitive("Cos", mil="cos", evidence="from M3 on (AF)")
-def _cos(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("cos", x)
-
-
-@primitive("Floor", mil="floor", evidence=NONE)
-def _floor(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("floor", x)
-
-
-@primitive("Ceil", mil="ceil", evidence=NONE)
-def _ceil(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("ceil", x)
-
-
-@primitive("Round", mil="round", evidence=NONE)
-def _round(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("round", x)
-
-
-@primitive("Sigmoid", mil="sigmoid", evidence="everywhere", form="sigmoid")
+@primitive("Sigmoid", mil="sigmoid", form="sigmoid")
 def _sigmoid(b: Builder, n: Node, x: Operand) -> Operand:
     form = b.forms["sigmoid"]
     if form == "tanh":  # 0.5 + 0.5 tanh(x / 2)
@@ -244,7 +206,7 @@ def _sigmoid(b: Builder, n: Node, x: Operand) -> Operand:
     if form == "exp":
         e = b.unary("exp", b.mul(b.maximum(x, -10.0), -1.0))
         return b.divide(1.0, b.add(e, 1.0))
-    return b.unary("sigmoid", b.tensor(x))
+    return b.unary("sigmoid", x)
 
 
 @primitive("Log", mil="log, mul", evidence=NONE)
@@ -276,7 +238,7 @@ def _logsumexp(b: Builder, n: Node, x: Operand) -> Operand:
 
 
 def _natural_log(b: Builder, x: Operand) -> Operand:
-    return b.unary("log", x, **({} if isinstance(x, np.ndarray) else {"epsilon": 0.0}))
+    return b.unary("log", x, epsilon=0.0)
 
 
 @primitive("Sqrt", mil="sqrt, pow", evidence="pow(x, -0.5): M5D, MAD", form="rsqrt")
@@ -292,7 +254,7 @@ def _sqrt(b: Builder, n: Node, x: Operand) -> Operand:
 
 @primitive("Softmax", mil="softmax")
 def _softmax(b: Builder, n: Node, x: Operand) -> Operand:
-    return b.unary("softmax", b.tensor(b.full(n.inputs[0])), axis=-1)
+    return b.unary("softmax", b.full(n.inputs[0]), axis=-1)
 
 
 @primitive(
@@ -302,14 +264,12 @@ def _softmax(b: Builder, n: Node, x: Operand) -> Operand:
     "LessEqual",
     "Equal",
     "NotEqual",
-    mil="greater, …, select",
+    mil="greater and the like, select",
     evidence=NONE,
     form="compare",
 )
 def _compare(b: Builder, n: Node, x: Operand, y: Operand) -> Operand:
-    op = {"GreaterEqual": "greater_equal", "LessEqual": "less_equal"}
-    op["NotEqual"] = "not_equal"
-    return b.indicator(op.get(n.name, n.name.lower()), x, y)
+    return b.indicator(_name(n), x, y)
 
 
 @primitive("Select", mil="mul, sub, add", form="select")
@@ -337,7 +297,7 @@ def _or(b: Builder, n: Node, x: Operand, y: Operand) -> Operand:
     return b.sub(b.add(x, y), b.mul(x, y))
 
 
-@primitive("AsType", mil="nothing; cast is never used")
+@primitive("AsType", mil="nothing", evidence="cast is never used")
 def _astype(b: Builder, n: Node, x: Operand) -> Operand:
     before, after = (b.tape.types[v].dtype for v in (n.inputs[0], n.outputs[0]))
     if mx.issubdtype(before, mx.floating) and not mx.issubdtype(after, mx.floating):

@@ -12,7 +12,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 import mlx_ane as ane
-from mlx_ane.capture import capture
+from mlx_ane.capture import capture, gradients
 from mlx_ane.tape import Unsupported
 
 X = (2, 64, 64)
@@ -35,7 +35,7 @@ def test_the_backward_tape_is_the_gradient(name: str) -> None:
     captured = capture(call, layer, x)
     inputs = captured.arguments(layer, x)
     wanted = range(len(inputs))
-    got = captured.backward(wanted).run(dy, *inputs)
+    got = gradients(captured.body, wanted).run(dy, *inputs)
     _, expected = mx.vjp(captured.body.run, inputs, [dy])
     assert len(got) == len(inputs)
     for g, e in zip(got, expected, strict=True):
@@ -106,9 +106,27 @@ def test_forms_are_recognised(name: str) -> None:
     exact = function(x, w)
     assert error(y, exact) < 2e-6
     dy = mx.random.normal(exact.shape)
-    got = captured.backward([0]).run(dy, *inputs)
+    got = gradients(captured.body, [0]).run(dy, *inputs)
     _, (dx,) = mx.vjp(lambda x: function(x, w), [x], [dy])
     assert error(got[0], dx) < 5e-6
+
+
+def test_what_only_looks_like_a_norm_is_left_alone() -> None:
+    def of_another(x: mx.array, t: mx.array) -> mx.array:
+        return x * mx.rsqrt(t.square().mean(-1, keepdims=True) + 1e-5)
+
+    def of_columns(x: mx.array, t: mx.array) -> mx.array:
+        return x * mx.rsqrt(x.square().mean(-2, keepdims=True) + t[0, 0])
+
+    def divided(x: mx.array, t: mx.array) -> mx.array:
+        return mx.sqrt(x.square().mean(-1, keepdims=True) + 1e-5) / x * t
+
+    x, t = mx.random.normal((8, 8)) + 3, mx.random.normal((8, 8)) + 3
+    for function in (of_another, of_columns, divided):
+        captured = capture(function, x, t)
+        assert "Unit" not in [n.name for n in captured.body.nodes]
+        (y,) = captured.body.run(*captured.arguments(x, t))
+        assert error(y, function(x, t)) < 1e-6
 
 
 def test_what_only_looks_like_a_rotation_is_left_alone() -> None:
@@ -256,7 +274,7 @@ def test_nothing_is_touched() -> None:
         return call(layer, cache.store(x))
 
     mx.set_default_device(mx.cpu)
-    capture(writes, layer, x, cache).backward([0])
+    gradients(capture(writes, layer, x, cache).body, [0])
     assert _THREADS and threading.get_ident() not in _THREADS
     assert not written
     assert cache.keys is None

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from blocks import BLOCKS, error, exact, llama, make
+from blocks import BLOCKS, Layer, error, exact, llama, make, plain
 from mlx import nn
 
 from mlx_ane import emulated, mil
 from mlx_ane.block import Block
 from mlx_ane.builder import FORMS
-from mlx_ane.capture import capture
+from mlx_ane.capture import capture, lowered
 from mlx_ane.tape import Node, Tape, Type, Unsupported
 from mlx_ane.translate import PRIMITIVES, translate
 
-CHIPS = ["h13", "h14", "h15", "h16g", "h17s"]
+CHIPS = ["h13", "h14", "h15", "h16g", "h17s", "h18g"]  # M1 to M6
 X = (2, 64, 64)
 
 A, B = "ab"  # inputs of (2, 64, 48)
@@ -140,6 +141,23 @@ def test_every_primitive_has_a_row() -> None:
     assert set(ROWS) == set(PRIMITIVES)
 
 
+def test_the_documented_tables_are_those_of_the_code() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "blocks.md").read_text()
+    rows = [
+        [c.strip() for c in line.strip("|").split("|")] for line in page.split("\n")
+    ]
+    described = {
+        name: tuple(row[1:])
+        for row in rows
+        if len(row) == 4
+        for name in row[0].split(", ")
+    }
+    for name, p in PRIMITIVES.items():
+        assert described[name] == (p.mil, p.evidence, p.form or "-")
+    for form, (choices, why) in FORMS.items():
+        assert [form, ", ".join(choices), why] in rows
+
+
 @pytest.mark.parametrize("name", sorted(PRIMITIVES))
 def test_primitive(name: str) -> None:
     tape, arrays = tape_of(name)
@@ -197,11 +215,84 @@ def test_a_computed_condition_has_both_forms() -> None:
         return mx.where(x > 0.5, x, -3 * x)
 
     x = mx.random.normal((64, 64))
-    tape = capture(function, x).forward()
+    tape = lowered(capture(function, x).body)
     for choice in FORMS["select"][0]:
         assert error(run(tape, [x], select=choice)[0], function(x)) < 1e-3
     assert "select(" in translate(tape, select="select", compare="sign").text()
     assert "select(" not in translate(tape, compare="sign").text()
+
+
+def of(
+    function: Callable[..., mx.array], *arrays: mx.array, **forms: str
+) -> np.ndarray:
+    """A function's value from its program."""
+    captured = capture(function, *arrays)
+    inputs = captured.arguments(*arrays)
+    return run(lowered(captured.body), inputs, **forms)[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 33, 45, 64])
+@pytest.mark.parametrize("choice", FORMS["max"][0])
+def test_maxima_of_any_number(size: int, choice: str) -> None:
+    x = mx.random.normal((size, 40, size))  # the maximum is at each place once
+    x = x + 9 * mx.eye(size)[:, None]
+
+    def function(x: mx.array) -> mx.array:
+        return mx.max(x, -1, keepdims=True) + x
+
+    assert error(of(function, x, max=choice), function(x)) < 1e-3
+
+
+def test_infinity_is_a_number_in_masks() -> None:
+    x = mx.random.normal((64, 64))
+    table = mx.where(mx.tril(mx.ones((64, 64))) > 0, 0.0, -mx.inf)
+    functions = [
+        lambda x: mx.softmax(x + mx.where(mx.arange(64) < 9, 0.0, -mx.inf), -1),
+        lambda x: mx.softmax(mx.maximum(x, -mx.inf), -1),
+        lambda x: mx.softmax(mx.where(x > -mx.inf, x, -1e30), -1),
+        lambda x: mx.softmax(x + table, -1),
+    ]
+    for function in functions:
+        assert error(of(function, x), function(x)) < 2e-3
+
+
+def test_a_sum_of_what_is_broadcast() -> None:
+    x = mx.random.normal((2, 64, 48))
+
+    def function(x: mx.array) -> mx.array:
+        return x + mx.broadcast_to(x[:, :1], x.shape).sum(1, keepdims=True)
+
+    assert error(of(function, x), function(x)) < 1e-3
+
+
+def test_rows_without_an_element_are_uniform() -> None:
+    x = mx.random.normal((64, 64))
+    mask = mx.tril(mx.ones((64, 64), mx.bool_), -1)  # the first row attends nothing
+
+    def constant(x: mx.array) -> mx.array:
+        rows = mx.arange(64)[:, None] > mx.arange(64)[None]
+        return mx.softmax(mx.where(rows, x, mx.finfo(mx.float32).min), -1)
+
+    def given(x: mx.array, mask: mx.array) -> mx.array:
+        return mx.softmax(mx.where(mask, x, mx.finfo(mx.float32).min), -1)
+
+    assert error(of(constant, x), constant(x)) < 1e-3
+    assert error(of(given, x, mask), constant(x)) < 1e-3
+
+
+def test_transposed_operands_are_not_moved() -> None:
+    captured = capture(
+        lambda x, w: (x @ w.T).T @ x, mx.ones((64, 48)), mx.ones((32, 48))
+    )
+    text = translate(lowered(captured.body)).text()
+    assert "transpose(" not in text
+    assert (
+        error(
+            of(lambda x, w: (x @ w.T).T @ x, TABLE, TABLE[:32]),
+            (TABLE @ TABLE[:32].T).T @ TABLE,
+        )
+        < 1e-3
+    )
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -264,6 +355,23 @@ def test_exact_numerics() -> None:
     assert max(error(got[p], g) for p, g in gradients.items()) < 8e-3
 
 
+def test_dropout() -> None:
+    layer = Layer("causal", False, nn.gelu, 0.3)
+    x, dy = mx.random.normal(X), mx.random.normal(X)
+    block = Block(plain, layer, x)
+    for seed in (1, 2):
+        mx.random.seed(seed)
+        y, gradients = exact(plain, layer, x, dy)
+        mx.random.seed(seed)
+        assert error(block(layer, x)[0], y) < 1.5e-3
+        mx.random.seed(seed)
+        got = block.gradients((layer, x), [np.array(dy)])
+        for path, gradient in gradients.items():
+            assert error(got[path], gradient) < 6e-3, path
+    mx.random.seed(3)  # another mask
+    assert error(block(layer, x)[0], y) > 1e-2
+
+
 def test_the_residual_and_large_products_stay_on_the_host() -> None:
     layer, call = make("llama")
     x = mx.random.normal(X)
@@ -324,13 +432,13 @@ def test_massive_activations() -> None:
 def test_equal_layers_share_one_program() -> None:
     x = mx.random.normal(X)
     layers = [llama(num_hidden_layers=1) for _ in range(2)]
-    texts = [
-        Block(
-            lambda layer, x: layer(x, "causal", None), layer, x
-        ).forward.program.text()
-        for layer in layers
-    ]
-    assert texts[0] == texts[1]
+    blocks = [Block(lambda layer, x: layer(x, "causal", None), m, x) for m in layers]
+    assert blocks[0].forward is blocks[1].forward
+    assert blocks[0].backward([0, 1]) is blocks[1].backward([0, 1])
+    other = llama(rope_theta=1e5)  # another table
+    block = Block(lambda layer, x: layer(x, "causal", None), other, x)
+    assert block.forward is not blocks[0].forward
+    assert block.forward.program.text() == blocks[0].forward.program.text()
 
 
 def test_ports_are_named_in_ascii_order() -> None:
@@ -363,6 +471,9 @@ UNSUPPORTED: dict[str, tuple[Callable[[mx.array], mx.array], str]] = {
     "Sort": (lambda x: mx.sort(x * 2, -1) + x, "Sort"),
     "integers": (lambda x: x + x.astype(mx.int32), "AsType"),
     "product": (lambda x: x + mx.prod(x, -1, keepdims=True), "Reduce"),
+    "a large factor": (lambda x: x * 1e5, "Multiply"),
+    "a large table": (lambda x: x * (mx.arange(64) * 1e5), "Multiply"),
+    "a small factor": (lambda x: x * 1e-9, "Multiply"),
     "six axes": (
         lambda x: x.reshape(2, 2, 2, 2, 2, 128).transpose(5, 4, 3, 2, 1, 0) + 1,
         "Reshape",

@@ -4,9 +4,9 @@
     python tools/block_table.py llama mixtral    # these
     python tools/block_table.py --json           # for a test
 
-A kind is a class of layer with its parameters' shapes. Each is taken from a tiny random
-model, called as that model calls it, translated forward and backward, run on the
-emulated engine and compared with plain MLX in fp32.
+A kind is a class of layer with the shapes of its parameters and arguments. Each is
+taken from a tiny random model, called as that model calls it, translated forward and
+back, run on the emulated engine and compared with plain MLX in fp32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from mlx.utils import tree_flatten
 from model_configs import TINY
 from model_table import CRASHES, TOKENS, architectures, build
 
-from mlx_ane import emulated
 from mlx_ane.block import Block
 from mlx_ane.capture import flatten, rebuild
 
@@ -77,7 +76,6 @@ def measure(name: str) -> list[Row]:
         kinds = calls(build(name))
     except Exception as error:
         return [Row(name, "", failure=f"plain MLX: {_sentence(error)}")]
-    emulated.reset()  # a process may compile so many programs only
     return [_measure(name, *kind) for kind in kinds]
 
 

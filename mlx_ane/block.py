@@ -75,6 +75,8 @@ class BlockProgram:
 
     program: Program
     outputs: list[Output]
+    #: What the program computes, as MLX's primitives.
+    tape: Tape
     #: The first inputs of a backward program: the caller multiplies them by one power
     #: of two, and divides by it what is `scaled`. Exact, for a gradient is linear.
     cotangents: int = 0
@@ -274,7 +276,7 @@ def forward_program(tape: Tape, data: Sequence[int], **forms: str) -> BlockProgr
         for i, (v, residual) in enumerate(zip(tape.outputs, residuals, strict=True))
     ]
     program = translate(tape, **forms)
-    return BlockProgram(program, outputs, scaled=(False,) * len(outputs))
+    return BlockProgram(program, outputs, tape, scaled=(False,) * len(outputs))
 
 
 def backward_program(tape: Tape, cotangents: int, **forms: str) -> BlockProgram:
@@ -298,7 +300,7 @@ def backward_program(tape: Tape, cotangents: int, **forms: str) -> BlockProgram:
     ]
     scaled = tuple(v in linear for v in split.results)
     engine = replace(tape, outputs=split.results).live()
-    return BlockProgram(translate(engine, **forms), outputs, cotangents, scaled)
+    return BlockProgram(translate(engine, **forms), outputs, engine, cotangents, scaled)
 
 
 def _peel(tape: Tape, candidates: list[str]) -> tuple[Tape, list[int | None]]:

@@ -302,7 +302,7 @@ class _Function:
 
     def vmap(self, inputs: Arrays, axes: Sequence[int], s: Any) -> Arrays:
         with mx.stream(s):
-            in_axes = [None if a < 0 else a for a in axes]
+            in_axes = tuple(None if a < 0 else a for a in axes)
             return list(mx.vmap(self.fun, in_axes=in_axes)(*inputs))
 
     def _partial(self, primals: Arrays, argnums: Sequence[int]) -> Any:
@@ -336,20 +336,31 @@ class _Forward(_Function):
         asked = [primals[i].dtype for i in wanted]
 
         # A residual is added by the node if the result is that gradient's alone.
-        residuals = {
+        added = {
             output.result: output.residual
             for output in back.outputs
             if output.result is not None and not output.gemms
         }
+        residuals = [added.get(i) for i in range(len(back.program.results))]
+
+        def plain(*arrays: mx.array) -> Arrays:
+            wide = [a.astype(mx.float32) for a in arrays]
+            return [
+                result if r is None else result + wide[r]
+                for result, r in zip(back.tape.run(*wide), residuals, strict=True)
+            ]
+
         results = self.block.node(
             back,
             given,
             [
-                (result.shape, mx.float32, residuals.get(i))
-                for i, result in enumerate(back.program.results)
+                (result.shape, mx.float32, residual)
+                for result, residual in zip(
+                    back.program.results, residuals, strict=True
+                )
             ],
             [False] * n + self.frozen,
-            _NoTransforms(self.name),
+            _Function(plain),
             self.device,
             self.name,
             s,
@@ -362,32 +373,17 @@ class _Forward(_Function):
     def _gradient(self, output: Any, results: Arrays, given: Arrays) -> mx.array:
         total = None if output.result is None else results[output.result]
         for gemm in output.gemms:
-            product = _ext.matmul(
+            product = _ext.block.weight_gradient(
                 _matrix(gemm.left, results, given),
                 _matrix(gemm.right, results, given),
-                device="cpu",
-                name=self.name,
+                self.name,
+                mx.float32,
             )
             total = product if total is None else total + product
         if output.residual is not None and (output.result is None or output.gemms):
             residual = given[output.residual]
             total = residual if total is None else total + residual
         return mx.zeros(output.shape) if total is None else total.reshape(output.shape)
-
-
-class _NoTransforms:
-    """Of a backward program."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def _refuse(self, *_: Any) -> Arrays:
-        raise NotImplementedError(
-            f"[mlx_ane.compile] got a derivative of the gradient of {self.name}, which "
-            f"has no program; use the function itself for it."
-        )
-
-    vjp = jvp = vmap = _refuse
 
 
 def _matrix(operand: Operand, results: Arrays, given: Arrays) -> mx.array:

@@ -12,6 +12,8 @@
 #include "bindings.h"
 #include "device/runner.h"
 #include "ops/block.h"
+#include "ops/gemm.h"
+#include "ops/streams.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -168,6 +170,24 @@ void bind_block(nb::module_& m) {
       "name"_a,
       "reason"_a,
       "Counts a call that the function itself serves.");
+  m.def(
+      "weight_gradient",
+      [](const mx::array& left,
+         const mx::array& right,
+         const std::string& name,
+         mx::Dtype dtype) {
+        GemmOptions options;
+        options.role = Role::dw;
+        options.layer = name;
+        options.dtype = dtype;
+        return gemm(
+            left, right, options, resolve_stream("block", std::monostate{}));
+      },
+      "left"_a,
+      "right"_a,
+      "name"_a,
+      "dtype"_a,
+      "left (M, K) @ right (K, N) on the BLAS, on this thread's CPU stream.");
   m.def(
       "min_rows", &min_rows, "Calls of fewer rows are placed on the BLAS.");
   m.def(

@@ -318,6 +318,10 @@ def export(
     try:
         mx.export_function(events.append, fun, *examples)
     except (ValueError, RuntimeError) as error:
+        if "[eval] Attempting" in str(error):
+            raise Unsupported(
+                "Eval", "the function reads a value of a tracer"
+            ) from error
         name = str(error).rpartition("primitive ")[2]
         if name == str(error):
             raise

@@ -353,6 +353,11 @@ def test_what_cannot_be_exported_is_named() -> None:
     assert caught.value.primitive == "CustomTransforms"
 
 
+def test_reading_a_value_is_refused() -> None:
+    with pytest.raises(Unsupported, match="reads a value"):
+        capture(lambda x: x * x.max().item(), mx.ones((4, 4)))
+
+
 def test_an_error_of_the_function_is_its_own() -> None:
     def broken(x: mx.array) -> mx.array:
         raise KeyError("mine")

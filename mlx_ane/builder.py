@@ -278,9 +278,11 @@ class Builder:
         """The operand as a tensor: a constant becomes a port."""
         if isinstance(x, Value):
             return x
-        for axis, size in enumerate(x.shape):  # undo broadcasts
-            if size > 1 and axis < x.ndim - 1 and (x == x.take([0], axis)).all():
-                x = x.take([0], axis)
+        for axis in range(x.ndim - 1):  # undo broadcasts
+            before = (slice(None),) * axis
+            first, second = x[(*before, slice(1))], x[(*before, slice(1, 2))]
+            if (first == second).all() and (x == first).all():
+                x = first
         return self.port(x)
 
     def binary(self, op: str, x: Operand, y: Operand) -> Operand:

@@ -357,14 +357,11 @@ def fold(tape: Tape) -> Tape:
     known: dict[Any, tuple[str, ...]] = {}
     values: dict[str, mx.array] = {}  # broadcast constants too
 
-    def enter(value: str, array: mx.array) -> None:
-        same = known.setdefault(_content(array), (value,))[0]
-        if same != value:
-            alias[value] = same
-        constants[same] = values[same] = array
-
     for value, array in tape.constants.items():
-        enter(value, array)
+        (first,) = known.setdefault(_content(array), (value,))
+        if first != value:
+            alias[value] = first
+        constants[first] = values[first] = array
     for node in tape.live().nodes:
         ins = tuple(alias.get(v, v) for v in node.inputs)
         node = replace(node, inputs=ins)
@@ -376,8 +373,10 @@ def fold(tape: Tape) -> Tape:
             alias.update(zip(node.outputs, known[key], strict=True))
         elif constant and node.name not in ("Broadcast", "Full"):
             alone = Tape([], list(node.outputs), [node], values, tape.types)
-            for value, array in zip(node.outputs, alone.run(), strict=True):
-                enter(value, array)
+            computed = dict(zip(node.outputs, alone.run(), strict=True))
+            constants |= computed
+            values |= computed
+            known[key] = node.outputs
         else:
             if constant:
                 array = mx.broadcast_to(
@@ -387,7 +386,9 @@ def fold(tape: Tape) -> Tape:
             known[key] = node.outputs
             nodes.append(node)
     outputs = [alias.get(v, v) for v in tape.outputs]
-    return replace(tape, nodes=nodes, outputs=outputs, constants=constants).live()
+    folded = replace(tape, nodes=nodes, outputs=outputs, constants=constants).live()
+    mx.eval(list(folded.constants.values()))  # they belong to this thread
+    return folded
 
 
 def signature(tape: Tape) -> str:
@@ -401,7 +402,8 @@ def signature(tape: Tape) -> str:
 
 def _content(array: mx.array) -> Any:
     wide = array.astype(mx.float32) if array.dtype == mx.bfloat16 else array
-    return (str(array.dtype), array.shape, np.array(wide).tobytes())
+    digest = hashlib.sha256(np.array(wide).tobytes()).hexdigest()
+    return (str(array.dtype), array.shape, digest)
 
 
 def _is_copy(tape: Tape, node: Node) -> bool:

@@ -325,7 +325,7 @@ void BlockProgram::run_on_host(
     graph_ = std::make_unique<emulated::Graph>(
         program_.functions.at(0),
         emulated::Weights{},
-        "h16g",
+        16,  // any: no program of ours asks
         std::numeric_limits<int64_t>::max());
   }
   std::map<std::string, float*> slots;

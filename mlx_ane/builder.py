@@ -179,10 +179,11 @@ class Builder:
             return np.broadcast_to(x, shape)
         if x.shape == shape:
             return x
-        ones = np.ones(
+        # Not by mul with ones: see `_mul`.
+        zeros = np.zeros(
             [1 if a == b else b for a, b in zip(x.shape, shape, strict=True)]
         )
-        return self.tensor(self.emit("mul", shape, x=x, y=self.port(ones)))
+        return self.tensor(self.emit("add", shape, x=x, y=self.port(zeros)))
 
     def _enter_inputs(self) -> None:
         shapes = [self.tape.types[v].shape for v in self.tape.inputs]
@@ -307,7 +308,26 @@ class Builder:
             x, y = _near(x), _near(y)
         x, y = self._same_rank(x, y)
         shape = _broadcast(x, y)
-        return self.emit(op, shape, x=self._number(x), y=self._number(y))
+        x, y = self._number(x), self._number(y)
+        if op == "mul" and isinstance(x, Value) and isinstance(y, Value):
+            return self._mul(x, y, shape)
+        return self.emit(op, shape, x=x, y=y)
+
+    def _mul(self, x: Value, y: Value, shape: Shape) -> Operand:
+        """x * y; mul fails where an operand is repeated along the first axis."""
+        if x.shape[0] == y.shape[0]:
+            return self.emit("mul", shape, x=x, y=y)
+        large, small = (x, y) if y.shape[0] == 1 else (y, x)
+        if small.shape[1] == 1:  # the first two axes are one axis to it
+            merged = (1, large.shape[0] * large.shape[1], *large.shape[2:])
+            out = (1, shape[0] * shape[1], *shape[2:])
+            product = self.emit("mul", out, x=self.reshape(large, merged), y=small)
+            return self.reshape(product, shape)
+        zeros = self.port(np.zeros((large.shape[0], *[1] * (len(shape) - 1))))
+        whole = (large.shape[0], *small.shape[1:])
+        return self.emit(
+            "mul", shape, x=large, y=self.emit("add", whole, x=small, y=zeros)
+        )
 
     def _number(self, x: Operand) -> Value | float:
         if isinstance(x, np.ndarray) and x.size == 1:

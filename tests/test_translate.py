@@ -125,6 +125,8 @@ def run(tape: Tape, arrays: list[mx.array], **forms: str) -> list[np.ndarray]:
     """On the emulated engine, after the check of every chip."""
     program = translate(tape, **forms)
     allow = [f for f in ("rsqrt", "concat") if f in forms.values()]
+    # M1 and M3: reports of ane-train and ironmill that ANEForge contradicts.
+    allow += ["m1-op", "m1-contraction", "m3-op", "lone-op"]
     for chip in CHIPS:
         dialect = "ios16" if chip in ("h13", "h14") else "ios18"
         if forms.get("slice") == "slice" and chip in CHIPS[:3]:
@@ -316,8 +318,9 @@ def test_blocks_on_every_chip(name: str, chip: str) -> None:
     x, dy = mx.random.normal(X), mx.random.normal(X)
     y, gradients = exact(call, layer, x, dy)
     block = Block(call, layer, x)
-    assert error(block(layer, x, chip=chip)[0], y) < 1.5e-3
-    got = block.gradients((layer, x), [np.array(dy)], chip=chip)
+    allow = ("m1-op", "m1-contraction")
+    assert error(block(layer, x, chip=chip, allow=allow)[0], y) < 1.5e-3
+    got = block.gradients((layer, x), [np.array(dy)], chip=chip, allow=allow)
     assert error(got["1"], gradients["1"]) < 5e-3
 
 

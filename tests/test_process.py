@@ -316,9 +316,9 @@ VALUES = [
     ("MLX_ANE_BLAS_THREADS", "two", "need a whole number of at least 1"),
     ("MLX_ANE_SPOT_CHECK", "-1", "need a whole number of at least 0"),
     ("MLX_ANE_OUTPUT_CACHE", "1GB", "need a whole number of at least 0"),
-    ("MLX_ANE_EMULATED", "chip=h99", "MLX_ANE_EMULATED"),
+    ("MLX_ANE_EMULATED", "chip=h99", "h13"),
     ("MLX_ANE_EMULATED", "numerics=slow", "need chip=CHIP"),
-    ("MLX_ANE_EMULATED", "allow=nothing", "nothing"),
+    ("MLX_ANE_EMULATED", "allow=nothing", "need"),
     ("MLX_ANE_FAULTS", "rain", "need one of compile_error"),
 ]
 

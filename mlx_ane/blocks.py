@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -65,12 +64,13 @@ class BlockModule(Exchanged):
         except Unsupported as error:
             self.__dict__["_why"] = str(error)
             _ext.block.place(self._name, "untranslated")
-            _exchange_children(self)  # type: ignore[arg-type]
+            _exchange_children(self)
             return plain(self, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class has no name that pickle could look up.
-        made, (_, *arguments), *state = super().__reduce_ex__(protocol)
+        reduced: Any = super().__reduce_ex__(protocol)
+        made, (_, *arguments), *state = reduced
         return (_new, (made, self._original, *arguments), *state)
 
 
@@ -78,9 +78,17 @@ def _new(made: Any, original: type[Any], *arguments: Any) -> Any:
     return made(block_class(original), *arguments)
 
 
-@cache
 def block_class(original: type[Any]) -> type[Any]:
     """The class that a module of class ``original`` has as a block."""
+    if original not in _classes:
+        _classes[original] = _made_class(original)
+    return _classes[original]
+
+
+_classes: dict[type[Any], type[Any]] = {}
+
+
+def _made_class(original: type[Any]) -> type[Any]:
     names = {
         "_original": original,
         "__module__": __name__,
@@ -90,7 +98,6 @@ def block_class(original: type[Any]) -> type[Any]:
     return type(f"ANE{original.__name__}", (BlockModule, original), names)
 
 
-@cache
 def _function(original: type[Any]) -> Any:
     """The block's function of (module, *args), without mlx-lm's grad_checkpoint.
 

@@ -308,10 +308,10 @@ class Builder:
             x, y = _near(x), _near(y)
         x, y = self._same_rank(x, y)
         shape = _broadcast(x, y)
-        x, y = self._number(x), self._number(y)
-        if op == "mul" and isinstance(x, Value) and isinstance(y, Value):
-            return self._mul(x, y, shape)
-        return self.emit(op, shape, x=x, y=y)
+        left, right = self._number(x), self._number(y)
+        if op == "mul" and isinstance(left, Value) and isinstance(right, Value):
+            return self._mul(left, right, shape)
+        return self.emit(op, shape, x=left, y=right)
 
     def _mul(self, x: Value, y: Value, shape: Shape) -> Operand:
         """x * y; mul fails where an operand is repeated along the first axis."""

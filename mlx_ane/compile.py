@@ -120,10 +120,11 @@ def call(
         try:
             blocks[key] = CompiledBlock(fun, args, kwargs)
         except Unsupported as error:
-            blocks[key] = error
+            blocks[key] = Unsupported(error.primitive, error.why, error.near)
     block = blocks[key]
     if isinstance(block, Unsupported):
-        raise block.with_traceback(None)
+        # Anew: a traceback would keep modules alive.
+        raise Unsupported(block.primitive, block.why, block.near)
     given = block.captured.arguments(args, kwargs)
     frozen = block.frozen(args, kwargs)
     outputs = block.node(

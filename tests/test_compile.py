@@ -298,3 +298,29 @@ def test_overflow_is_computed_on_the_host() -> None:
     x[0, 0, 0] = 1e5
     assert error(fun(x), module(x)) < 1e-6
     assert ane.counters()["placed_out_of_range"] == 1
+
+
+def test_verify_compares_blocks() -> None:
+    model, tokens = model_and_tokens()
+    ane.convert(model, device=ENGINE, granularity="block")
+    report = ane.verify(model, tokens, loss=loss)
+    assert report.passed, str(report)
+    checks = {c.path: c for c in report.layers}
+    block = checks["model.layers.1"]
+    assert (block.calls, block.verdict) == (1, "PASS")
+    assert 0 < block.forward_error < 2e-3
+    assert checks["model.layers.1.mlp.up_proj"].verdict == "not called"
+    assert type(model.layers[0]).__name__ == "ANETransformerBlock"
+
+
+def test_verify_sees_a_wrong_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_ane import blocks
+
+    model, tokens = model_and_tokens()
+    ane.convert(model, device=ENGINE, granularity="block")
+    right = blocks.call
+    monkeypatch.setattr(blocks, "call", lambda *a, **k: right(*a, **k) * 1.02)
+    report = ane.verify(model, tokens, loss=loss)
+    assert not report.passed
+    failed = [c.path for c in report.layers if c.failed]
+    assert "model.layers.0" in failed

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import mlx.core
 
 from mlx_ane._ext import (
+    block as block,
     emulated as emulated,
     kernels as kernels,
     mil as mil,

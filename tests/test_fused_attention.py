@@ -272,17 +272,20 @@ class Super(Direct):
     ],
 )
 def test_what_is_rebound_and_what_is_reported(
-    cls: type[Layer], times: int, reason: str, calls
+    cls: type[Layer], times: int, reason: str, calls, request
 ) -> None:
+    request.addfinalizer(mx.enable_compile)
     mx.disable_compile()
     model = cls()
     expected = exact(model(X))
     report = ane.convert(model, device="cpu", attention="fused")
     assert norm_error(model(X), expected) <= 1e-5
-    mx.enable_compile()
     assert calls == ["cpu"] * times
     found = [(a.path, a.kind, a.device, a.reason) for a in report.attention]
     assert found == [("", cls.__name__, "cpu" if times else "mlx", reason)]
+    other = cls()
+    mx.eval(other(X))
+    assert calls == ["cpu"] * times  # a model beside it does not attend by ours
     if times:
         assert inspect.signature(type(model).__call__) == inspect.signature(
             cls.__call__

@@ -24,9 +24,7 @@ VARIABLES = {
     "MLX_ANE_OUTPUT_CACHE": "bytes of freed outputs that are kept for later ones",
     "MLX_ANE_SPOT_CHECK": "check one output element every so many device calls",
     "MLX_ANE_FAULTS": "faults to inject into the emulated device",
-    "MLX_ANE_EMULATED_CHIP": "chip whose limits the emulated device has",
-    "MLX_ANE_EMULATED_NUMERICS": "numerics of the emulated device: fast | exact",
-    "MLX_ANE_EMULATED_ALLOW": "limits that the emulated device does not enforce",
+    "MLX_ANE_EMULATED": "emulated device: chip=M2;numerics=exact;allow=concat,gelu",
 }
 
 

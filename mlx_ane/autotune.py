@@ -115,7 +115,7 @@ class Tuner:
         """
         name = "cpu" if precision == "exact" else resolve(device, "convert")
         rows = self._rows.get(path, [DEFAULT_ROWS])
-        least = _ext.planning.limits("h16g")["min_rows"]
+        least = _ext.planning.min_rows()
         if name == "cpu" or max(rows) < least:
             why = "few rows" if name != "cpu" else "no other device"
             return Decision("cpu", self._objective, tuple(rows), {}, {}, (why,))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlx_ane import _ext
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -52,7 +54,7 @@ class Chip:
 
 _SWEEP = "ANEForge's rooflines, GEMM of 2048"
 
-#: By architecture name, as limits are.
+#: By an architecture of each generation.
 CHIPS = {
     "h13": Chip(
         "M1",
@@ -99,7 +101,16 @@ CHIPS = {
         gpu=Figure(25e12, f"{_SWEEP}, fp16, M5 Pro"),
         cpu=Figure(2.09e12, f"{_SWEEP}, M5"),
     ),
+    "h18g": Chip(
+        "M6",
+        floor=Figure(110e-6, "as M5 Pro: no report for M6"),
+        bandwidth=Figure(57e9, "as M5 Pro: no report for M6"),
+        compute=Figure(8.9e12, "as M5 Pro: no report for M6"),
+        watts=Watts(8.2, 11.8, 40.9, "as M5: no report for M6"),
+    ),
 }
+
+_BY_GENERATION = {int(key[1:3]): key for key in CHIPS}
 
 #: Conversion between fp32 rows and fp16 surfaces on the host.
 HOST_BANDWIDTH = Figure(10e9, "assumed; `mlx-ane bench` measures it")
@@ -107,24 +118,18 @@ HOST_BANDWIDTH = Figure(10e9, "assumed; `mlx-ane bench` measures it")
 #: The truth is expected within this factor of an estimate.
 UNCERTAINTY = 2.0
 
-_SAME_AS = {"h15g": "h15", "h16": "h16g", "h17": "h17s"}
-
 
 def find(chip: str, where: str = "plan") -> tuple[str, Chip]:
-    """Architecture name and figures of a chip.
+    """Figures of a chip, and their key in `CHIPS`.
 
     Args:
-        chip (str): An architecture ("h16g") or a chip of the base line ("M4").
+        chip (str): "M1" to "M6", with or without Pro, Max or Ultra, or an architecture
+            ("h13" to "h18" with any suffix), in any case.
         where (str): The caller, for the error message.
 
     Raises:
-        ValueError: If there are no figures for it.
+        ValueError: If the chip is unknown.
     """
-    by_name = {figures.name.lower(): key for key, figures in CHIPS.items()}
-    key = by_name.get(chip.lower(), _SAME_AS.get(chip, chip))
-    if key not in CHIPS:
-        raise ValueError(
-            f"[mlx_ane.{where}] chip is {chip!r}, need one of "
-            f"{', '.join([*CHIPS, *_SAME_AS])} or M1 to M5."
-        )
+    generation = _ext.planning.chip(chip, f"mlx_ane.{where}")["generation"]
+    key = _BY_GENERATION[generation]
     return key, CHIPS[key]

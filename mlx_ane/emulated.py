@@ -74,10 +74,13 @@ class Program:
     Args:
         text (str or bytes): MIL text, of either dialect.
         weights (dict): ``{"@model_path/...": bytes}`` of its weight files.
-        chip (str): architecture: h13, h14, h15, h15g, h16, h16g, h17, h17s, h18g.
-        limits (str): ``"program"`` enforces the undisputed limits on programs,
-            ``"strict"`` all limits in their stricter reading, ``"off"`` none.
-        allow (iterable of str): rules that are not enforced (see :func:`rules`).
+        chip (str): "M1" to "M6", with or without Pro, Max or Ultra, or an architecture
+            ("h13" to "h18" with any suffix).
+        limits (str): ``"program"`` enforces the rules by which every report has a
+            program refused, ``"strict"`` all in their stricter reading, ``"off"``
+            none.
+        allow (iterable of str): rules that are not enforced (see :func:`rules`);
+            "disputed" stands for all disputed ones.
         memory_budget (int): bytes; a program that needs more is refused.
 
     Raises:
@@ -193,7 +196,7 @@ def run(
         weights (dict): ``{"@model_path/...": bytes}`` of its weight files.
         inputs (dict): arrays by MIL name, of the declared shapes; converted to the
             declared dtypes.
-        chip (str): architecture whose limits and numerics hold.
+        chip (str): chip whose limits and numerics hold, as :class:`Program`'s.
         numerics (str): ``"fast"`` accumulates in fp32, ``"exact"`` as reported of the
             chip. Both round to fp16 after every operation.
         limits (str): ``"program"``, ``"strict"`` or ``"off"``; see :class:`Program`.
@@ -232,7 +235,7 @@ def configure(
     later (``mlx_ane.clear_cache()`` drops the compiled ones).
 
     Args:
-        chip (str, optional): architecture, as :class:`Program`'s.
+        chip (str, optional): as :class:`Program`'s; kept as its architecture.
         numerics (str, optional): ``"fast"`` or ``"exact"``, as :func:`run`'s.
         limits (str, optional): ``"strict"``, ``"program"`` or ``"off"``.
         allow (iterable of str, optional): rules that are not enforced.
@@ -277,7 +280,10 @@ def usage() -> dict[str, Any]:
 
 
 def rules() -> list[dict[str, Any]]:
-    """Every limit of the engine: id, stage, disputed, limit, source."""
+    """Every rule that is enforced: id, stage, level, disputed, limit, source, against.
+
+    ``level`` is the weakest of ``limits`` that enforces it.
+    """
     return list(_emulated.rules())
 
 

@@ -182,8 +182,9 @@ def plan(
         batch_shape (Sequence[int] or Sequence of them): Shape of the input,
             (batch, tokens) for a language model; several for a distribution of
             lengths.
-        chip (str, optional): An architecture ("h13" to "h17s") or "M1" to "M5";
-            None is this machine's, or M4 where there is no engine.
+        chip (str, optional): "M1" to "M6", with or without Pro, Max or Ultra, or an
+            architecture ("h13" to "h18" with any suffix); None is this machine's, or
+            M4 where there is no engine.
 
     Returns:
         Plan: Programs against the budget, placement and why, memory, time.
@@ -196,7 +197,8 @@ def plan(
         >>> len(ane.plan(model, (128, 64), chip="M1").programs)
         2
     """
-    key, figures = find(chip or _this_chip())
+    named = _ext.planning.chip(chip or _this_chip(), "mlx_ane.plan")
+    key, figures = named["architecture"], find(named["architecture"])[1]
     shapes = checked_shapes(batch_shape, "plan")
     sites = [site for site in find_sites(model) if holds_matrix(site.module)]
     limits = _ext.planning.limits(key)
@@ -208,13 +210,13 @@ def plan(
         }
         watched = [(site, site.module) for site in sites if site.path not in skipped]
         calls = [
-            _planned(site, rows, key, figures, limits)
+            _planned(site, rows, key, figures)
             for shape in shapes
             for site, rows in rows_of_products(model, watched, shape, "plan")
         ]
     _keep_within_budget(calls, limits["resident_programs"])
     return Plan(
-        chip=f"{figures.name} ({key})",
+        chip=f"{named['name']} ({key})",
         shapes=shapes,
         calls=calls,
         skipped=skipped,
@@ -234,9 +236,7 @@ def _this_chip() -> str:
     return str(_ext.device_info(name).get("chip", "h16g"))
 
 
-def _planned(
-    site: Site, rows: int, key: str, chip: Chip, limits: dict[str, int]
-) -> PlannedCall:
+def _planned(site: Site, rows: int, key: str, chip: Chip) -> PlannedCall:
     """Tiles, memory and time of one product."""
     module = site.module
     n, k = product_shape(module)
@@ -246,7 +246,8 @@ def _planned(
     for row in tiles["rows"]:
         programs[row[2], depth[0][2], columns[0][2]] += len(depth) * len(columns)
     flops = 2.0 * rows * k * n
-    few = rows < limits["min_rows"]
+    min_rows = _ext.planning.min_rows()
+    few = rows < min_rows
     return PlannedCall(
         path=site.path,
         kind=CLASSES[type(module)].__name__,
@@ -254,7 +255,7 @@ def _planned(
         k=k,
         n=n,
         place="cpu" if few else "engine",
-        why=f"few rows ({rows} < {limits['min_rows']})" if few else "",
+        why=f"few rows ({rows} < {min_rows})" if few else "",
         programs=dict(programs),
         k_splits=len(depth),
         n_tiles=len(columns),

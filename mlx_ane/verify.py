@@ -22,14 +22,12 @@ from mlx_ane._watch import returns, watching
 from mlx_ane.nn import Placed
 from mlx_ane.report import table
 
-#: |dot product| from which an engine returns infinity or zero (M6 study, ANEForge).
-CLIFF = 32752.0
-#: Depth at which a dot product is split, the same on every chip.
-MAX_CONTRACTION: int = _ext.planning.limits("h16g")["max_contraction"]
+#: |dot product| from which an engine returns infinity or zero, on any chip.
+CLIFF: float = _ext.planning.limits("h16")["overflow_from"]
 
 #: Rows of x and of W are scaled to norms of at most 2^7, so that no sum of their
-#: products passes 2^14 (log2_max_sum in src/device/limits.h).
-LOG2_NORM = 7
+#: products passes 2^14 (log2_max_sum in src/mil/limits.h).
+LOG2_NORM: int = _ext.planning.limits("h16")["log2_max_sum"] // 2
 
 #: Largest ||y - ref|| / ||ref|| of a layer that passes: by device, and by the
 #: output's dtype, whose rounding no device can avoid.
@@ -406,7 +404,9 @@ def _rounding(cls: type[Any]) -> type[Any]:
 def _new_check(site: Site) -> LayerCheck:
     layer: Any = site.module
     n, k = product_shape(layer)
-    splits = 1 if layer.device == "cpu" else -(-k // MAX_CONTRACTION)
+    device = layer.device
+    limits = None if device == "cpu" else _ext.planning.device_limits(device)
+    splits = -(-k // limits["max_contraction"]) if limits else 1
     return LayerCheck(site.path, (n, k), layer.device, k_splits=splits, layer=layer)
 
 
@@ -472,7 +472,7 @@ def _blocks(length: int, width: int) -> Iterator[slice]:
 
 def _min_rows() -> int:
     """Rows below which a call is placed on the BLAS."""
-    return int(_ext.planning.limits("h16g")["min_rows"])
+    return int(_ext.planning.min_rows())
 
 
 def _scales(rows: Any, so_far: tuple[int, int] | None = None) -> tuple[int, int]:

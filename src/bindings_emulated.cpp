@@ -6,6 +6,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/set.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -30,22 +31,14 @@ using PortTuple = std::tuple<std::string, std::string, std::vector<int64_t>>;
 using Bytes =
     nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-constexpr const char* levels[] = {"off", "program", "strict"};
-
 Options make_options(
     const std::string& chip,
     bool exact,
     const std::string& limits,
-    const std::set<std::string>& allow,
+    const mil::Allow& allow,
     int64_t memory_budget) {
-  for (int i = 0; i < 3; ++i) {
-    if (limits == levels[i]) {
-      return {chip, exact, static_cast<Level>(i), allow, memory_budget};
-    }
-  }
-  throw std::invalid_argument(
-      "[mlx_ane.emulated] got limits \"" + limits +
-      "\", need \"off\", \"program\" or \"strict\".");
+  mil::check_allow(allow, "mlx_ane.emulated");
+  return {chip, exact, emulated::level_named(limits), allow, memory_budget};
 }
 
 std::vector<PortTuple> ports(const std::vector<mil::Value>& values) {
@@ -93,8 +86,8 @@ void translate(const std::exception_ptr& pointer, void*) {
   try {
     std::rethrow_exception(pointer);
   } catch (const EngineError& e) {
-    bool program = e.stage == emulated::Stage::parse ||
-                   e.stage == emulated::Stage::compile;
+    bool program =
+        e.stage == mil::Stage::parse || e.stage == mil::Stage::compile;
     auto type = nb::module_::import_("mlx_ane.emulated")
                     .attr(program ? "ProgramError" : "EngineError");
     auto error = type(e.what(), to_string(e.stage), e.rule, e.code, e.domain);
@@ -173,7 +166,7 @@ void bind_options(nb::module_& m) {
         Record out;
         out["chip"] = o.chip;
         out["numerics"] = o.exact ? "exact" : "fast";
-        out["limits"] = levels[static_cast<int>(o.level)];
+        out["limits"] = to_string(o.level);
         out["allow"] = std::vector<std::string>(o.allow.begin(), o.allow.end());
         out["memory_budget"] = o.memory_budget;
         return out;
@@ -207,13 +200,18 @@ void bind_options(nb::module_& m) {
   });
   m.def("rules", [] {
     Records out;
-    for (auto& rule : emulated::rules()) {
+    for (auto& rule : mil::rules()) {
+      if (rule.answer == mil::Answer::none) {
+        continue;
+      }
       Record entry;
-      entry["id"] = rule.name;
+      entry["id"] = rule.id;
       entry["stage"] = to_string(rule.stage);
-      entry["disputed"] = rule.disputed;
-      entry["limit"] = rule.limit;
+      entry["level"] = to_string(emulated::level_of(rule));
+      entry["disputed"] = rule.disputed();
+      entry["limit"] = rule.why;
       entry["source"] = rule.source;
+      entry["against"] = rule.against;
       out.append(entry);
     }
     return out;

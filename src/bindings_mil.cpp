@@ -2,13 +2,14 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/set.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
-#include "device/check.h"
+#include "mil/check.h"
 #include "mil/weights.h"
 
 namespace nb = nanobind;
@@ -154,14 +155,17 @@ void bind_check(nb::module_& m) {
           "severity",
           [](const mil::Rule& r) { return mil::to_string(r.severity); })
       .def_prop_ro(
-          "moment", [](const mil::Rule& r) { return mil::to_string(r.moment); })
-      .def_ro("disputed", &mil::Rule::disputed)
+          "moment", [](const mil::Rule& r) { return mil::to_string(r.stage); })
+      .def_prop_ro("disputed", &mil::Rule::disputed)
       .def_prop_ro("why", [](const mil::Rule& r) { return r.why; })
-      .def_prop_ro("source", [](const mil::Rule& r) { return r.source; });
+      .def_prop_ro("source", [](const mil::Rule& r) { return r.source; })
+      .def_prop_ro("against", [](const mil::Rule& r) { return r.against; });
   m.def("rules", [] {
     nb::typed<nb::list, mil::Rule> all;
     for (auto& rule : mil::rules()) {
-      all.append(nb::cast(rule));
+      if (rule.severity != mil::Severity::unseen) {
+        all.append(nb::cast(rule));
+      }
     }
     return all;
   });
@@ -170,9 +174,9 @@ void bind_check(nb::module_& m) {
       [](const mil::Program& program,
          const std::string& chip,
          const std::string& macos,
-         const std::vector<std::string>& allow) {
+         const mil::Allow& allow) {
         nb::typed<nb::list, Finding> found;
-        for (auto& f : check_for_chip(program, chip, macos, allow)) {
+        for (auto& f : mil::check(program, chip, macos, allow)) {
           found.append(
               nb::make_tuple(
                   nb::cast(*f.rule), f.where, f.what, f.location.line));

@@ -11,6 +11,7 @@
 #include "device/plan.h"
 #include "device/programs.h"
 #include "device/runner.h"
+#include "mil/chips.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -52,13 +53,23 @@ Record plan_dict(int64_t s, int64_t k, int64_t n, const std::string& chip) {
   return out;
 }
 
-Record limits_dict(const std::string& chip) {
-  auto limits = limits_of(chip);
+Record limits_dict(const Limits& limits) {
   Record out;
-  out["resident_programs"] = limits.resident_programs;
+  out["chip"] = limits.chip;
+  out["resident_programs"] = Limits::resident_programs;
   out["max_axis"] = limits.max_axis;
   out["max_contraction"] = limits.max_contraction;
-  out["min_rows"] = min_rows();
+  out["log2_max_sum"] = Limits::log2_max_sum;
+  out["overflow_from"] = Limits::overflow_from;
+  return out;
+}
+
+Record chip_dict(const std::string& text, const std::string& where) {
+  auto chip = mil::chip_named(text, where);
+  Record out;
+  out["name"] = chip.name;
+  out["architecture"] = chip.architecture;
+  out["generation"] = chip.generation;
   return out;
 }
 
@@ -75,9 +86,23 @@ void bind_planning(nb::module_& m) {
       "Tiles (begin, size, padded) of y (s, n) = x (s, k) w (n, k).T.");
   m.def(
       "limits",
-      &limits_dict,
+      [](const std::string& chip) { return limits_dict(limits_of(chip)); },
       "chip"_a,
-      "Limits of a chip that decide placement, by name.");
+      "Limits of a chip that Python needs, by name.");
+  m.def(
+      "device_limits",
+      [](const std::string& device) {
+        return limits_dict(get_device(device).limits());
+      },
+      "device"_a,
+      "The same of a device: what the self-test measured counts.");
+  m.def(
+      "chip",
+      &chip_dict,
+      "text"_a,
+      "where"_a = "mlx_ane",
+      "name, architecture and generation of a chip; ValueError otherwise.");
+  m.def("min_rows", &min_rows, "Calls of fewer rows go to the BLAS.");
 }
 
 }  // namespace mlx_ane

@@ -101,7 +101,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> dict[str, Any]:
 
 @doubles
 def test_passes_and_is_kept(tmp_path: Path) -> None:
-    result = run(tmp_path, "--timeout", "90", MLX_ANE_EMULATED_NUMERICS="exact")
+    result = run(tmp_path, "--timeout", "90", MLX_ANE_EMULATED="numerics=exact")
     assert result["passed"], result["reason"]
     findings = result["findings"]
     variants = [f for f in findings if f["test"] == "variant"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mlx_ane import mil
 
+ROOT = Path(__file__).parents[1]
 X = "tensor<fp16, [1, 64, 1, 32]>"
 S = "tensor<fp16, [1, 1, 64, 64]>"
 
@@ -73,6 +77,27 @@ def slice_at(begin: int) -> str:
         + const("tensor<int32, [4]>", "n", "[1, 64, 1, 32]")
         + f'{X} y = slice_by_size(x = x, begin = b, size = n)[name = string("y")];',
         "tensor<fp16, [1, 64, 1, 64]> x",
+    )
+
+
+def joined_slices(begin: int) -> str:
+    half = "tensor<fp16, [1, 64, 1, 16]>"
+    return program(
+        const("tensor<int32, [4]>", "b", f"[0, 0, 0, {begin}]")
+        + const("tensor<int32, [4]>", "c", "[0, 0, 0, 16]")
+        + const("tensor<int32, [4]>", "n", "[1, 64, 1, 16]")
+        + const("int32", "i", "3")
+        + f'{half} p = slice_by_size(x = x, begin = b, size = n)[name = string("p")]; '
+        + f'{half} q = slice_by_size(x = x, begin = c, size = n)[name = string("q")]; '
+        + f'{X} y = concat(values = (p, q), axis = i)[name = string("y")];'
+    )
+
+
+def mul(a: str, b: str, result: str, call: str = "mul", dtype: str = "fp16") -> str:
+    return op(
+        f"{call}(x = a, y = b)",
+        f"tensor<{dtype}, {result}>",
+        f"tensor<{dtype}, {a}> a, tensor<{dtype}, {b}> b",
     )
 
 
@@ -270,16 +295,42 @@ CASES: dict[str, tuple[str, str, str]] = {
         program(weight(width=13) + conv("w")),
     ),
     "later-chip": ("h14", op("sin(x = x)"), op("exp(x = x)")),
+    "lone-op": (
+        "h15",
+        op("reshape(x = x, shape = s)"),
+        program(
+            f'{X} r = reshape(x = x, shape = s)[name = string("r")]; '
+            f'{X} y = relu(x = r)[name = string("y")];'
+        ),
+    ),
+    "m1-broadcast": (
+        "M1",
+        mul("[1, 64, 96]", "[1, 64, 1]", "[1, 64, 96]"),
+        mul("[1, 64, 96]", "[1, 1, 96]", "[1, 64, 96]"),
+    ),
+    "m1-contraction": ("M1 Pro", matmul(48), matmul(64)),
+    "m1-op": ("M1", op("pow(x = x, y = e)"), op("sqrt(x = x)")),
+    "m3-op": ("M3 Pro", op("cos(x = x)"), op("atan(x = x)")),
     "missing-argument": (
         "h16g",
         op("log(x = x)"),
         op("log(x = x, epsilon = e)"),
+    ),
+    "missing-epsilon": (
+        "h15",
+        op("inverse(x = x)"),
+        op("inverse(x = x, epsilon = e)"),
     ),
     "missing-name": ("h16g", program(f"{X} y = relu(x = x);"), RELU),
     "mixed-dialects": (
         "h16g",
         program(const("fp16", "c", "1") + Y.replace("string(", "tensor<string, []>(")),
         program(const("fp16", "c", "1") + Y),
+    ),
+    "mul-batch": (
+        "M3 Pro",
+        mul("[1, 2, 1, 32]", "[4, 2, 1, 32]", "[4, 2, 1, 32]"),
+        mul("[1, 2, 1, 32]", "[4, 2, 1, 32]", "[4, 2, 1, 32]", "add"),
     ),
     "multiply-reduced-by-zero": ("h16g", reduced(3, "0"), reduced(3, "1")),
     "narrow-channels": ("h16g", port("[1, 769, 1, 31]"), port("[1, 769, 1, 32]")),
@@ -291,6 +342,11 @@ CASES: dict[str, tuple[str, str, str]] = {
     "no-function": ("h16g", "program(1.3) { }", RELU),
     "no-output": ("h16g", program(Y, outputs=""), RELU),
     "no-path": ("h16g", op("tan(x = x)"), op("tanh(x = x)")),
+    "operand-dtype": (
+        "M3 Pro",
+        mul("[1, 2, 1, 32]", "[1, 2, 1, 32]", "[1, 2, 1, 32]", "add", "int8"),
+        mul("[1, 2, 1, 32]", "[1, 2, 1, 32]", "[1, 2, 1, 32]", "add", "fp32"),
+    ),
     "opset": ("h16g", op("relu(x = x)", opset="ios14"), RELU),
     "port-order": (
         "h16g",
@@ -312,7 +368,8 @@ CASES: dict[str, tuple[str, str, str]] = {
         op("relu(x = x)", "tensor<fp16, [1, 32, 1, 64]>"),
         RELU,
     ),
-    "slice-width": ("h15", slice_at(32), slice_at(0)),
+    "slice-concat": ("M3", joined_slices(8), joined_slices(0)),
+    "slice-width": ("h14", slice_at(32), slice_at(0)),
     "sole-identity": ("h16g", op("identity(x = x)"), RELU),
     "tile-poison": ("h16g", op("tile(x = x, reps = r)"), RELU),
     "undefined-value": ("h16g", op("relu(x = z)"), RELU),
@@ -357,7 +414,8 @@ def test_numbers_depend_on_the_chip() -> None:
     wide = program(weight(width=15) + conv("w"))
     assert "kernel-width" in found(wide, "h13")
     assert "kernel-width" not in found(wide, "h14")
-    assert "slice-width" not in found(slice_at(32), "h16g")
+    assert "slice-width" not in found(slice_at(32), "h15")
+    assert "slice-concat" not in found(joined_slices(8), "h16g")
     assert "banks" not in found(CASES["banks"][1], "h16g", "26.5")
 
 
@@ -386,7 +444,7 @@ def test_finding_says_where_what_why_and_who() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chip": "m1"}, "need one of h13"),
+        ({"chip": "m7"}, "need one of h13 to h18 with any suffix, or M1 to M6"),
         ({"macos": "soon"}, "macos is 'soon'"),
         ({"allow": ["conact"]}, "allow has 'conact'"),
     ],
@@ -394,6 +452,68 @@ def test_finding_says_where_what_why_and_who() -> None:
 def test_unknown_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mil.check(RELU, **options)  # type: ignore[arg-type]
+
+
+def test_what_authors_report_running_is_disputed_or_no_finding() -> None:
+    def undisputed(text: str, chip: str) -> set[str]:
+        return found(text, chip, allow=["disputed"])
+
+    many = program(blob("w") + blob("v", offset=256) + blobs(30) + Y)
+    assert undisputed(RELU, "M1") == undisputed(RELU, "M2 Max") == set()
+    assert undisputed(many, "M1") == undisputed(many, "M3 Max") == set()
+    assert undisputed(CASES["sole-identity"][1], "M3 Pro") == set()
+    assert "group-scale" not in undisputed(CASES["group-scale"][1], "h17s")
+    assert undisputed(slice_at(32), "M3 Ultra") == set()
+    for rule in mil.rules():
+        assert rule.disputed == bool(rule.against)
+
+
+def test_sources_are_those_of_the_page() -> None:
+    page = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
+    table = page[page.index("## Sources") :]
+    names = re.findall(r"^\| ([\w -]+?)(?: \((\w+)\))? \|", table, re.MULTILINE)
+    known = tuple(name for pair in names for name in pair if name not in ("", "name"))
+    assert {"ane-train", "splash", "TurboCider", "H3"} <= set(known)
+    for rule in mil.rules():
+        for source in rule.source.split("; "):
+            assert source.startswith((*known, "a report from M")), rule.id
+
+
+def test_constants_of_constexpr_may_have_any_rank() -> None:
+    table = "tensor<fp16, [1, 1, 1, 1, 1, 16]>"
+    lut = const(table, "l", f"[{', '.join(['0'] * 16)}]")
+    dense = f'{X} y = constexpr_lut_to_dense(indices = i, lut = l)[name = string("y")];'
+    assert "rank" not in found(program(lut + dense), "h16g")
+    assert "rank" in found(
+        program(lut + f'{X} y = mul(x = x, y = l)[name = string("y")];'), "h16g"
+    )
+
+
+def test_names_of_opsets_and_attributes() -> None:
+    core = RELU.replace("<ios18>", "<CoreML8>").replace(
+        '("y")]', '("y"), milId = int32(3)]'
+    )
+    assert mil.check(core, "h16g") == []
+    assert "opset" in found(RELU.replace("ios18", "CoreML4"), "h16g")
+    old = op("read_state(input = x)", opset="CoreML7")
+    assert "newer-op" in found(old, "h16g")
+    assert "newer-op" not in found(old.replace("CoreML7", "CoreML8"), "h16g")
+
+
+def test_integers_are_stored_not_computed_with() -> None:
+    mixed = program(weight() + conv("w"), X.replace("fp16", "int8") + " x")
+    assert "operand-dtype" in found(mixed, "M3 Pro")
+    assert "operand-dtype" not in found(program(weight() + conv("w")), "M3 Pro")
+
+
+@pytest.mark.parametrize(
+    ("chip", "same"),
+    [("M2 Max", "h14"), ("m2-max", "h14g"), ("M1_ULTRA", "h13"), ("H14C", "M2Pro")],
+)
+def test_chips_by_name_and_by_architecture(chip: str, same: str) -> None:
+    for text in (slice_at(32), port("[1, 1, 16416, 32]"), RELU, matmul(48)):
+        assert mil.check(text, chip) == mil.check(text, same)
+    assert found(slice_at(32), chip) != found(slice_at(32), "M4")
 
 
 def test_findings_and_names_are_bounded() -> None:

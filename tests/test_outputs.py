@@ -217,6 +217,13 @@ def test_the_oldest_go_beyond_the_limit(limit: str, kept: int) -> None:
     assert int(out.stdout) == kept
 
 
-def test_a_wrong_limit_is_an_error_at_import() -> None:
-    failed = run_python("import mlx_ane", check=False, MLX_ANE_OUTPUT_CACHE="much")
-    assert "MLX_ANE_OUTPUT_CACHE is 'much', need a whole number" in failed.stderr
+def test_a_wrong_limit_is_an_error_of_the_first_large_output() -> None:
+    code = """
+        import mlx.core as mx
+        import mlx_ane as ane
+        x = mx.ones((1024, 1024))
+        mx.eval(ane.linear(x, x, device="cpu"))
+    """
+    failed = run_python(code, check=False, MLX_ANE_OUTPUT_CACHE="much")
+    assert "MLX_ANE_OUTPUT_CACHE" in failed.stderr
+    assert "need a whole number" in failed.stderr

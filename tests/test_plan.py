@@ -115,6 +115,24 @@ def test_every_figure_has_a_source() -> None:
     assert chips.find("m3") == chips.find("h15") == chips.find("h15g")
 
 
+@pytest.mark.parametrize(
+    ("chip", "shown", "tiles"),
+    [
+        ("m2 max", "M2 Max (h14)", 2),
+        ("h14g", "M2 (h14g)", 2),
+        ("M3-Ultra", "M3 Ultra (h15)", 2),
+        ("H16S", "M4 (h16s)", 1),
+        ("M6", "M6 (h18)", 1),
+    ],
+)
+def test_chips_have_the_limits_of_their_generation(
+    chip: str, shown: str, tiles: int
+) -> None:
+    plan = ane.plan(nn.Sequential(nn.Linear(64, 20000)), (64, 64), chip=chip)
+    assert plan.chip == shown
+    assert plan.calls[0].n_tiles == tiles
+
+
 def test_time_is_the_sum_of_the_calls() -> None:
     model = nn.Sequential(nn.Linear(64, 96))
     _, m5 = chips.find("M5")
@@ -130,7 +148,7 @@ def test_time_is_the_sum_of_the_calls() -> None:
 @pytest.mark.parametrize(
     ("shape", "chip", "message"),
     [
-        ((64, 64), "M9", "chip is 'M9', need one of h13"),
+        ((64, 64), "M9", r"\[mlx_ane.plan\] got chip \"M9\", need one of h13"),
         ((0, 64), None, "need positive integers"),
         ([(1, 64), ("a",)], None, "need positive integers"),
         ((64, 65), None, "neither tokens nor numbers of shape"),

@@ -1,6 +1,6 @@
 """MIL programs and weight files; see mlx_ane.mil."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 
@@ -111,9 +111,12 @@ class Rule:
     @property
     def source(self) -> str: ...
 
+    @property
+    def against(self) -> str: ...
+
 def rules() -> list[Rule]: ...
 
-def check(program: Program, chip: str, macos: str, allow: Sequence[str]) -> list[tuple[Rule, str, str, int]]:
+def check(program: Program, chip: str, macos: str, allow: Set[str]) -> list[tuple[Rule, str, str, int]]:
     """(rule, where, what, line) of each finding."""
 
 class Chunk:

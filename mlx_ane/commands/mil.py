@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         metavar="CHIP",
-        help="report what this engine refuses: h13 (M1), h14, h15, h16g (M4), h17s",
+        help="report what this engine refuses: M1 to M6 or h13 to h18",
     )
     parser.add_argument("--macos", default="26", help="version for --check (26)")
     parser.add_argument(

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[512],
         help="tokens a sequence; several for a distribution (default: 512)",
     )
-    parser.add_argument("--chip", help="M1 to M5 or h13 to h17s (default: this one)")
+    parser.add_argument("--chip", help="M1 to M6 or h13 to h18 (default: this one)")
     parser.add_argument(
         "--frozen", action="store_true", help="as a frozen base (LoRA): weights staged"
     )

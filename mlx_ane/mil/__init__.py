@@ -51,11 +51,14 @@ class Rule:
     #: When the engine notices: ``parse``, ``compile``, ``load``, ``evaluate``, or
     #: ``never`` (wrong values without a word).
     moment: str
-    #: Reports conflict; the stricter one is the default.
+    #: A report contradicts it, for some route, chip or macOS or for all; the
+    #: stricter one is the default.
     disputed: bool
     why: str
     #: Public names of the reports, as in docs/limits.md.
     source: str
+    #: Who reports otherwise, and where; empty if nobody does.
+    against: str
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,14 @@ class Finding:
     severity: str
     #: 1-based line of the text, 0 for a finding of the whole program.
     line: int
+    #: Who reports otherwise, and where; empty if nobody does.
+    against: str
 
     def __str__(self) -> str:
+        against = f" Against it: {self.against}." if self.against else ""
         return (
             f"{self.severity} {self.rule} ({self.where}): {self.what}; {self.why}. "
-            f"Source: {self.source}."
+            f"Source: {self.source}.{against}"
         )
 
 
@@ -109,8 +115,8 @@ def check(
 
     Args:
         program (Program, str or bytes): A program or its text.
-        chip (str): Architecture: ``h13`` (M1), ``h14`` (M2), ``h15`` (M3), ``h16g``
-            (M4), ``h17s`` (M5).
+        chip (str): ``M1`` to ``M6``, with or without Pro, Max or Ultra, or an
+            architecture (``h13`` to ``h18`` with any suffix).
         macos (str): Version of macOS.
         allow (Iterable[str]): Ids of `rules`; "disputed" stands for all disputed ones.
 
@@ -122,9 +128,18 @@ def check(
     """
     if not isinstance(program, Program):
         program = parse(program)
-    found = _ext.mil.check(program.handle, chip, macos, list(allow))
+    found = _ext.mil.check(program.handle, chip, macos, set(allow))
     return [
-        Finding(rule.id, where, what, rule.why, rule.source, rule.severity, line)
+        Finding(
+            rule.id,
+            where,
+            what,
+            rule.why,
+            rule.source,
+            rule.severity,
+            line,
+            rule.against,
+        )
         for rule, where, what, line in found
     ]
 
@@ -132,6 +147,6 @@ def check(
 def rules() -> list[Rule]:
     """Every rule that `check` knows, sorted by id."""
     return [
-        Rule(r.id, r.severity, r.moment, r.disputed, r.why, r.source)
+        Rule(r.id, r.severity, r.moment, r.disputed, r.why, r.source, r.against)
         for r in _ext.mil.rules()
     ]

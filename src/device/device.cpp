@@ -76,7 +76,7 @@ const char* to_string(Cause cause) {
 }
 
 size_t row_bytes(const Port& port) {
-  constexpr size_t alignment = 64;
+  constexpr auto alignment = Limits::row_alignment;
   auto elements = port.shape.empty() ? 1 : port.shape.back();
   auto bytes = static_cast<size_t>(elements) * port.element_size;
   return (bytes + alignment - 1) / alignment * alignment;

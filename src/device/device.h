@@ -13,9 +13,12 @@
 #include <string_view>
 #include <vector>
 
-#include "device/limits.h"
+#include "mil/limits.h"
 
 namespace mlx_ane {
+
+using mil::Limits;
+using mil::limits_of;
 
 /// Why a device call failed: the key under which it is counted and reported.
 enum class Cause {

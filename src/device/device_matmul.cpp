@@ -80,14 +80,14 @@ struct TileCall {
   bool accumulate;
 };
 
-/// A zero where fp32 sees more than the engine may flush is a wrong answer. The
-/// engine drops products below 2^-14 after scaling (MiniMax-H3-Swift, M3
-/// Ultra).
+/// A zero where fp32 sees more than the engine may flush, products that are too
+/// small after scaling, is a wrong answer.
 void probe_zero(const TileCall& tile, int64_t r, int64_t n) {
   auto exact = dot(tile.x, r, tile.w_row(n)).sum;
   auto floor = std::ldexp(
       static_cast<double>(tile.x.cols + 1),
-      -14 - tile.x_scales.exponent[r] - tile.w_scales.exponent[n]);
+      Limits::log2_min_product - tile.x_scales.exponent[r] -
+          tile.w_scales.exponent[n]);
   if (std::abs(exact) > floor) {
     throw DeviceError(
         Cause::wrong_values,

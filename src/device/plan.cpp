@@ -7,8 +7,8 @@ namespace mlx_ane {
 
 namespace {
 
-// fp16 elements in a 64-byte row unit; every padded axis is a multiple of it.
-constexpr int64_t unit = 32;
+// fp16 elements in the unit of a row; every padded axis is a multiple of it.
+constexpr int64_t unit = Limits::row_alignment / 2;
 
 int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;

@@ -5,9 +5,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "device/limits.h"
+#include "mil/limits.h"
 
 namespace mlx_ane {
+
+using mil::Limits;
+using mil::limits_of;
 
 /// natural: x [1,1,S,K], w [1,1,N,K], y = x wᵀ [1,1,S,N]. No host transpose.
 /// channels_first: x [1,K,1,S], w [1,K,1,N], reshaped and contracted over K.

@@ -13,11 +13,9 @@ namespace mlx_ane::mil {
 
 namespace {
 
-int opset_number(const std::string& opset) {
+int leading_number(std::string_view text) {
   int number = 0;
-  if (opset.compare(0, 3, "ios") == 0) {
-    std::from_chars(opset.data() + 3, opset.data() + opset.size(), number);
-  }
+  std::from_chars(text.data(), text.data() + text.size(), number);
   return number;
 }
 
@@ -38,26 +36,43 @@ void each_constant(const Operation& op, const Visit& visit) {
   }
 }
 
+void check_rank(
+    Scope& scope,
+    const Operation* op,
+    std::string_view name,
+    const Type& type) {
+  if (static_cast<int64_t>(type.shape.size()) > Limits::max_rank) {
+    auto text = std::string(name) + " is " + to_text(type);
+    op ? scope.report("rank", *op, text) : scope.report("rank", text);
+  }
+}
+
+/// Constants are no tensors of the engine: a table of constexpr_lut_to_dense
+/// has more axes than the weight. Where others use them, they are operands.
+bool is_constant(const Operation& op) {
+  return op.op == "const" || op.op.starts_with("constexpr_");
+}
+
 void check_type(Scope& scope, const Operation* op, const Value& value) {
-  auto& limits = scope.options;
+  auto& limits = scope.options.limits;
   auto& shape = value.type.shape;
+  bool constant = op && is_constant(*op);
+  if (!constant) {
+    check_rank(scope, op, value.name, value.type);
+  }
   auto report = [&](std::string_view rule, const std::string& what) {
     auto text = value.name + " is " + to_text(value.type) + what;
     op ? scope.report(rule, *op, text) : scope.report(rule, text);
   };
-  if (static_cast<int>(shape.size()) > limits.max_rank) {
-    report("rank", "");
-  }
-  bool is_weight = op && op->op == "const";
   for (size_t axis = 0; axis < shape.size(); ++axis) {
-    // The channel axis is the second of [N, C, H, W].
-    bool channels = axis == 1 && shape.size() >= 3;
-    auto largest = channels ? limits.max_channels : limits.max_axis;
+    // The channel axis is the second of [N, C, H, W]; ANEForge names no other.
+    bool channels = axis == 1 && shape.size() >= 4;
+    auto largest = channels ? Limits::max_channels : limits.max_axis;
     if (shape[axis] == 0) {
       report("empty-axis", "");
     } else if (shape[axis] == unknown_dim) {
       report("unknown-axis", "");
-    } else if (shape[axis] > largest && !is_weight) {
+    } else if (shape[axis] > largest && !constant) {
       report(
           channels ? "channels" : "axis",
           ", the largest is " + std::to_string(largest));
@@ -69,17 +84,14 @@ void check_type(Scope& scope, const Operation* op, const Value& value) {
 }
 
 void check_port(Scope& scope, const Value& value, const char* kind) {
-  auto& limits = scope.options;
   auto dtype = value.type.dtype;
   auto text =
       std::string(kind) + " " + value.name + " is " + to_text(value.type);
-  bool short_integer = dtype == DType::int8 || dtype == DType::uint8 ||
-                       dtype == DType::int16 || dtype == DType::uint16;
-  if (short_integer) {
+  if (is_short_integer(dtype)) {
     scope.report("int8-io", text);
-  } else if (dtype == DType::fp32 && !limits.fp32_io) {
+  } else if (dtype == DType::fp32) {
     scope.report("fp32-io", text);
-  } else if (dtype != DType::fp16 && dtype != DType::fp32) {
+  } else if (dtype != DType::fp16) {
     scope.report("io-dtype", text);
   }
   if (value.type.shape.empty() || element_count(value.type) == 0) {
@@ -87,12 +99,12 @@ void check_port(Scope& scope, const Value& value, const char* kind) {
   }
   auto width = value.type.shape.back();
   auto& shape = value.type.shape;
-  if (shape.size() == 4 && shape[1] > limits.narrow_channels &&
-      width < limits.min_width) {
+  if (shape.size() == 4 && shape[1] > Limits::narrow_channels &&
+      width < Limits::min_width) {
     scope.report("narrow-channels", text);
-  } else if (width < limits.min_width) {
+  } else if (width < Limits::min_width) {
     scope.report("width", text);
-  } else if (width * bits(dtype) / 8 % limits.row_alignment != 0) {
+  } else if (width * bits(dtype) / 8 % Limits::row_alignment != 0) {
     scope.report("row-stride", text);
   }
 }
@@ -122,18 +134,27 @@ void check_ports(
   }
 }
 
-void check_references(
+/// Values that an argument names are defined, and constants among them no
+/// larger than operands may be.
+void check_argument(
     Scope& scope,
     const Operation& op,
     const Argument& argument,
     const std::string& key) {
   if (auto reference = std::get_if<Reference>(&argument.value)) {
-    if (!scope.defined(reference->name)) {
+    auto known = scope.find(reference->name);
+    if (!known) {
       scope.report("undefined-value", op, key + " = " + reference->name);
+    } else if (known->op && !is_constant(op) && is_constant(*known->op)) {
+      check_rank(scope, &op, reference->name, known->value->type);
+    }
+  } else if (auto constant = std::get_if<Constant>(&argument.value)) {
+    if (!is_constant(op)) {
+      check_rank(scope, &op, key, constant->type);
     }
   } else if (auto tuple = std::get_if<std::vector<Argument>>(&argument.value)) {
     for (auto& item : *tuple) {
-      check_references(scope, op, item, key);
+      check_argument(scope, op, item, key);
     }
   }
 }
@@ -157,7 +178,7 @@ void check_known(Scope& scope, const Operation& op) {
             ", the function is " + scope.function.opset);
   }
   auto known = [&](const std::string& key) {
-    return key == "name" || contains(info->required, key) ||
+    return key == "name" || key == "milId" || contains(info->required, key) ||
            contains(info->optional, key);
   };
   for (auto& [key, value] : op.inputs) {
@@ -189,17 +210,15 @@ class Blobs {
  public:
   void add(Scope& scope, const Operation& op, const Constant& constant);
   void finish(Scope& scope);
+  void see_scalar() {
+    scalar_operand_ = true;
+  }
 
  private:
   int count_ = 0;
   bool scalar_operand_ = false;
   uint64_t bytes_ = 0;
   std::map<std::string_view, uint64_t> first_offset_;
-
- public:
-  void see_scalar() {
-    scalar_operand_ = true;
-  }
 };
 
 void Blobs::add(Scope& scope, const Operation& op, const Constant& constant) {
@@ -210,7 +229,7 @@ void Blobs::add(Scope& scope, const Operation& op, const Constant& constant) {
   if (blob.path.compare(0, 12, "@model_path/") != 0) {
     scope.report("blob-path", op, "the path is " + blob.path.substr(0, 80));
   }
-  if (blob.offset < 64 || blob.offset >= scope.options.address_window) {
+  if (blob.offset < 64 || blob.offset >= Limits::address_window) {
     scope.report(
         "blob-offset", op, "the offset is " + std::to_string(blob.offset));
   } else if (blob.offset % 64 != 0) {
@@ -218,8 +237,7 @@ void Blobs::add(Scope& scope, const Operation& op, const Constant& constant) {
         "blob-alignment", op, "the offset is " + std::to_string(blob.offset));
   }
   auto [first, is_new] = first_offset_.emplace(blob.path, blob.offset);
-  if (!is_new && first->second != blob.offset &&
-      !scope.options.multi_chunk_files) {
+  if (!is_new && first->second != blob.offset) {
     scope.report(
         "chunks",
         op,
@@ -230,15 +248,15 @@ void Blobs::add(Scope& scope, const Operation& op, const Constant& constant) {
 }
 
 void Blobs::finish(Scope& scope) {
-  int most = scalar_operand_ ? scope.options.max_blobs_with_scalar
-                             : scope.options.max_blobs;
+  int most =
+      scalar_operand_ ? Limits::max_blobs_with_scalar : Limits::max_blobs;
   if (count_ > most) {
     scope.report(
         "blobs",
         std::to_string(count_) + " constants come from weight files, at most " +
             std::to_string(most) + " may");
   }
-  if (bytes_ > scope.options.address_window) {
+  if (bytes_ > Limits::address_window) {
     scope.report(
         "address-window", std::to_string(bytes_) + " bytes of weights");
   }
@@ -262,6 +280,23 @@ void check_names(Scope& scope) {
   }
 }
 
+/// The operations without constants are one that is not taken alone.
+void check_lone(Scope& scope) {
+  const Operation* lone = nullptr;
+  for (auto& op : scope.function.operations) {
+    if (is_constant(op)) {
+      continue;
+    }
+    if (lone) {
+      return;
+    }
+    lone = &op;
+  }
+  if (lone && contains("reshape slice_by_index tile", lone->op)) {
+    scope.report("lone-op", *lone, "there is no other operation");
+  }
+}
+
 void check_outputs(Scope& scope) {
   auto& function = scope.function;
   if (function.outputs.empty()) {
@@ -271,16 +306,16 @@ void check_outputs(Scope& scope) {
   std::vector<const Value*> ports;
   std::set<std::string_view> outputs;
   for (auto& name : function.outputs) {
-    auto value = scope.value_named(name);
-    if (!value) {
+    auto known = scope.find(name);
+    if (!known) {
       scope.report("undefined-value", "the output " + name + " is not defined");
       continue;
     }
     if (outputs.insert(name).second) {
-      check_port(scope, *value, "output");
-      ports.push_back(value);
+      check_port(scope, *known->value, "output");
+      ports.push_back(known->value);
     }
-    auto op = scope.producer_named(name);
+    auto op = known->op;
     if (op && op->op == "identity" && function.outputs.size() == 1) {
       scope.report("sole-identity", *op, "the only output is a copy");
     }
@@ -321,7 +356,7 @@ void check_function(
   }
   std::vector<const Value*> ports;
   for (auto& value : function.inputs) {
-    if (scope.defined(value.name)) {
+    if (scope.find(value.name)) {
       scope.report("redefined-value", "two inputs are " + value.name);
     }
     scope.define_input(value);
@@ -332,9 +367,11 @@ void check_function(
   check_ports(scope, ports, "input");
   Blobs blobs;
   for (auto& op : function.operations) {
-    check_known(scope, op);
+    if (options.language) {
+      check_known(scope, op);
+    }
     for (auto& [key, argument] : op.inputs) {
-      check_references(scope, op, argument, key);
+      check_argument(scope, op, argument, key);
     }
     each_constant(op, [&](const Constant& constant) {
       if (has_blob(constant)) {
@@ -343,19 +380,24 @@ void check_function(
     });
     for (auto& value : op.outputs) {
       check_type(scope, &op, value);
-      if (scope.defined(value.name)) {
+      if (scope.find(value.name)) {
         scope.report("redefined-value", op, value.name + " is defined before");
       }
     }
     check_operation(scope, op);
-    check_shapes(scope, op);
+    if (options.language) {
+      check_shapes(scope, op);
+    }
     if (is_scalar_operand(scope, op)) {
       blobs.see_scalar();
     }
     scope.define(op);
   }
   blobs.finish(scope);
-  check_names(scope);
+  if (options.language) {
+    check_names(scope);
+  }
+  check_lone(scope);
   check_outputs(scope);
 }
 
@@ -365,17 +407,15 @@ std::vector<Finding> check(
     const Program& program, const CheckOptions& options) {
   std::vector<Finding> findings;
   auto report = [&](std::string_view rule, std::string what) {
-    add_finding(findings, options, rule, "program", std::move(what), {});
+    add_finding(findings, options, rule, nullptr, "program", what, {});
   };
   if (program.functions.empty()) {
     report("no-function", "the program has no function");
   }
   bool shorthand =
       dialect_of(program) == Dialect::ios18 || program.shorthand_scalars;
-  if (options.verbose_dialect && shorthand) {
-    report(
-        "dialect",
-        "the program is program(" + program.version + ") for " + options.chip);
+  if (shorthand) {
+    report("dialect", "the program is program(" + program.version + ")");
   }
   if (program.shorthand_scalars && program.verbose_scalars) {
     report("mixed-dialects", "the text has both forms of scalars");
@@ -394,6 +434,22 @@ std::vector<Finding> check(
     check_function(function, options, findings);
   }
   return findings;
+}
+
+std::vector<Finding> check(
+    const Program& program,
+    const std::string& chip,
+    const std::string& macos,
+    const Allow& allow) {
+  CheckOptions options{limits_of(chip), leading_number(macos)};
+  if (options.macos < 12) {
+    throw std::invalid_argument(
+        "[mlx_ane.mil.check] macos is '" + macos +
+        "', need a version such as \"26\".");
+  }
+  check_allow(allow, "mlx_ane.mil");
+  options.wanted = [&](const Rule& rule) { return !allows(allow, rule); };
+  return check(program, options);
 }
 
 }  // namespace mlx_ane::mil

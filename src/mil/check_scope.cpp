@@ -33,25 +33,30 @@ void each_reference(const Argument& argument, const Visit& visit) {
 
 }  // namespace
 
-bool allowed(const CheckOptions& options, std::string_view rule) {
-  return options.allow.count(rule) > 0 ||
-         (options.allow.count("disputed") > 0 && find_rule(rule)->disputed);
-}
-
 void add_finding(
     std::vector<Finding>& findings,
     const CheckOptions& options,
-    std::string_view rule,
+    std::string_view id,
+    const Function* function,
     std::string where,
     std::string what,
     Location location) {
-  if (findings.size() < max_findings && !allowed(options, rule)) {
+  auto rule = find_rule(id);
+  if (findings.size() < max_findings &&
+      rule->applies_to(options.limits.generation) &&
+      (!options.wanted || options.wanted(*rule))) {
     findings.push_back(
-        {find_rule(rule),
+        {rule,
+         function,
          shortened(std::move(where)),
          shortened(std::move(what)),
          location});
   }
+}
+
+bool is_short_integer(DType dtype) {
+  return dtype == DType::int8 || dtype == DType::uint8 ||
+         dtype == DType::int16 || dtype == DType::uint16;
 }
 
 void Scope::report(
@@ -63,7 +68,13 @@ void Scope::report(
   where += ": ";
   where += op.outputs.empty() ? "" : op.outputs[0].name + " = ";
   add_finding(
-      findings_, options, rule, where + op.op, std::move(what), op.location);
+      findings_,
+      options,
+      rule,
+      &function,
+      where + op.op,
+      std::move(what),
+      op.location);
 }
 
 void Scope::report(std::string_view rule, std::string what) {
@@ -71,6 +82,7 @@ void Scope::report(std::string_view rule, std::string what) {
       findings_,
       options,
       rule,
+      &function,
       function.name,
       std::move(what),
       function.location);
@@ -84,8 +96,8 @@ void Scope::define(const Operation& op) {
   bool at_run_time = false;
   for (auto& input : op.inputs) {
     each_reference(input.second, [&](auto& reference) {
-      auto known = values_.find(reference.name);
-      at_run_time |= known == values_.end() || known->second.at_run_time;
+      auto known = find(reference.name);
+      at_run_time |= !known || known->at_run_time;
     });
   }
   for (auto& output : op.outputs) {
@@ -93,23 +105,13 @@ void Scope::define(const Operation& op) {
   }
 }
 
-const Value* Scope::value_named(std::string_view name) const {
-  auto known = values_.find(name);
-  return known == values_.end() ? nullptr : known->second.value;
-}
-
-const Operation* Scope::producer_named(std::string_view name) const {
-  auto known = values_.find(name);
-  return known == values_.end() ? nullptr : known->second.op;
-}
-
 const Type* Scope::type_of(const Argument& argument) const {
   if (auto constant = std::get_if<Constant>(&argument.value)) {
     return &constant->type;
   }
   auto reference = std::get_if<Reference>(&argument.value);
-  auto value = reference ? value_named(reference->name) : nullptr;
-  return value ? &value->type : nullptr;
+  auto known = reference ? find(reference->name) : nullptr;
+  return known ? &known->value->type : nullptr;
 }
 
 const Type* Scope::input_type(
@@ -120,7 +122,8 @@ const Type* Scope::input_type(
 
 const Operation* Scope::producer_of(const Argument& argument) const {
   auto reference = std::get_if<Reference>(&argument.value);
-  return reference ? producer_named(reference->name) : nullptr;
+  auto known = reference ? find(reference->name) : nullptr;
+  return known ? known->op : nullptr;
 }
 
 const Constant* Scope::constant_of(const Argument& argument) const {
@@ -151,8 +154,8 @@ std::optional<std::vector<int64_t>> Scope::integers(
 bool Scope::at_run_time(const Argument& argument) const {
   bool found = false;
   each_reference(argument, [&](auto& reference) {
-    auto known = values_.find(reference.name);
-    found |= known != values_.end() && known->second.at_run_time;
+    auto known = find(reference.name);
+    found |= known && known->at_run_time;
   });
   return found;
 }

@@ -28,14 +28,20 @@ class Scope {
   void report(std::string_view rule, const Operation& op, std::string what);
   void report(std::string_view rule, std::string what);
 
+  /// A value and the operation that gives it, nullptr for an input.
+  struct Known {
+    const Value* value;
+    const Operation* op;
+    bool at_run_time;
+  };
+
   void define_input(const Value& value);
   void define(const Operation& op);
-  bool defined(std::string_view name) const {
-    return values_.count(name) > 0;
+  /// nullptr for a name that is not defined so far.
+  const Known* find(std::string_view name) const {
+    auto known = values_.find(name);
+    return known == values_.end() ? nullptr : &known->second;
   }
-  /// The value of that name and the operation that gives it, or nullptrs.
-  const Value* value_named(std::string_view name) const;
-  const Operation* producer_named(std::string_view name) const;
   /// Type of an argument; nullptr for tuples and undefined values.
   const Type* type_of(const Argument& argument) const;
   const Type* input_type(const Operation& op, std::string_view name) const;
@@ -51,25 +57,22 @@ class Scope {
   bool at_run_time(const Argument& argument) const;
 
  private:
-  struct Known {
-    const Value* value;
-    const Operation* op;
-    bool at_run_time;
-  };
   std::unordered_map<std::string_view, Known> values_;
   std::vector<Finding>& findings_;
 };
 
-/// Whether the rule is left out, by itself or with all disputed ones.
-bool allowed(const CheckOptions& options, std::string_view rule);
-
+/// Adds it if the chip has the rule and the rule is wanted.
 void add_finding(
     std::vector<Finding>& findings,
     const CheckOptions& options,
     std::string_view rule,
+    const Function* function,
     std::string where,
     std::string what,
     Location location);
+
+/// An integer of 8 or 16 bits.
+bool is_short_integer(DType dtype);
 
 /// Rules of single operations: what the chip takes, and constants.
 void check_operation(Scope& scope, const Operation& op);

@@ -3,7 +3,6 @@
 #include <optional>
 
 #include "mil/check_scope.h"
-#include "mil/ops.h"
 
 namespace mlx_ane::mil {
 
@@ -175,35 +174,96 @@ std::optional<Shape> concat(Scope& scope, const Operation& op) {
   return shape;
 }
 
+std::optional<Shape> same_as_x(Scope& scope, const Operation& op) {
+  auto x = scope.input_type(op, "x");
+  return is_known(x) ? std::optional(x->shape) : std::nullopt;
+}
+
+std::optional<Shape> size(Scope& scope, const Operation& op) {
+  return scope.integers(op, "size");
+}
+
+struct Inference {
+  std::string_view op;
+  std::optional<Shape> (*shape)(Scope& scope, const Operation& op);
+};
+
+// Sorted by operation.
+constexpr Inference inferences[] = {
+    {"abs", same_as_x},
+    {"add", binary},
+    {"batch_norm", same_as_x},
+    {"cast", same_as_x},
+    {"ceil", same_as_x},
+    {"clip", same_as_x},
+    {"concat", concat},
+    {"elu", same_as_x},
+    {"equal", binary},
+    {"erf", same_as_x},
+    {"exp", same_as_x},
+    {"floor", same_as_x},
+    {"floor_div", binary},
+    {"gelu", same_as_x},
+    {"greater", binary},
+    {"greater_equal", binary},
+    {"identity", same_as_x},
+    {"instance_norm", same_as_x},
+    {"inverse", same_as_x},
+    {"l2_norm", same_as_x},
+    {"layer_norm", same_as_x},
+    {"leaky_relu", same_as_x},
+    {"less", binary},
+    {"less_equal", binary},
+    {"log", same_as_x},
+    {"matmul", matmul},
+    {"maximum", binary},
+    {"minimum", binary},
+    {"mod", binary},
+    {"mul", binary},
+    {"not_equal", binary},
+    {"pow", binary},
+    {"real_div", binary},
+    {"reduce_l1_norm", reduction},
+    {"reduce_l2_norm", reduction},
+    {"reduce_log_sum", reduction},
+    {"reduce_log_sum_exp", reduction},
+    {"reduce_max", reduction},
+    {"reduce_mean", reduction},
+    {"reduce_min", reduction},
+    {"reduce_prod", reduction},
+    {"reduce_sum", reduction},
+    {"reduce_sum_square", reduction},
+    {"relu", same_as_x},
+    {"relu6", same_as_x},
+    {"reshape", reshape},
+    {"round", same_as_x},
+    {"rsqrt", same_as_x},
+    {"sigmoid", same_as_x},
+    {"sign", same_as_x},
+    {"silu", same_as_x},
+    {"slice_by_size", size},
+    {"softmax", same_as_x},
+    {"softplus", same_as_x},
+    {"softsign", same_as_x},
+    {"sqrt", same_as_x},
+    {"square", same_as_x},
+    {"sub", binary},
+    {"tanh", same_as_x},
+    {"transpose", transpose},
+};
+static_assert(std::is_sorted(
+    std::begin(inferences), std::end(inferences), [](auto& a, auto& b) {
+      return a.op < b.op;
+    }));
+
 std::optional<Shape> inferred(Scope& scope, const Operation& op) {
-  if (contains(
-          "relu sigmoid tanh exp sqrt erf abs sign round floor ceil clip "
-          "softmax "
-          "silu gelu softplus softsign identity square rsqrt log layer_norm "
-          "batch_norm instance_norm l2_norm elu leaky_relu relu6 cast inverse",
-          op.op)) {
-    auto x = scope.input_type(op, "x");
-    return is_known(x) ? std::optional(x->shape) : std::nullopt;
-  }
-  if (contains(
-          "add sub mul real_div pow maximum minimum floor_div mod greater "
-          "greater_equal less less_equal equal not_equal",
-          op.op)) {
-    return binary(scope, op);
-  }
-  if (contains(
-          "reduce_sum reduce_mean reduce_max reduce_min reduce_prod "
-          "reduce_sum_square reduce_l1_norm reduce_l2_norm reduce_log_sum "
-          "reduce_log_sum_exp",
-          op.op)) {
-    return reduction(scope, op);
-  }
-  return op.op == "matmul"          ? matmul(scope, op)
-         : op.op == "transpose"     ? transpose(scope, op)
-         : op.op == "reshape"       ? reshape(scope, op)
-         : op.op == "concat"        ? concat(scope, op)
-         : op.op == "slice_by_size" ? scope.integers(op, "size")
-                                    : std::nullopt;
+  auto found = std::lower_bound(
+      std::begin(inferences),
+      std::end(inferences),
+      op.op,
+      [](auto& inference, auto& op) { return inference.op < op; });
+  bool known = found != std::end(inferences) && found->op == op.op;
+  return known ? found->shape(scope, op) : std::nullopt;
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstring>
 #include <limits>
 
@@ -178,6 +179,23 @@ Dialect dialect_named(std::string_view name) {
       "', need \"ios16\" or \"ios18\".");
 }
 
+int opset_number(std::string_view opset) {
+  auto after = [&](std::string_view prefix) {
+    int number = 0;
+    if (opset.starts_with(prefix)) {
+      std::from_chars(
+          opset.data() + prefix.size(), opset.data() + opset.size(), number);
+    }
+    return number;
+  };
+  if (auto ios = after("ios")) {
+    return ios;
+  }
+  // CoreML5 to CoreML8 are the sets of ios15 to ios18, CoreML9 is ios26's.
+  auto version = after("CoreML");
+  return version == 0 ? 0 : version == 9 ? 26 : version + 10;
+}
+
 Dialect dialect_of(const Program& program) {
   return program.version == "1.0" || program.version == "1.1" ? Dialect::ios16
                                                               : Dialect::ios18;
@@ -204,15 +222,6 @@ const Constant* find_attribute(const Operation& op, std::string_view name) {
 std::string_view name_of(const Operation& op) {
   auto constant = find_attribute(op, "name");
   return constant ? as_string(*constant).value_or("") : "";
-}
-
-const Function* find_function(const Program& program, std::string_view name) {
-  for (auto& function : program.functions) {
-    if (function.name == name) {
-      return &function;
-    }
-  }
-  return nullptr;
 }
 
 std::optional<int64_t> as_integer(const Constant& constant) {

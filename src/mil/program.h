@@ -148,6 +148,9 @@ Dialect dialect_named(std::string_view name);
 /// The dialect of a program's version: ios18 from 1.2 on.
 Dialect dialect_of(const Program& program);
 
+/// 18 for "ios18" and for "CoreML8", which is the same set; 0 for other names.
+int opset_number(std::string_view opset);
+
 /// A malformed program: what() is one sentence with line, column and a caret.
 class ParseError : public std::invalid_argument {
  public:
@@ -162,7 +165,6 @@ const Argument* find_input(const Operation& op, std::string_view name);
 const Constant* find_attribute(const Operation& op, std::string_view name);
 /// The [name = ...] of an operation, or "" without it.
 std::string_view name_of(const Operation& op);
-const Function* find_function(const Program& program, std::string_view name);
 
 /// A scalar of an integer or boolean constant, a string constant, or the
 /// elements of an integer constant; nothing if the constant is of another kind.

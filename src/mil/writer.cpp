@@ -77,11 +77,7 @@ std::string Writer::opset(const std::string& written) const {
   if (own_) {
     return written;
   }
-  int number = 0;
-  if (written.compare(0, 3, "ios") == 0) {
-    std::from_chars(
-        written.data() + 3, written.data() + written.size(), number);
-  }
+  auto number = opset_number(written);
   bool newer = number >= 18;
   bool kept = number > 0 && newer != verbose();
   return kept ? written : to_string(dialect_);

@@ -152,6 +152,22 @@ TEST(environment_and_verdict_choose_the_route) {
   CHECK(!make_ane_device()->limits().verbose_dialect);
 }
 
+TEST(limits_are_those_of_the_chips_generation) {
+  auto limits = [](const char* architecture) {
+    setenv("DOUBLES_CHIP", architecture, 1);
+    auto out = make_ane_device()->limits();
+    unsetenv("DOUBLES_CHIP");
+    CHECK(out.chip == architecture);
+    return out;
+  };
+  CHECK(limits("h13g").max_kernel_width == 13);
+  CHECK(limits("h14g").max_kernel_width == 15);
+  CHECK(limits("h14g").verbose_dialect && limits("h14g").max_axis == 16384);
+  CHECK(!limits("h15s").verbose_dialect && limits("h15s").max_axis == 16384);
+  CHECK(limits("h17g").max_axis == 65536);
+  CHECK(limits("h99").max_kernel_width == 13);  // unknown: the strictest
+}
+
 TEST(processes_share_the_cache) {
   std::filesystem::remove_all(programs_cache());
   std::vector<std::FILE*> children;

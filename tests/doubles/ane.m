@@ -466,7 +466,8 @@ static BOOL gives_nil(const char* site) {
   return 16;
 }
 + (NSString*)aneArchitectureType {
-  return @"h16g";
+  const char* chosen = getenv("DOUBLES_CHIP");
+  return [NSString stringWithUTF8String:chosen ? chosen : "h16g"];
 }
 + (NSString*)buildVersion {
   return @"25E246";

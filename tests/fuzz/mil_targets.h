@@ -41,18 +41,8 @@ inline void mil_text(std::string_view text) {
   require(
       dialect_of(parse(write(program, other))) == other,
       "writing kept the dialect");
-  CheckOptions options;
-  check(program, options);
-  options.generation = 18;
-  options.max_axis = options.max_channels = options.max_conv_channels = 65536;
-  options.max_rank = 5;
-  options.min_width = 32;
-  options.row_alignment = 64;
-  options.max_blobs = options.max_blobs_with_scalar = 16;
-  options.address_window = uint64_t{4} << 30;
-  options.verbose_dialect = options.narrow_slices = true;
-  options.fp32_io = options.cast = options.multi_chunk_files = true;
-  check(program, options);
+  check(program, {});
+  check(program, {limits_of("h13"), 27});
 }
 
 /// Chunks lie within the file, and reading any of them stays within it.

@@ -8,6 +8,7 @@
 #include "device/apple/system.h"
 #include "device/apple/verdict.h"
 #include "host/environment.h"
+#include "mil/chips.h"
 
 namespace mlx_ane {
 
@@ -46,13 +47,8 @@ std::unique_ptr<Route> make_route(
 /// Limits of the chip, or the strictest of all for one that nobody reported.
 /// What the self-test measured here is better than what others reported.
 Limits limits_for(const std::string& chip, const Verdict& verdict) {
-  Limits limits;
-  try {
-    limits = limits_of(chip);
-  } catch (const std::invalid_argument&) {
-    limits = limits_of("h13");
-    limits.chip = chip;
-  }
+  auto limits = limits_of(mil::find_chip(chip) ? chip : "h13");
+  limits.chip = chip;
   if (auto dialect = value_of(verdict, "dialect"); !dialect.empty()) {
     limits.verbose_dialect = dialect == "ios16";
   }

@@ -7,6 +7,7 @@
 #include "device/apple/objc.h"
 #include "device/apple/route.h"
 #include "device/apple/system.h"
+#include "mil/chips.h"
 
 namespace mlx_ane::apple {
 
@@ -52,21 +53,15 @@ std::string read_fact(id cls, const char* selector) {
   }
 }
 
-/// Architecture by processor, where the framework does not tell it.
-std::string chip_of(const std::string& processor) {
-  constexpr std::pair<const char*, const char*> known[] = {
-      {"Apple M1", "h13"},
-      {"Apple M2", "h14"},
-      {"Apple M3", "h15"},
-      {"Apple M4", "h16g"},
-      {"Apple M5", "h17s"},
-  };
-  for (auto& [name, chip] : known) {
-    if (processor.starts_with(name)) {
-      return chip;
-    }
+/// Architecture by processor ("Apple M2 Max"), where the framework does not
+/// tell it.
+std::string chip_of(std::string_view processor) {
+  constexpr std::string_view maker = "Apple ";
+  if (processor.starts_with(maker)) {
+    processor.remove_prefix(maker.size());
   }
-  return "unknown";
+  auto chip = mil::find_chip(processor);
+  return chip ? chip->architecture : "unknown";
 }
 
 void read_device_info(std::map<std::string, std::string>& facts) {

@@ -3,10 +3,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <set>
 #include <string>
+#include <string_view>
 
 #include "device/device.h"
+#include "mil/rules.h"
 
 namespace mlx_ane {
 
@@ -14,26 +15,34 @@ std::unique_ptr<Device> make_emulated_device();
 
 namespace emulated {
 
-/// Which limits are enforced: `strict` all, disputed ones in their stricter
-/// reading; `program` those that no report disputes; `off` none.
+/// Which rules are enforced: `strict` all, disputed ones in their stricter
+/// reading; `program` those by which every report has a program refused; `off`
+/// none.
 enum class Level { off, program, strict };
+const char* to_string(Level level);
+/// std::invalid_argument with the valid names otherwise.
+Level level_named(std::string_view name);
 
 struct Options {
+  /// As mil::find_chip reads it; kept as its architecture.
   std::string chip = "h16g";
   /// Fixed-point accumulators and tables as reported of the chip, instead of
   /// fp32.
   bool exact = false;
   Level level = Level::strict;
-  /// Rules (docs/limits.md) that are not enforced. The count of compilations is
-  /// entangled with that of resident programs, so it is off until asked for.
-  std::set<std::string> allow = {"compiles"};
+  /// Rules that are not enforced. The count of compilations is entangled with
+  /// that of resident programs, so it is off until asked for.
+  mil::Allow allow = {"compiles"};
   /// A program whose constants and values need more is refused.
   int64_t memory_budget = int64_t{4} << 30;
 };
 
-/// Options of the device. At first those of MLX_ANE_EMULATED_CHIP, _NUMERICS
-/// and _ALLOW. The chip and rules hold for programs compiled later, `exact` at
-/// once.
+/// With the chip by its architecture; std::invalid_argument for an unknown chip
+/// or rule.
+Options checked(Options options);
+
+/// Options of the device, at first those of MLX_ANE_EMULATED. The chip and
+/// rules hold for programs compiled later, `exact` at once.
 Options options();
 /// Throws std::invalid_argument for an unknown chip or rule.
 void configure(const Options& options);

@@ -108,7 +108,11 @@ std::string shapes_of(const std::vector<mil::Value>& values) {
 }
 
 struct Procedure {
-  Procedure(std::unique_ptr<Graph> ready, const mil::Function& function)
+  /// `breaks`: what check_program found in the whole program.
+  Procedure(
+      std::unique_ptr<Graph> ready,
+      const mil::Function& function,
+      const std::vector<mil::Finding>& breaks)
       : graph(std::move(ready)),
         input_order(symbol_order(graph->inputs())),
         output_order(symbol_order(graph->outputs())),
@@ -116,12 +120,14 @@ struct Procedure {
         outputs(reorder(graph->outputs(), output_order)),
         shapes(shapes_of(inputs) + "," + shapes_of(outputs)),
         name(function.name) {
-    if (outputs.size() == 1) {
-      for (auto& operation : function.operations) {
-        sole_identity =
-            sole_identity ||
-            (operation.op == "identity" && !operation.outputs.empty() &&
-             operation.outputs[0].name == outputs[0].name);
+    for (auto& finding : breaks) {
+      if (finding.function != &function) {
+        continue;
+      }
+      if (finding.rule->id == "sole-identity") {
+        sole_identity = true;
+      } else if (!refused && finding.rule->id != "tile-poison") {
+        refused = finding;
       }
     }
   }
@@ -132,6 +138,7 @@ struct Procedure {
   std::string shapes;
   std::string name;
   bool sole_identity = false;
+  std::optional<mil::Finding> refused;  // at every evaluation
 };
 
 /// Changes the share of a result that a fault asks for.
@@ -177,7 +184,7 @@ class Loaded : public EngineProgram {
       return;
     }
     suffer(Site::load, identity_, procedures_[0].shapes);
-    if (options_.level != Level::strict) {
+    if (options_.level == Level::off) {
       return;
     }
     auto cap = [&](const char* rule, auto most, auto none) {
@@ -186,8 +193,8 @@ class Loaded : public EngineProgram {
     auto granted = acquire(
         identity_,
         weight_bytes_,
-        cap("resident", int64_t{limits_.resident_programs}, INT64_MAX),
-        cap("address-window", limits_.address_window, UINT64_MAX));
+        cap("resident", int64_t{Limits::resident_programs}, INT64_MAX),
+        cap("address-window", Limits::address_window, UINT64_MAX));
     if (granted == Residence::too_many_programs) {
       throw refusal("resident", "one program more");
     }
@@ -229,7 +236,11 @@ class Loaded : public EngineProgram {
     if (poisoned() && enforced(options_, "tile-poison")) {
       throw refusal("tile-poison", "a program with tile was compiled before");
     }
-    check_surfaces(p.inputs, p.outputs, inputs, outputs, options_, limits_);
+    check_surfaces(p.inputs, p.outputs, inputs, outputs, options_);
+    if (p.refused) {
+      throw refusal(
+          *p.refused->rule, p.refused->where + ": " + p.refused->what);
+    }
     for (auto& fault : faults) {
       if (fault.fault == Fault::writes_nothing) {
         return;
@@ -239,8 +250,8 @@ class Loaded : public EngineProgram {
       load_surface(
           inputs[i].data, p.inputs[i].type, p.graph->input(p.input_order[i]));
     }
-    p.graph->run(exact ? numerics_of(options_.chip) : Numerics::fast);
-    if (p.sole_identity && enforced(options_, "sole-identity")) {
+    p.graph->run(exact ? numerics_of(limits_.generation) : Numerics::fast);
+    if (p.sole_identity) {
       faults.push_back({Fault::nan, 0, 1.0, 0});
     }
     store(p, outputs, faults);
@@ -290,24 +301,14 @@ mil::Program parse_program(std::string_view text) {
   }
 }
 
-bool uses(const mil::Program& program, std::string_view op) {
-  for (auto& function : program.functions) {
-    for (auto& operation : function.operations) {
-      if (operation.op == op) {
-        return true;
-      }
-    }
-  }
-  return false;
-}
-
 std::unique_ptr<Graph> build_graph(
     const mil::Function& function,
     const Weights& weights,
-    const Options& options) {
+    const Options& options,
+    const Limits& limits) {
   try {
     return std::make_unique<Graph>(
-        function, weights, options.chip, options.memory_budget);
+        function, weights, limits.generation, options.memory_budget);
   } catch (const GraphError& e) {
     throw refusal(
         Stage::compile,
@@ -321,11 +322,6 @@ std::unique_ptr<Graph> build_graph(
 
 }  // namespace
 
-const char* to_string(Stage stage) {
-  constexpr const char* names[] = {"parse", "compile", "load", "evaluate"};
-  return names[static_cast<int>(stage)];
-}
-
 std::unique_ptr<EngineProgram> compile_program(
     std::string_view text, const Weights& weights, const Options& options) {
   auto& limits = limits_of_chip(options.chip);
@@ -337,19 +333,17 @@ std::unique_ptr<EngineProgram> compile_program(
   auto identity = identity_of(text, weights);
   suffer(Site::compile, identity, shapes_of(program.functions[0].inputs));
   if (options.level == Level::strict) {
-    auto most = enforced(options, "compiles") ? int64_t{limits.max_compiles}
+    auto most = enforced(options, "compiles") ? int64_t{Limits::max_compiles}
                                               : INT64_MAX;
     if (!count_compile(most)) {
       throw refusal("compiles", "one compilation more");
     }
-    if (enforced(options, "tile-poison") && uses(program, "tile")) {
-      poison();
-    }
   }
-  check_program(program, options, limits);
+  auto breaks = check_program(program, options, limits);
   std::vector<Procedure> procedures;
   for (auto& function : program.functions) {
-    procedures.emplace_back(build_graph(function, weights, options), function);
+    procedures.emplace_back(
+        build_graph(function, weights, options, limits), function, breaks);
   }
   uint64_t weight_bytes = 0;
   for (auto& [path, bytes] : weights) {

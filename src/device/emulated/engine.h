@@ -9,11 +9,11 @@
 
 #include "device/emulated/emulated.h"
 #include "device/emulated/graph.h"
+#include "mil/rules.h"
 
 namespace mlx_ane::emulated {
 
-enum class Stage { parse, compile, load, evaluate };
-const char* to_string(Stage stage);
+using mil::Stage;
 
 /// What the engine answers when it refuses, as an NSError would carry it.
 class EngineError : public std::runtime_error {

@@ -10,6 +10,7 @@
 
 #include "device/emulated/exact_kernels.h"
 #include "host/half.h"
+#include "mil/limits.h"
 
 namespace mlx_ane::emulated {
 
@@ -68,7 +69,8 @@ float from_fixed(int64_t sum, Numerics numerics) {
     auto kept = (magnitude + (uint64_t{1} << shift >> 1)) >> shift;
     value = std::ldexp(static_cast<float>(kept), shift - 16);
   }
-  if (numerics == Numerics::fixed_point_32752 && value > 32752.0f) {
+  if (numerics == Numerics::fixed_point_32752 &&
+      value > mil::Limits::overflow_from) {
     value = INFINITY;
   }
   return sum < 0 ? -value : value;
@@ -222,14 +224,15 @@ float half_away(double value) {
                                     : static_cast<float>(rounded);
 }
 
-// Products are fp16, those below 2^-14 are lost; the sum is exact, in units of
+// Products are fp16, too small ones are lost; the sum is exact, in units of
 // 2^-24, and 0 for good once it reaches 2^15 (MiniMax-H3-Swift, M3 Ultra).
 float dot_half_products(const float* x, const float* w, int64_t k, float bias) {
   constexpr int64_t limit = int64_t{1} << 39;
+  const auto smallest = std::ldexp(1.0, mil::Limits::log2_min_product);
   auto sum = static_cast<int64_t>(std::ldexp(bias, 24));
   for (int64_t i = 0; i < k; ++i) {
     auto exact = static_cast<double>(x[i]) * w[i];
-    if (std::fabs(exact) < 0x1p-14) {
+    if (std::fabs(exact) < smallest) {
       continue;
     }
     auto product = half_away(exact);

@@ -18,6 +18,8 @@
 
 #include "host/environment.h"
 
+#include "device/emulated/words.h"
+
 namespace mlx_ane::emulated {
 
 namespace {
@@ -76,26 +78,6 @@ std::string join(auto begin, auto end, auto name) {
     out += (out.empty() ? "" : ", ") + std::string(name(*i));
   }
   return out;
-}
-
-std::vector<std::string_view> split(std::string_view text, char separator) {
-  std::vector<std::string_view> out;
-  while (true) {
-    auto at = text.find(separator);
-    out.push_back(text.substr(0, at));
-    if (at == text.npos) {
-      return out;
-    }
-    text.remove_prefix(at + 1);
-  }
-}
-
-std::string_view trim(std::string_view text) {
-  auto first = text.find_first_not_of(" \t\n");
-  if (first == text.npos) {
-    return {};
-  }
-  return text.substr(first, text.find_last_not_of(" \t\n") - first + 1);
 }
 
 /// Whether all of text is a number.

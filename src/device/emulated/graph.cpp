@@ -16,11 +16,11 @@ class GraphBuilder {
   GraphBuilder(
       Graph& graph,
       const Weights& weights,
-      const std::string& chip,
+      int generation,
       int64_t memory_budget)
       : graph_(graph),
         weights_(weights),
-        chip_(chip),
+        generation_(generation),
         memory_budget_(memory_budget) {
   }
 
@@ -192,13 +192,16 @@ class GraphBuilder {
           at(operation) + "unknown operation " + operation.op, operation.op);
     }
     Call call{
-        .op = operation.op, .arguments = {}, .results = {}, .chip = chip_};
+        .op = operation.op,
+        .arguments = {},
+        .results = {},
+        .generation = generation_};
     for (auto& [name, argument] : operation.inputs) {
       call.arguments.push_back({name, {}, false});
       append(argument, call.arguments.back(), 0);
     }
     for (auto& [name, attribute] : operation.attributes) {
-      if (name != "name") {
+      if (name != "name" && name != "milId") {
         call.arguments.push_back({name, {constant(attribute)}, false});
       }
     }
@@ -387,7 +390,7 @@ class GraphBuilder {
 
   Graph& graph_;
   const Weights& weights_;
-  const std::string& chip_;
+  int generation_;
   int64_t memory_budget_;
   int64_t used_ = 0;
   std::vector<Piece> lives_;  // of the slot of that number
@@ -400,9 +403,9 @@ class GraphBuilder {
 Graph::Graph(
     const mil::Function& function,
     const Weights& weights,
-    const std::string& chip,
+    int generation,
     int64_t memory_budget) {
-  GraphBuilder(*this, weights, chip, memory_budget).build(function);
+  GraphBuilder(*this, weights, generation, memory_budget).build(function);
 }
 
 void* Graph::input(size_t i) {

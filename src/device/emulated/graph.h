@@ -38,7 +38,7 @@ class Graph {
   Graph(
       const mil::Function& function,
       const Weights& weights,
-      const std::string& chip,
+      int generation,
       int64_t memory_budget);
 
   const std::vector<mil::Value>& inputs() const {

@@ -7,17 +7,18 @@
 
 namespace mlx_ane::emulated {
 
-Numerics numerics_of(const std::string& chip) {
-  if (chip == "h13") {
-    return Numerics::groups_of_four;
+Numerics numerics_of(int generation) {
+  switch (generation) {
+    case 13:
+      return Numerics::groups_of_four;
+    case 15:
+      return Numerics::half_products;
+    case 14:
+    case 17:
+      return Numerics::fixed_point_32752;
+    default:
+      return Numerics::fixed_point;
   }
-  if (chip.starts_with("h15")) {
-    return Numerics::half_products;
-  }
-  if (chip == "h14" || chip.starts_with("h17")) {
-    return Numerics::fixed_point_32752;
-  }
-  return Numerics::fixed_point;
 }
 
 void round_to_half(float* values, int64_t n) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 
 namespace mlx_ane::emulated {
 
@@ -16,8 +15,8 @@ enum class Numerics : uint8_t {
   groups_of_four,  // fp16 sums of four, then fp32 (M1: Bryngelson)
 };
 
-/// What is reported of a chip ("h13", ...).
-Numerics numerics_of(const std::string& chip);
+/// What is reported of a generation of chips (13 for h13, ...).
+Numerics numerics_of(int generation);
 
 /// values[i] = fp32 of fp16(values[i]), to nearest even, in place.
 void round_to_half(float* values, int64_t n);

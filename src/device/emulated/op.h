@@ -93,7 +93,7 @@ class Call {
   std::string op;
   std::vector<Argument> arguments;
   std::vector<Operand> results;  // slots given, types as declared
-  std::string chip;
+  int generation;                // of the chip
 
   bool has(std::string_view name) const;
   const Operand& operand(std::string_view name) const;

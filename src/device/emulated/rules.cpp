@@ -1,279 +1,126 @@
-// The table of rules and the engine's answers.
+// Enforces the rules of the engine on programs and surfaces.
 #include "device/emulated/rules.h"
+
+#include <algorithm>
+
+#include "device/emulated/state.h"
+#include "device/emulated/surface_io.h"
+#include "mil/ops.h"
 
 namespace mlx_ane::emulated {
 
 namespace {
 
-constexpr auto compile = Stage::compile;
-constexpr auto load = Stage::load;
-constexpr auto evaluate = Stage::evaluate;
-constexpr auto invalid = Answer::invalid_program;
-constexpr auto failure = Answer::compilation_failure;
-constexpr auto inference = Answer::inference_error;
-
-// name, stage, answer, disputed, reported, limit, source
-constexpr Rule table[] = {
-    {"rank", compile, failure, false, false, "rank at most 5", "ANEForge"},
-    {"axis",
-     compile,
-     failure,
-     false,
-     false,
-     "an axis has at most 16384 elements through A15, 65536 later",
-     "ANEForge, libane"},
-    {"channels",
-     compile,
-     failure,
-     false,
-     false,
-     "at most 65536 channels",
-     "ANEForge"},
-    {"kernel-width",
-     compile,
-     failure,
-     false,
-     false,
-     "convolution kernels are at most 15 wide, 13 on M1",
-     "ANEForge"},
-    {"dialect",
-     compile,
-     invalid,
-     false,
-     true,
-     "M1 and M2 take the verbose form with program(1.0) and ios16",
-     "maderix#6"},
-    {"fp32-io",
-     compile,
-     failure,
-     false,
-     false,
-     "M1 and M2 take and give fp16 only",
-     "maderix#6"},
-    {"cast",
-     compile,
-     failure,
-     false,
-     false,
-     "cast does not compile on M1 and M2",
-     "maderix#6"},
-    {"chunks",
-     compile,
-     failure,
-     false,
-     false,
-     "one chunk a weight file on M1",
-     "maderix"},
-    {"io-dtype",
-     compile,
-     failure,
-     true,
-     false,
-     "functions take and give fp16 and fp32",
-     "ANEForge, ironmill"},
-    {"int8-io",
-     compile,
-     failure,
-     true,
-     false,
-     "8- and 16-bit integers are not taken or given",
-     "ironmill; ANEForge: they are over e5rt"},
-    {"cast-dtype",
-     compile,
-     failure,
-     true,
-     false,
-     "cast to int32 and int4 does not compile",
-     "ironmill"},
-    {"blobs",
-     compile,
-     invalid,
-     true,
-     true,
-     "16 BLOBFILE constants a function, 15 beside a scalar operand",
-     "Orion, M5 Max notes; ANEForge runs larger graphs over e5rt"},
-    {"inline-arguments",
-     compile,
-     invalid,
-     true,
-     true,
-     "booleans are named constants, not written in place",
-     "Orion; ANEForge: accepted over e5rt"},
-    {"concat",
-     compile,
-     failure,
-     true,
-     true,
-     "concat does not compile",
-     "Orion, M5 Max notes; maderix, ironmill: it does"},
-    {"gelu",
-     compile,
-     failure,
-     true,
-     true,
-     "gelu does not compile",
-     "Orion; ANEForge: it does"},
-    {"rsqrt",
-     compile,
-     failure,
-     true,
-     true,
-     "rsqrt does not compile",
-     "Orion, M5 Max notes; others: it does"},
-    {"rejected-op",
-     compile,
-     failure,
-     true,
-     true,
-     "gather, tile, stack, l2_norm and cumsum do not compile",
-     "field guide"},
-    {"tile-poison",
-     evaluate,
-     inference,
-     true,
-     true,
-     "after a program with tile, every evaluation of the process fails",
-     "field guide"},
-    {"conv-bias",
-     compile,
-     failure,
-     true,
-     true,
-     "conv takes no bias",
-     "Orion; M6 study: the bias starts the accumulator"},
-    {"conv-weight",
-     compile,
-     failure,
-     true,
-     false,
-     "the weight of conv is a constant",
-     "field guide: an input is ignored; MiniMax-H3-Swift: it works"},
-    {"conv-channels",
-     compile,
-     failure,
-     true,
-     true,
-     "conv gives fewer than 32000 channels",
-     "Orion; maderix: 32000 work"},
-    {"attention-mask",
-     compile,
-     failure,
-     true,
-     false,
-     "scaled_dot_product_attention ignores attn_mask",
-     "maderix, Orion"},
-    {"multiply-reduced-by-zero",
-     compile,
-     failure,
-     true,
-     true,
-     "mul(reduce, 0.0) does not compile",
-     "ANEForge"},
-    {"sole-identity",
-     evaluate,
-     inference,
-     true,
-     false,
-     "identity as the only output gives NaN",
-     "M5 Max notes"},
-    {"narrow-channels",
-     compile,
-     failure,
-     true,
-     true,
-     "more than 768 channels need a last axis of 32",
-     "ironmill"},
-    {"compiles",
-     compile,
-     failure,
-     true,
-     true,
-     "119 compilations a process",
-     "maderix; field guide: unloading reclaims"},
-    {"resident",
-     load,
-     Answer::too_many_programs,
-     true,
-     true,
-     "96 resident programs a process (96 to 128 are reported)",
-     "ANEForge, M5 Max notes, oMLX, mlxfast"},
-    {"address-window",
-     load,
-     Answer::no_addresses,
-     true,
-     true,
-     "4 GiB of weights in resident programs",
-     "oMLX"},
-    {"width",
-     evaluate,
-     inference,
-     true,
-     true,
-     "the last axis of inputs and outputs has 32 elements",
-     "field guide, M5 Max notes; Orion: 16"},
-    {"minimum-surface",
-     evaluate,
-     inference,
-     true,
-     true,
-     "surfaces have 64 KiB",
-     "oMLX; Orion: 48 KiB; ironmill: 16 KiB"},
-    {"uniform-surfaces",
-     evaluate,
-     inference,
-     true,
-     true,
-     "inputs have equal surfaces, and so have outputs",
-     "Orion; MiniMax-H3-Swift: not needed"},
-    {"surface-size",
-     evaluate,
-     inference,
-     false,
-     true,
-     "surfaces hold every row at a stride of 64 bytes",
-     "MiniMax-H3-Swift, M5 Max notes, ironmill"},
-    {"port-count",
-     evaluate,
-     inference,
-     false,
-     false,
-     "a request names every port once, in the ASCII order of their names",
-     "Orion"},
-};
+/// What a stage answers where no source says it.
+Answer usual_answer(Stage stage) {
+  return stage == Stage::evaluate ? Answer::inference_error
+         : stage == Stage::load   ? Answer::no_addresses
+                                  : Answer::compilation_failure;
+}
 
 }  // namespace
 
-std::span<const Rule> rules() {
-  return table;
+Level level_of(const mil::Rule& rule) {
+  // What an engine runs wrongly, or Core ML on the CPU, is still a program.
+  bool runs =
+      rule.stage == Stage::never ||
+      mil::contains(
+          "cast-dtype later-chip no-path operand-dtype unknown-axis", rule.id);
+  return runs || rule.disputed() ? Level::strict : Level::program;
 }
 
-const Rule& rule(const std::string& name) {
-  std::string names;
-  for (auto& candidate : table) {
-    if (candidate.name == name) {
-      return candidate;
-    }
-    names += (names.empty() ? "" : ", ") + std::string(candidate.name);
+bool enforced(const Options& options, const mil::Rule& rule) {
+  return rule.answer != Answer::none && options.level >= level_of(rule) &&
+         !mil::allows(options.allow, rule);
+}
+
+bool enforced(const Options& options, std::string_view rule) {
+  return enforced(options, *mil::find_rule(rule));
+}
+
+std::vector<mil::Finding> check_program(
+    const mil::Program& program, const Options& options, const Limits& limits) {
+  if (options.level == Level::off) {
+    return {};
   }
-  throw std::invalid_argument(
-      "[mlx_ane.emulated] got rule \"" + name + "\", need one of " + names +
-      ".");
+  mil::CheckOptions check{limits};
+  check.language = false;
+  check.wanted = [&](const mil::Rule& rule) {
+    return rule.severity == mil::Severity::error && rule.stage != Stage::load &&
+           enforced(options, rule);
+  };
+  auto findings = mil::check(program, check);
+  // A tile poisons the process even where its program is then refused.
+  if (std::any_of(findings.begin(), findings.end(), [](auto& finding) {
+        return finding.rule->id == "tile-poison";
+      })) {
+    poison();
+  }
+  for (auto& finding : findings) {
+    // A sole identity's wrong values are known: they are given.
+    if (finding.rule->stage == Stage::compile ||
+        (finding.rule->stage == Stage::never &&
+         finding.rule->id != "sole-identity")) {
+      throw refusal(*finding.rule, finding.where + ": " + finding.what);
+    }
+  }
+  return findings;
 }
 
-bool enforced(const Options& options, const std::string& name) {
-  auto& r = rule(name);
-  auto needed = r.disputed ? Level::strict : Level::program;
-  return options.level >= needed && !options.allow.contains(name);
+void check_surfaces(
+    const std::vector<mil::Value>& inputs,
+    const std::vector<mil::Value>& outputs,
+    std::span<const SurfaceBytes> input_surfaces,
+    std::span<const SurfaceBytes> output_surfaces,
+    const Options& options) {
+  auto check = [&](auto& ports, auto surfaces, const std::string& kind) {
+    auto require = [&](const char* rule, bool ok, const std::string& got) {
+      if (!ok && enforced(options, rule)) {
+        throw refusal(rule, got);
+      }
+    };
+    // Fewer surfaces than ports or short ones cannot be run under any option.
+    if (surfaces.size() != ports.size()) {
+      throw refusal(
+          "port-count",
+          std::to_string(surfaces.size()) + " " + kind + " surfaces for " +
+              std::to_string(ports.size()) + " ports");
+    }
+    for (size_t i = 0; i < ports.size(); ++i) {
+      auto& type = ports[i].type;
+      Port port{{}, type.shape, surface_element_bytes(type.dtype)};
+      auto got = kind + " " + ports[i].name + " of type " + to_string(type) +
+                 " has a surface of " + std::to_string(surfaces[i].size) +
+                 " bytes";
+      auto needed = surface_bytes(port);
+      if (surfaces[i].size < needed) {
+        throw refusal(
+            "surface-size", got + ", needs " + std::to_string(needed));
+      }
+      require(
+          "minimum-surface",
+          surfaces[i].size >= Limits::min_surface_bytes,
+          got);
+      require("uniform-surfaces", surfaces[i].size == surfaces[0].size, got);
+    }
+  };
+  check(inputs, input_surfaces, "input");
+  check(outputs, output_surfaces, "output");
 }
 
-EngineError refusal(const std::string& name, const std::string& what) {
-  auto& r = rule(name);
+EngineError refusal(const mil::Rule& rule, const std::string& what) {
+  bool reported = rule.answer != Answer::unreported;
   return refusal(
-      r.stage,
-      r.answer,
-      name,
-      what + "; limit: " + r.limit + " (" + r.source + ")" +
-          (r.reported ? "" : "; code unreported"));
+      rule.stage == Stage::never ? Stage::compile : rule.stage,
+      reported ? rule.answer : usual_answer(rule.stage),
+      std::string(rule.id),
+      what + "; limit: " + std::string(rule.why) + " (" +
+          std::string(rule.source) + ")" +
+          (reported ? "" : "; code unreported"));
+}
+
+EngineError refusal(std::string_view rule, const std::string& what) {
+  return refusal(*mil::find_rule(rule), what);
 }
 
 EngineError refusal(
@@ -297,7 +144,7 @@ EngineError refusal(
     case Answer::no_addresses:
       text = "Program load failure (0x20004)";
       break;
-    case Answer::inference_error:
+    default:
       code = 8;
       text =
           "ANEProgramProcessRequestDirect() Failed with status=0x1d : "

@@ -4,7 +4,8 @@
 #include <cstring>
 
 #include "device/emulated/copy.h"
-#include "device/limits.h"
+#include "mil/limits.h"
+#include "mil/rules.h"
 
 namespace mlx_ane::emulated {
 
@@ -17,10 +18,10 @@ struct Cut {
   bool shifted = false;  // starts within the last axis
 };
 
-// Slices at an offset of the last axis saturate at 4094 before A16 (ANEForge).
+// What the rule slice-width says of a slice at an offset of the last axis.
 void saturate(float* values, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    if (std::fabs(values[i]) > 4094.0f) {
+    if (std::fabs(values[i]) > mil::Limits::max_sliced) {
       values[i] = std::copysign(INFINITY, values[i]);
     }
   }
@@ -29,7 +30,7 @@ void saturate(float* values, int64_t n) {
 Built cut_kernel(const Call& call, const Cut& cut, Shape result) {
   auto x = call.operand("x"), z = call.results[0];
   bool narrow = cut.shifted && x.type.dtype == DType::fp16 &&
-                limits_of(call.chip).narrow_slices;
+                mil::find_rule("slice-width")->applies_to(call.generation);
   Built built({{x.type.dtype, std::move(result)}});
   built.moves = true;
   auto n = elements(cut.shape);

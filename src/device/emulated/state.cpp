@@ -1,11 +1,12 @@
 // Process-wide state of the emulated engine.
 #include "device/emulated/state.h"
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
 #include "device/emulated/faults.h"
-#include "device/emulated/rules.h"
+#include "device/emulated/words.h"
 #include "host/environment.h"
 
 namespace mlx_ane::emulated {
@@ -33,36 +34,75 @@ State& state() {
   return *out;
 }
 
-void validate(const Options& options) {
-  limits_of(options.chip);
-  for (auto& name : options.allow) {
-    rule(name);
-  }
-  if (options.memory_budget <= 0) {
+[[noreturn]] void refuse(const std::string& what) {
+  throw std::invalid_argument("[mlx_ane.emulated] got " + what + ".");
+}
+
+void set(Options& options, std::string_view key, std::string_view value) {
+  if (key == "chip") {
+    options.chip = value;
+  } else if (key == "numerics" && (value == "fast" || value == "exact")) {
+    options.exact = value == "exact";
+  } else if (key == "limits") {
+    options.level = level_named(value);
+  } else if (key == "allow") {
+    for (auto id : split(value, ',')) {
+      options.allow.emplace(trim(id));
+    }
+  } else {
     throw std::invalid_argument(
-        "[mlx_ane.emulated] got memory_budget " +
-        std::to_string(options.memory_budget) + ", need a positive number.");
+        std::string(key) + "=" + std::string(value) +
+        ", need chip=CHIP, numerics=fast or exact, limits=LEVEL or "
+        "allow=RULE,...");
   }
 }
 
+/// Of MLX_ANE_EMULATED: "chip=M2;numerics=exact;allow=concat,gelu".
 Options options_of_environment() {
   Options out;
-  if (auto chip = host::variable("MLX_ANE_EMULATED_CHIP"); !chip.empty()) {
-    out.chip = chip;
+  auto text = host::variable("MLX_ANE_EMULATED");
+  try {
+    for (auto pair : split(text, ';')) {
+      auto equals = std::min(pair.find('='), pair.size());
+      if (auto key = trim(pair.substr(0, equals)); !key.empty()) {
+        set(out, key, trim(pair.substr(std::min(equals + 1, pair.size()))));
+      }
+    }
+    return checked(out);
+  } catch (const std::invalid_argument& error) {
+    refuse("MLX_ANE_EMULATED=" + text + ": " + error.what());
   }
-  out.exact = host::choice_variable(
-                  "MLX_ANE_EMULATED_NUMERICS", {"fast", "exact"}) == "exact";
-  auto names = host::variable("MLX_ANE_EMULATED_ALLOW");
-  for (size_t from = 0; from < names.size();) {
-    auto to = std::min(names.find(',', from), names.size());
-    out.allow.insert(names.substr(from, to - from));
-    from = to + 1;
-  }
-  validate(out);
-  return out;
 }
 
 }  // namespace
+
+constexpr const char* levels[] = {"off", "program", "strict"};
+
+const char* to_string(Level level) {
+  return levels[static_cast<int>(level)];
+}
+
+Level level_named(std::string_view name) {
+  for (auto level : {Level::off, Level::program, Level::strict}) {
+    if (name == to_string(level)) {
+      return level;
+    }
+  }
+  refuse(
+      "limits \"" + std::string(name) +
+      "\", need \"off\", \"program\" or \"strict\"");
+}
+
+Options checked(Options options) {
+  options.chip = limits_of(options.chip).chip;
+  mil::check_allow(options.allow, "mlx_ane.emulated");
+  if (options.memory_budget <= 0) {
+    refuse(
+        "memory_budget " + std::to_string(options.memory_budget) +
+        ", need a positive number");
+  }
+  return options;
+}
 
 const Limits& limits_of_chip(const std::string& chip) {
   static auto* known = new std::map<std::string, Limits>;
@@ -86,10 +126,10 @@ Options options() {
 }
 
 void configure(const Options& options) {
-  validate(options);
+  auto next = checked(options);
   auto& s = state();
   std::lock_guard lock(s.mutex);
-  s.options = options;
+  s.options = std::move(next);
   s.configured = true;
 }
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, count
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 from mlx import nn
 
 from mlx_ane import _ext
+from mlx_ane._attention import attending_class
 from mlx_ane._device import resolve
 from mlx_ane._exchange import exchange, is_exchanged, original_class, originals, restore
 from mlx_ane._layers import (
@@ -26,7 +28,12 @@ from mlx_ane._layers import (
 from mlx_ane.autotune import OBJECTIVES, Decision, Tuner
 from mlx_ane.blocks import block_class, find_blocks
 from mlx_ane.nn import PRECISIONS, Placed
-from mlx_ane.report import ConversionReport, ConvertedLayer, SkippedLayer
+from mlx_ane.report import (
+    AttendingModule,
+    ConversionReport,
+    ConvertedLayer,
+    SkippedLayer,
+)
 
 #: Decides by (path, module) whether, or with which options, to convert a layer.
 Predicate = Callable[[str, nn.Module], "bool | dict[str, Any]"]
@@ -34,6 +41,7 @@ Predicate = Callable[[str, nn.Module], "bool | dict[str, Any]"]
 Policy = Callable[[str, nn.Module], "str | None"]
 
 POLICIES = ("all", "frozen", "auto")
+ATTENTIONS = ("fused", "mlx")
 OPTIONS = ("device", "precision", "policy")
 GRANULARITIES = ("layer", "block")
 
@@ -47,7 +55,8 @@ def convert(
     precision: str | None = None,
     objective: str = "time",
     batch_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
-    granularity: str = "layer",
+    attention: Literal["fused", "mlx"] | None = None,
+    granularity: Literal["layer", "block"] = "layer",
 ) -> ConversionReport:
     """Move the matrix products of a model's layers to a device, in place.
 
@@ -83,6 +92,11 @@ def convert(
         batch_shape (Sequence[int] or Sequence of them, optional): Shape of the
             model's input, or several, from which policy "auto" learns the rows of
             each layer; without it every layer is measured with 512 rows.
+        attention (str, optional): "fused" has the modules of this model attend
+            through :func:`mlx_ane.fast.scaled_dot_product_attention`, on ``device``,
+            or the CPU if ``precision`` is "exact"; other models do not. "mlx" and
+            None leave them MLX's function. mlx-lm's LoRALinear around a converted
+            layer becomes that of :meth:`mlx_ane.nn.ANELinear.to_lora` in any case.
         granularity (str): "layer": a program is one layer's product. "block": it is
             a whole block, forward or gradient; blocks are the modules in a model's
             lists that hold such layers, or those of them that ``class_predicate``
@@ -108,6 +122,11 @@ def convert(
     _check_model(model, "convert")
     defaults = _Options(device, policy, precision)
     _check_granularity(granularity, defaults)
+    if attention not in (None, *ATTENTIONS):
+        raise ValueError(
+            f"[mlx_ane.convert] attention is {attention!r}, need one of "
+            f"{', '.join(map(repr, ATTENTIONS))} or None."
+        )
     sites = find_sites(model)
     report = ConversionReport()
     with originals(site.module for site in sites):
@@ -123,6 +142,11 @@ def convert(
             ]
             chosen = {id(module) for module, _ in blocks}
             decided = [pair for pair in decided if id(pair[0]) not in chosen] + blocks
+        others = _around_layers(sites, report)
+        if attention == "fused":
+            others += _attending(sites, defaults, report)
+        taken = {id(module) for module, settings in decided if settings is not None}
+        others = [pair for pair in others if id(pair[0]) not in taken]
     names = _names(report.converted)
     for module, settings in decided:  # from here on nothing can fail
         if settings is not None:
@@ -130,15 +154,17 @@ def convert(
             exchange(module, CLASSES.get(original) or block_class(original), **settings)
         elif is_exchanged(module):
             restore(module)
+    for module, cls in others:
+        exchange(module, cls)
     for converted, name in zip(report.converted, names, strict=True):
         converted.layer._name = converted.name = name
     return report
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Make plain MLX layers of a model's converted ones, in place.
+    """Make plain MLX layers and modules of a model's changed ones, in place.
 
-    The layers stay the objects that they are, with the same array objects.
+    They stay the objects that they are, with the same array objects.
 
     Args:
         model (nn.Module): A model that :func:`convert` changed.
@@ -151,6 +177,44 @@ def revert(model: nn.Module) -> nn.Module:
         if is_exchanged(site.module):
             restore(site.module)
     return model
+
+
+#: Modules and the classes that they are to have.
+_Classes = list[tuple[nn.Module, type[Any]]]
+
+
+def _around_layers(sites: list[Site], report: ConversionReport) -> _Classes:
+    """mlx-lm's LoRA layers around layers that are converted."""
+    if "mlx_lm.tuner.lora" not in sys.modules:  # then there are none
+        return []
+    from mlx_ane.lora.layers import ANELoRALinear
+
+    converted = {id(c.layer) for c in report.converted}
+    return [
+        (site.module, ANELoRALinear)
+        for site in sites
+        if type(site.module) is ANELoRALinear._original
+        and id(site.module.linear) in converted
+    ]
+
+
+def _attending(
+    sites: list[Site], options: _Options, report: ConversionReport
+) -> _Classes:
+    """Modules that can attend through our function; the report learns of all."""
+    device = "cpu" if options.precision == "exact" else options.device
+    found: _Classes = []
+    report.attention = []
+    for site in sites:
+        cls, reason = attending_class(site.module, device)
+        if cls is not None:
+            found.append((site.module, cls))
+        if cls is not None or reason:
+            kind = type(site.module).__name__
+            report.attention.append(
+                AttendingModule(site.path, kind, site.module, reason)
+            )
+    return found
 
 
 #: Layers that live, by the name under which they are counted.

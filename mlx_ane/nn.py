@@ -140,6 +140,13 @@ def _plain(layer: M) -> Any:
     return new
 
 
+def _to_lora(layer: nn.Module, **options: Any) -> Any:
+    # mlx-lm is optional, and who calls this has imported it.
+    from mlx_ane.lora.layers import ANELoRALinear
+
+    return ANELoRALinear.from_base(layer, **options)
+
+
 def _check_device(device: str | None, where: str) -> None:
     # None is resolved by the first call: a constructor runs no self-test.
     if device is not None:
@@ -221,6 +228,21 @@ class ANELinear(Placed, Linear):
             return plain
         return placed(ANEQuantizedLinear, plain, **self._own_settings())
 
+    def to_lora(self, r: int = 8, dropout: float = 0.0, scale: float = 20.0) -> Any:
+        """mlx-lm's LoRALinear around this layer, as ``linear_to_lora_layers`` asks.
+
+        Its two low-rank products run on the CPU's BLAS where MLX has no GPU.
+
+        Args:
+            r (int): Rank of the adapter.
+            dropout (float): Probability that an element of x is left out of it.
+            scale (float): Factor of the adapter's output.
+
+        Returns:
+            LoRALinear: mlx-lm's class or a subclass of it, with new adapters.
+        """
+        return _to_lora(self, r=r, dropout=dropout, scale=scale)
+
 
 class ANEQuantizedLinear(Placed, QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` with its product on a device of ours.
@@ -276,6 +298,10 @@ class ANEQuantizedLinear(Placed, QuantizedLinear):
             ValueError: If ``layer`` is of another class or the device is unknown.
         """
         return _checked(cls, layer, device, "from_quantized_linear")
+
+    def to_lora(self, r: int = 8, dropout: float = 0.0, scale: float = 20.0) -> Any:
+        """mlx-lm's LoRALinear around this layer: see :meth:`ANELinear.to_lora`."""
+        return _to_lora(self, r=r, dropout=dropout, scale=scale)
 
     def to_quantized_linear(self) -> QuantizedLinear:
         """The plain quantised layer of the same arrays; freezing is kept."""

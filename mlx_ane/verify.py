@@ -14,11 +14,13 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_ane import _ext
+from mlx_ane._attention import attention_device
 from mlx_ane._exchange import Exchanged, classes, is_exchanged, originals
 from mlx_ane._layers import Site, find_sites, product_method, product_shape
 from mlx_ane._preserve import preserved
 from mlx_ane._watch import returns, watching
 from mlx_ane.blocks import BlockModule
+from mlx_ane.nn import Placed
 from mlx_ane.report import table
 
 #: |dot product| from which an engine returns infinity or zero, on any chip.
@@ -201,7 +203,7 @@ def verify(
             four times at most, each time from the same state of the model.
         plain (callable, optional): ``plain()`` returns a context manager that is
             entered while the plain model runs, to take away what was put in place
-            of MLX beside the layers, such as another attention.
+            of MLX beside what :func:`mlx_ane.convert` changed.
 
     Returns:
         VerificationReport: PASS or FAIL with reasons; printing it gives a table.
@@ -214,7 +216,8 @@ def verify(
         >>> report.passed
         True
     """
-    sites = [site for site in find_sites(model) if is_exchanged(site.module)]
+    exchanged = [s for s in find_sites(model) if is_exchanged(s.module)]
+    sites = [s for s in exchanged if isinstance(s.module, (Placed, BlockModule))]
     if not sites:
         raise ValueError(
             "[mlx_ane.verify] the model has no converted layer; convert it first."
@@ -233,7 +236,7 @@ def verify(
         ):
             mx.eval(scalar(model, *inputs))
         rewind()
-        with originals(site.module for site in sites), (plain or nullcontext)():
+        with originals(s.module for s in exchanged), (plain or nullcontext)():
             if _has_halves(model):
                 with _in_float32(model):
                     reference = _run(model, scalar, _float32(inputs))
@@ -247,7 +250,9 @@ def verify(
                         noise = _run(model, scalar, inputs).against(reference)
         rewind()
         got = _run(model, scalar, inputs).against(reference)
-    report = _judged(checks, got, noise, reference.loss)
+    attending = filter(None, (attention_device(s.module) for s in exchanged))
+    devices = {*attending, *(check.device for check in checks.values())}
+    report = _judged(checks, devices, got, noise, reference.loss)
     report.fallbacks = _fallbacks(since=before)
     if noise is not None and _has_halves(model):
         report.plain_loss = noise.loss
@@ -535,12 +540,13 @@ def _weight(layer: nn.Module, rows: slice) -> mx.array:
 
 def _judged(
     checks: dict[str, LayerCheck],
+    devices: set[str],
     got: _Errors,
     noise: _Errors | None,
     loss: float,
 ) -> VerificationReport:
     """The report, with the reasons why layers and the model fail."""
-    device = max((c.device for c in checks.values()), key=OUTPUT_TOLERANCE.__getitem__)
+    device = max(devices, key=OUTPUT_TOLERANCE.__getitem__)
     noise = noise or _Errors(loss, 0.0, 0.0, dict.fromkeys(got.gradients, 0.0))
     reasons = []
 

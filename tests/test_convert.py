@@ -173,8 +173,8 @@ def test_lora_in_either_order(device: str, order: str, quantized: bool) -> None:
     ane.reset_counters()
     mx.eval(nn.value_and_grad(model, loss)(tokens))
     counts = ane.counters()
-    assert counts["linear_calls"] == 2 * 7 + 1
-    assert counts["gemm_dw"] == 0
+    assert counts["linear_calls"] == 2 * 7 * 3 + 1
+    assert counts["gemm_dw"] == 2 * 7 * 2  # of the adapters alone
     assert counts["gemm_dx"] > 0
 
 

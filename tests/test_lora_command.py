@@ -69,6 +69,28 @@ def test_same_losses_as_mlx_lm(
         assert kinds == {"ANEQuantizedLinear", "ANEQuantizedEmbedding"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("more", [[], ["--grad-checkpoint"]], ids=["", "checkpoint"])
+def test_same_losses_by_blocks(
+    kind: str, more: list[str], models, data, plain, tmp_path, capsys
+) -> None:
+    theirs, folder = plain(kind)
+    flags = [*options(kind, models, data, tmp_path), *more, "--device", "emulated"]
+    found = lora(capsys, *flags, "--granularity", "block")
+    losses = [info["train_loss"] for info in found["train"]]
+    assert losses == pytest.approx(theirs.train, rel=5e-3)
+    assert kept(tmp_path) == kept(folder)
+    counts = found["counters"]
+    assert not {k: n for k, n in counts.items() if k.startswith("fallback_") and n}
+    blocks = [
+        row
+        for row in found["placement"]["converted"]
+        if row["kind"] == "ANETransformerBlock"
+    ]
+    assert blocks
+    assert all(row["on_device"] == row["calls"] >= ITERS for row in blocks)
+
+
 def loss_of(model: nn.Module, data: Path, folder: Path) -> float:
     """Loss of a model over the test set, by mlx-lm alone."""
     _, tokenizer = mlx_lm_lora.load(str(folder))

@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 from mlx_ane import _device, _ext
 from mlx_ane._console import Interrupted, ending, explaining, to_json
 from mlx_ane.autotune import OBJECTIVES
-from mlx_ane.convert import ATTENTIONS, POLICIES, Predicate, convert
+from mlx_ane.convert import ATTENTIONS, GRANULARITIES, POLICIES, Predicate, convert
 from mlx_ane.lora import files, options
 from mlx_ane.nn import PRECISIONS
 from mlx_ane.report import ConversionReport
@@ -79,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=ATTENTIONS,
         help="fused: mlx_ane's, on the device (default where MLX has no GPU); mlx: "
         "MLX's",
+    )
+    ours.add_argument(
+        "--granularity",
+        choices=GRANULARITIES,
+        help="block: a whole block of the model is a program, and its gradient "
+        "another (default: layer)",
     )
     ours.add_argument(
         "--fallback",
@@ -249,6 +255,7 @@ def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
         objective=ours["objective"],
         precision=ours["precision"],
         attention=ours["attention"] or ("mlx" if has_gpu else "fused"),
+        granularity=ours["granularity"],
     )
 
 

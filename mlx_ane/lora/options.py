@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "predicate": None,
     "fused": True,
     "attention": None,
+    "granularity": "layer",
     "fallback": None,
     "verify": False,
 }

@@ -36,12 +36,7 @@ using namespace mlx_ane;
 
 namespace {
 
-void bind_ops(nb::module_& m) {
-  m.def(
-      "accepts",
-      [](const mx::array&) { return true; },
-      "x"_a,
-      "True; TypeError where MLX's arrays are another build's.");
+void bind_products(nb::module_& m) {
   m.def(
       "linear",
       &linear,
@@ -82,6 +77,9 @@ void bind_ops(nb::module_& m) {
       "frozen"_a = true,
       "stream"_a = nb::none(),
       "mx.quantized_matmul(x, ...) + bias on a device; differentiable.");
+}
+
+void bind_fused(nb::module_& m) {
   m.def(
       "attention",
       &attention,
@@ -113,34 +111,39 @@ void bind_ops(nb::module_& m) {
       nb::kw_only(),
       "stream"_a = nb::none(),
       "silu(gate) * up; differentiable.");
+}
+
+std::tuple<
+    std::vector<mx::array>,
+    std::vector<mx::array>,
+    std::vector<mx::array>>
+adam_step(
+    const std::vector<mx::array>& parameters,
+    const std::vector<mx::array>& gradients,
+    const std::vector<mx::array>& m,
+    const std::vector<mx::array>& v,
+    const mx::array& scalars,
+    std::pair<double, double> betas,
+    double eps,
+    double weight_decay,
+    std::optional<double> max_norm,
+    bool stochastic,
+    const mx::StreamOrDevice& stream) {
+  auto result = adam(
+      parameters,
+      gradients,
+      m,
+      v,
+      scalars,
+      {betas.first, betas.second, eps, weight_decay, max_norm, stochastic},
+      stream);
+  return {result.parameters, result.m, result.v};
+}
+
+void bind_optimizer(nb::module_& m) {
   m.def(
       "adam",
-      [](const std::vector<mx::array>& parameters,
-         const std::vector<mx::array>& gradients,
-         const std::vector<mx::array>& m,
-         const std::vector<mx::array>& v,
-         const mx::array& scalars,
-         std::pair<double, double> betas,
-         double eps,
-         double weight_decay,
-         std::optional<double> max_norm,
-         bool stochastic,
-         const mx::StreamOrDevice& stream) {
-        auto result = adam(
-            parameters,
-            gradients,
-            m,
-            v,
-            scalars,
-            {betas.first,
-             betas.second,
-             eps,
-             weight_decay,
-             max_norm,
-             stochastic},
-            stream);
-        return std::tuple(result.parameters, result.m, result.v);
-      },
+      &adam_step,
       "parameters"_a,
       "gradients"_a,
       "m"_a,
@@ -288,11 +291,6 @@ void bind_blas(nb::module_& m) {
   m.def("blas_name", &blas::name, "Library and kernel of the BLAS.");
   m.def("blas_threads", &blas::threads, "Threads of one GEMM.");
   m.def("set_blas_threads", &blas::set_threads, "n"_a, "0 for the default.");
-  m.def(
-      "set_blas_implementation",
-      &blas::set_implementation,
-      "name"_a,
-      "\"fast\" or \"reference\".");
 }
 
 }  // namespace
@@ -304,7 +302,14 @@ NB_MODULE(_ext, m) {
   m.attr("built_for_mlx") = std::to_string(MLX_VERSION_MAJOR) + "." +
                             std::to_string(MLX_VERSION_MINOR) + "." +
                             std::to_string(MLX_VERSION_PATCH);
-  bind_ops(m);
+  m.def(
+      "accepts",
+      [](const mx::array&) { return true; },
+      "x"_a,
+      "True; TypeError where MLX's arrays are another build's.");
+  bind_products(m);
+  bind_fused(m);
+  bind_optimizer(m);
   bind_devices(m);
   bind_caches(m);
   bind_trace(m);

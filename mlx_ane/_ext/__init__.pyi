@@ -116,6 +116,3 @@ def blas_threads() -> int:
 
 def set_blas_threads(n: int) -> None:
     """0 for the default."""
-
-def set_blas_implementation(name: str) -> None:
-    """"fast" or "reference"."""

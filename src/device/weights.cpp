@@ -40,7 +40,7 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     const std::vector<Owner>& companions) {
   std::lock_guard lock(mutex_);
   if (++clock_ % sweep_interval == 0) {
-    sweep_locked();
+    sweep();
   }
   Key key{
       &device,
@@ -65,7 +65,7 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     }
   }
   trace::add(trace::Counter::weight_store_misses);
-  sweep_locked();
+  sweep();
   auto bytes = staged_bytes(device, plan);
   auto asked = asked_.find(owner.get());
   if (!make_room(bytes, asked == asked_.end() ? 0 : asked->second)) {
@@ -144,11 +144,6 @@ void WeightStore::release(const void* owner) {
 }
 
 void WeightStore::sweep() {
-  std::lock_guard lock(mutex_);
-  sweep_locked();
-}
-
-void WeightStore::sweep_locked() {
   for (auto buffer = buffers_.begin(); buffer != buffers_.end();) {
     auto next = std::next(buffer);
     if (buffer->second.owner.use_count() == 1) {
@@ -176,7 +171,7 @@ size_t WeightStore::set_limit(size_t bytes) {
 
 size_t WeightStore::bytes() {
   std::lock_guard lock(mutex_);
-  sweep_locked();
+  sweep();
   return bytes_;
 }
 

@@ -75,8 +75,6 @@ class WeightStore {
   /// Drops every entry made from this buffer: its owner is about to write it.
   void release(const void* owner);
 
-  /// Drops entries whose buffer nobody else owns any more.
-  void sweep();
   void clear();
 
   /// Budget of surface bytes; returns the previous one.
@@ -122,7 +120,8 @@ class WeightStore {
     std::map<Key, Entry> entries;
   };
 
-  void sweep_locked();
+  /// Drops entries whose buffer nobody else owns any more.
+  void sweep();
   bool make_room(size_t bytes, uint64_t asked);
   void drop(std::map<const void*, Buffer>::iterator buffer);
 

@@ -186,6 +186,11 @@ void bind_devices(nb::module_& m) {
       "name"_a,
       "What a failed device call does: \"error\", \"warn\" or \"allow\".");
   m.def(
+      "restore_devices",
+      &restore_devices,
+      "Gives devices that were taken out, and layers that pause, another "
+      "chance.");
+  m.def(
       "set_min_rows",
       [](int64_t n) {
         auto settings = runner_settings();
@@ -228,20 +233,25 @@ void bind_caches(nb::module_& m) {
         weight_store().clear();
         executable_cache().clear();
         clear_kept_outputs();
-        restore_devices();
       },
-      "Drops staged weights, idle programs and memory kept for outputs; "
-      "devices "
-      "taken out are retried.");
+      "Drops staged weights, idle programs and memory kept for outputs.");
   m.def(
       "set_cache_limit",
-      [](size_t bytes) { return weight_store().set_limit(bytes); },
+      [](size_t bytes) {
+        executable_cache().set_limit(bytes);
+        set_kept_output_limit(bytes);
+        return weight_store().set_limit(bytes);
+      },
       "bytes"_a,
-      "Budget of staged weights in bytes; returns the previous one.");
+      "Most bytes of each of the three caches; returns the previous limit.");
   m.def(
       "cache_bytes",
       [] { return weight_store().bytes(); },
       "Bytes of staged weights.");
+  m.def(
+      "program_bytes",
+      [] { return executable_cache().bytes(); },
+      "Bytes of the surfaces of loaded programs.");
   m.def(
       "kept_output_bytes",
       &kept_output_bytes,

@@ -23,10 +23,16 @@ from mlx.utils import tree_flatten
 
 from mlx_ane import _device, _ext, fast
 from mlx_ane._console import Interrupted, ending, explaining, to_json
-from mlx_ane.autotune import OBJECTIVES
-from mlx_ane.convert import POLICIES, Predicate, convert
+from mlx_ane._types import (
+    ATTENTIONS,
+    FALLBACKS,
+    OBJECTIVES,
+    POLICIES,
+    PRECISIONS,
+    Device,
+)
+from mlx_ane.convert import Predicate, convert
 from mlx_ane.lora import files, options
-from mlx_ane.nn import PRECISIONS
 from mlx_ane.ops import linear
 from mlx_ane.report import ConversionReport
 from mlx_ane.verify import verify
@@ -79,13 +85,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     ours.add_argument(
         "--attention",
-        choices=("fused", "mlx"),
+        choices=ATTENTIONS,
         help="fused: mlx_ane's, on the device (default where MLX has no GPU); mlx: "
         "MLX's",
     )
     ours.add_argument(
         "--fallback",
-        choices=("error", "warn", "allow"),
+        choices=FALLBACKS,
         help="what a device call that failed is",
     )
     ours.add_argument(
@@ -201,7 +207,7 @@ def replacements(config: types.SimpleNamespace) -> Replacements:
     found: Replacements = []
     if (config.ane["attention"] or ("mlx" if on_gpu else "fused")) == "fused":
         exact = config.ane["precision"] == "exact"  # which no engine is
-        device = "cpu" if exact else config.ane["device"]
+        device: Device = "cpu" if exact else config.ane["device"]
         ours = functools.partial(fast.scaled_dot_product_attention, device=device)
         # mlx-lm looks the function up at each call.
         found.append((mx.fast, "scaled_dot_product_attention", ours))
@@ -291,7 +297,7 @@ def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
     """Converts the model as the block `ane` says."""
     ours = config.ane
     if ours["fallback"] is not None:
-        _ext.set_fallback(ours["fallback"])
+        _device.set_fallback(ours["fallback"])
     return convert(
         model,
         class_predicate=_predicate(ours["predicate"]),

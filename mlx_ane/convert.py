@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, count
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakValueDictionary
 
 from mlx import nn
@@ -25,9 +25,23 @@ from mlx_ane._layers import (
     product_shape,
     why_not,
 )
-from mlx_ane.autotune import OBJECTIVES, Decision, Tuner
+from mlx_ane._types import (
+    ATTENTIONS,
+    GRANULARITIES,
+    OBJECTIVES,
+    POLICIES,
+    PRECISIONS,
+    Attention,
+    Device,
+    Granularity,
+    Objective,
+    Policy,
+    Precision,
+    checked_word,
+)
+from mlx_ane.autotune import Decision, Tuner
 from mlx_ane.blocks import block_class, find_blocks
-from mlx_ane.nn import PRECISIONS, Placed
+from mlx_ane.nn import Placed
 from mlx_ane.report import (
     AttendingModule,
     ConversionReport,
@@ -37,26 +51,21 @@ from mlx_ane.report import (
 
 #: Decides by (path, module) whether, or with which options, to convert a layer.
 Predicate = Callable[[str, nn.Module], "bool | dict[str, Any]"]
-#: Names the device of a layer by (path, module); None for the default.
-Policy = Callable[[str, nn.Module], "str | None"]
 
-POLICIES = ("all", "frozen", "auto")
-ATTENTIONS = ("fused", "mlx")
 OPTIONS = ("device", "precision", "policy")
-GRANULARITIES = ("layer", "block")
 
 
 def convert(
     model: nn.Module,
     *,
     class_predicate: Predicate | None = None,
-    device: str | None = None,
-    policy: str | Policy = "all",
-    precision: str | None = None,
-    objective: str = "time",
+    device: Device | None = None,
+    policy: Policy = "all",
+    precision: Precision | None = None,
+    objective: Objective = "time",
     batch_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
-    attention: Literal["fused", "mlx"] | None = None,
-    granularity: Literal["layer", "block"] = "layer",
+    attention: Attention | None = None,
+    granularity: Granularity = "layer",
 ) -> ConversionReport:
     """Move the matrix products of a model's layers to a device, in place.
 
@@ -78,11 +87,10 @@ def convert(
             layer.
         device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
             :func:`mlx_ane.default_device`, also when it changes later.
-        policy (str or callable): "all" places every converted layer on the device;
+        policy (str): "all" places every converted layer on the device;
             "frozen" those whose weight is frozen at the time of the call, the
             others on the CPU; "auto" those whose product is measured to be better
-            there than on the CPU's BLAS; a callable gets (path, module) and returns
-            a device name, or None for ``device``.
+            there than on the CPU's BLAS.
         precision (str, optional): "default"; "high" for a two-term split of both
             operands; or "exact" for fp32 on the CPU's BLAS, whatever the device.
         objective (str): What policy "auto" minimises: "time" of the forward
@@ -120,13 +128,11 @@ def convert(
         2
     """
     _check_model(model, "convert")
+    _check_predicate(class_predicate)
     defaults = _Options(device, policy, precision)
     _check_granularity(granularity, defaults)
-    if attention not in (None, *ATTENTIONS):
-        raise ValueError(
-            f"[mlx_ane.convert] attention is {attention!r}, need one of "
-            f"{', '.join(map(repr, ATTENTIONS))} or None."
-        )
+    if attention is not None:
+        checked_word("convert", "attention", attention, ATTENTIONS, " or None")
     sites = find_sites(model)
     report = ConversionReport()
     with originals(site.module for site in sites):
@@ -250,26 +256,34 @@ def _check_model(model: object, where: str) -> None:
         )
 
 
+def _check_predicate(predicate: object) -> None:
+    if predicate is not None and not callable(predicate):
+        raise ValueError(
+            f"[mlx_ane.convert] class_predicate is {predicate!r}, need a callable "
+            f"that gets (path, module) and returns a bool or a dict of options."
+        )
+
+
 @dataclass
 class _Options:
     """Checked options of one layer."""
 
-    device: str | None
-    policy: str | Policy
-    precision: str | None
+    device: Device | None
+    policy: Policy
+    precision: Precision | None
 
     def __post_init__(self) -> None:
         resolve(self.device, "convert")  # unknown or missing devices fail here
-        if not callable(self.policy) and self.policy not in POLICIES:
-            raise ValueError(
-                f"[mlx_ane.convert] policy is {self.policy!r}, need one of "
-                f"{', '.join(map(repr, POLICIES))} or a callable."
-            )
-        if self.precision not in (None, *PRECISIONS):
-            raise ValueError(
-                f"[mlx_ane.convert] precision is {self.precision!r}, need one of "
-                f"{', '.join(map(repr, PRECISIONS))} or None."
-            )
+        ending = "; to choose by layer, pass class_predicate, which may return a dict"
+        checked_word(
+            "convert",
+            "policy",
+            self.policy,
+            POLICIES,
+            ending if callable(self.policy) else "",
+        )
+        if self.precision is not None:
+            checked_word("convert", "precision", self.precision, PRECISIONS, " or None")
 
     def updated(self, path: str, answer: object) -> _Options:
         """These options changed by what a predicate answered for a layer."""
@@ -289,22 +303,9 @@ class _Options:
             )
         return _Options(**{**vars(self), **answer})
 
-    def device_for(self, path: str, module: nn.Module) -> str | None:
-        if not callable(self.policy):
-            return self.device
-        device = self.policy(path, module)
-        if device is None:
-            return self.device
-        resolve(device, "convert")
-        return str(device)
-
 
 def _check_granularity(granularity: str, options: _Options) -> None:
-    if granularity not in GRANULARITIES:
-        raise ValueError(
-            f"[mlx_ane.convert] granularity is {granularity!r}, need one of "
-            f"{', '.join(map(repr, GRANULARITIES))}."
-        )
+    checked_word("convert", "granularity", granularity, GRANULARITIES)
     plain = options.policy == "all" and options.precision in (None, "default")
     if granularity == "block" and not plain:
         raise NotImplementedError(
@@ -345,14 +346,10 @@ _Tune = Callable[[str, nn.Module, _Options], Decision]
 
 
 def _tuning(
-    model: nn.Module, sites: list[Site], objective: str, batch_shape: Any
+    model: nn.Module, sites: list[Site], objective: Objective, batch_shape: Any
 ) -> _Tune:
     """The model is traced only if some layer's policy is "auto"."""
-    if objective not in OBJECTIVES:
-        raise ValueError(
-            f"[mlx_ane.convert] objective is {objective!r}, need one of "
-            f"{', '.join(map(repr, OBJECTIVES))}."
-        )
+    checked_word("convert", "objective", objective, OBJECTIVES)
 
     @cache
     def tuner() -> Tuner:
@@ -397,11 +394,11 @@ def _decide(
     if reason is not None:
         report.skipped.append(
             SkippedLayer(
-                site.path, type(module).__name__, product_shape(module), reason
+                site.name, type(module).__name__, product_shape(module), reason
             )
         )
         return None
-    device = decision.device if decision else options.device_for(site.path, module)
+    device = decision.device if decision else options.device
     report.converted.append(
         ConvertedLayer(
             site.path,

@@ -13,6 +13,7 @@ from mlx.nn.losses import cross_entropy as composed
 from mlx_ane import _ext
 from mlx_ane._capturing import capturing
 from mlx_ane._device import resolve
+from mlx_ane._types import Device
 from mlx_ane.ops import bad_argument
 
 
@@ -25,7 +26,7 @@ def scaled_dot_product_attention(
     mask: str | mx.array | None = None,
     sinks: mx.array | None = None,
     force_fused: bool = False,
-    device: str | None = None,
+    device: Device | None = None,
     stream: Any = None,
 ) -> mx.array:
     """``softmax(scale * q @ k.T + mask) @ v``, as MLX's function of this name.

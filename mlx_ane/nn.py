@@ -19,11 +19,10 @@ from mlx_ane import _ext
 from mlx_ane._capturing import capturing
 from mlx_ane._device import default_setting, resolve
 from mlx_ane._exchange import Exchanged, exchange, restore, twin
+from mlx_ane._types import Device, Precision
 from mlx_ane.ops import bad_argument, plain_linear
 
 M = TypeVar("M", bound=nn.Module)
-
-PRECISIONS = ("default", "high", "exact")
 
 __all__ = [
     "ANEEmbedding",
@@ -39,11 +38,11 @@ class Placed(Exchanged):
     _settings = ("_device", "_name", "_precision", "_only_frozen")
 
     #: A device name, or None to follow the default device.
-    _device: str | None = None
+    _device: Device | None = None
     #: The path in its model, numbered if other models have it too: the name of the
     #: layer in counters and errors.
     _name: str = ""
-    _precision: str = "default"
+    _precision: Precision = "default"
     #: Policy "frozen": while its weight is trained, the layer runs on the CPU.
     _only_frozen: bool = False
 
@@ -120,7 +119,7 @@ def placed(cls: type[M], layer: nn.Module, **settings: Any) -> M:
     return new
 
 
-def _checked(cls: type[M], layer: object, device: str | None, where: str) -> M:
+def _checked(cls: type[M], layer: object, device: Device | None, where: str) -> M:
     """What the `from_...` of a class return."""
     original: type[nn.Module] = cls._original
     where = f"nn.{cls.__name__}.{where}"
@@ -147,7 +146,7 @@ def _to_lora(layer: nn.Module, **options: Any) -> Any:
     return ANELoRALinear.from_base(layer, **options)
 
 
-def _check_device(device: str | None, where: str) -> None:
+def _check_device(device: Device | None, where: str) -> None:
     # None is resolved by the first call: a constructor runs no self-test.
     if device is not None:
         resolve(device, where)
@@ -177,7 +176,7 @@ class ANELinear(Placed, Linear):
         output_dims: int,
         bias: bool = True,
         *,
-        device: str | None = None,
+        device: Device | None = None,
     ) -> None:
         _check_device(device, "nn.ANELinear")
         super().__init__(input_dims, output_dims, bias)
@@ -188,7 +187,7 @@ class ANELinear(Placed, Linear):
         return self._product(x, self["weight"], self.get("bias"))
 
     @classmethod
-    def from_linear(cls, linear: Linear, device: str | None = None) -> ANELinear:
+    def from_linear(cls, linear: Linear, device: Device | None = None) -> ANELinear:
         """The layer of the same arrays; freezing is kept.
 
         Args:
@@ -274,7 +273,7 @@ class ANEQuantizedLinear(Placed, QuantizedLinear):
         bits: int | None = None,
         mode: str = "affine",
         *,
-        device: str | None = None,
+        device: Device | None = None,
     ) -> None:
         _check_device(device, "nn.ANEQuantizedLinear")
         super().__init__(input_dims, output_dims, bias, group_size, bits, mode)
@@ -286,7 +285,7 @@ class ANEQuantizedLinear(Placed, QuantizedLinear):
 
     @classmethod
     def from_quantized_linear(
-        cls, layer: QuantizedLinear, device: str | None = None
+        cls, layer: QuantizedLinear, device: Device | None = None
     ) -> ANEQuantizedLinear:
         """The layer of the same quantised arrays; freezing is kept.
 
@@ -324,7 +323,7 @@ class ANEEmbedding(Placed, Embedding):
     _original = Embedding
 
     def __init__(
-        self, num_embeddings: int, dims: int, *, device: str | None = None
+        self, num_embeddings: int, dims: int, *, device: Device | None = None
     ) -> None:
         _check_device(device, "nn.ANEEmbedding")
         super().__init__(num_embeddings, dims)
@@ -336,7 +335,7 @@ class ANEEmbedding(Placed, Embedding):
 
     @classmethod
     def from_embedding(
-        cls, embedding: Embedding, device: str | None = None
+        cls, embedding: Embedding, device: Device | None = None
     ) -> ANEEmbedding:
         """The layer of the same table; freezing is kept.
 
@@ -386,7 +385,7 @@ class ANEQuantizedEmbedding(Placed, QuantizedEmbedding):
 
     @classmethod
     def from_quantized_embedding(
-        cls, embedding: QuantizedEmbedding, device: str | None = None
+        cls, embedding: QuantizedEmbedding, device: Device | None = None
     ) -> ANEQuantizedEmbedding:
         """The layer of the same quantised arrays; freezing is kept.
 

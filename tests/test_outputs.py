@@ -174,6 +174,18 @@ def test_clear_cache_returns_them() -> None:
     assert mx.get_active_memory() < before + BYTES
 
 
+def test_one_limit_bounds_them_too() -> None:
+    product(1.0)
+    assert _ext.kept_output_bytes() == BYTES
+    ane.set_cache_limit(BYTES - 1)  # returned at once
+    assert _ext.kept_output_bytes() == 0
+    product(1.0)
+    assert _ext.kept_output_bytes() == 0
+    ane.set_cache_limit(BYTES)
+    product(1.0)
+    assert _ext.kept_output_bytes() == BYTES
+
+
 def test_threads_share_them() -> None:
     wrong: list[int] = []
 

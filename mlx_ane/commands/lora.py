@@ -21,10 +21,16 @@ from mlx.utils import tree_flatten
 
 from mlx_ane import _device, _ext
 from mlx_ane._console import Interrupted, ending, explaining, to_json
-from mlx_ane.autotune import OBJECTIVES
-from mlx_ane.convert import ATTENTIONS, GRANULARITIES, POLICIES, Predicate, convert
+from mlx_ane._types import (
+    ATTENTIONS,
+    FALLBACKS,
+    GRANULARITIES,
+    OBJECTIVES,
+    POLICIES,
+    PRECISIONS,
+)
+from mlx_ane.convert import Predicate, convert
 from mlx_ane.lora import files, options
-from mlx_ane.nn import PRECISIONS
 from mlx_ane.report import ConversionReport
 from mlx_ane.verify import verify
 
@@ -88,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     ours.add_argument(
         "--fallback",
-        choices=("error", "warn", "allow"),
+        choices=FALLBACKS,
         help="what a device call that failed is",
     )
     ours.add_argument(
@@ -245,7 +251,7 @@ def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
     """Converts the model as the block `ane` says."""
     ours = config.ane
     if ours["fallback"] is not None:
-        _ext.set_fallback(ours["fallback"])
+        _device.set_fallback(ours["fallback"])
     has_gpu = mx.default_device() == mx.gpu
     return convert(
         model,

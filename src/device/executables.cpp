@@ -143,15 +143,7 @@ bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
     return false;
   }
   while (!has_room(device, bytes)) {
-    auto oldest = entries_.end();
-    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-      bool idle = entry->second.program.use_count() == 1;
-      if (entry->first.first == &device && idle &&
-          (oldest == entries_.end() ||
-           entry->second.used < oldest->second.used)) {
-        oldest = entry;
-      }
-    }
+    auto oldest = oldest_idle(&device);
     if (oldest == entries_.end() || oldest->second.used > asked) {
       return false;
     }
@@ -159,6 +151,21 @@ bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
     trace::add(trace::Counter::executables_evicted);
   }
   return true;
+}
+
+ExecutableCache::Entries::iterator ExecutableCache::oldest_idle(
+    const Device* device) {
+  auto oldest = entries_.end();
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    bool idle = entry->second.program.use_count() == 1;
+    bool wanted = !device || entry->first.first == device;
+    if (idle && wanted &&
+        (oldest == entries_.end() ||
+         entry->second.used < oldest->second.used)) {
+      oldest = entry;
+    }
+  }
+  return oldest;
 }
 
 /// The loaded program of the next row bucket that is not too large.
@@ -212,6 +219,14 @@ void ExecutableCache::clear() {
 void ExecutableCache::set_limit(size_t bytes) {
   std::lock_guard lock(mutex_);
   limit_ = bytes;
+  while (bytes_ > limit_) {
+    auto oldest = oldest_idle(nullptr);
+    if (oldest == entries_.end()) {
+      return;
+    }
+    erase(oldest);
+    trace::add(trace::Counter::executables_evicted);
+  }
 }
 
 size_t ExecutableCache::bytes() {

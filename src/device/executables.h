@@ -54,6 +54,7 @@ class ExecutableCache {
   size_t size();
 
   /// Budget of surface bytes, over all devices; a quarter of memory at first.
+  /// Programs that calls are using stay beyond it until another is looked for.
   void set_limit(size_t bytes);
   size_t bytes();
 
@@ -73,6 +74,8 @@ class ExecutableCache {
 
   bool has_room(Device& device, size_t bytes);
   bool make_room(Device& device, size_t bytes, uint64_t asked);
+  /// The idle program unused for longest, of one device or of all.
+  Entries::iterator oldest_idle(const Device* device);
   std::shared_ptr<LoadedProgram> larger(const Key& key);
   void erase(Entries::iterator entry);
 

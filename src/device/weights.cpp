@@ -97,7 +97,7 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     const Owner& owner, const Key& key, int64_t rows, size_t bytes) {
   std::lock_guard lock(mutex_);
   if (++clock_ % sweep_interval == 0) {
-    sweep_locked();
+    sweep();
   }
   if (auto buffer = buffers_.find(owner.get()); buffer != buffers_.end()) {
     auto& entries = buffer->second.entries;
@@ -112,7 +112,7 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     }
   }
   trace::add(trace::Counter::weight_store_misses);
-  sweep_locked();
+  sweep();
   auto asked = asked_.find(owner.get());
   if (!make_room(bytes, asked == asked_.end() ? 0 : asked->second)) {
     trace::add(trace::Counter::weight_store_over_budget);
@@ -190,11 +190,6 @@ void WeightStore::release(const void* owner) {
 }
 
 void WeightStore::sweep() {
-  std::lock_guard lock(mutex_);
-  sweep_locked();
-}
-
-void WeightStore::sweep_locked() {
   for (auto buffer = buffers_.begin(); buffer != buffers_.end();) {
     auto next = std::next(buffer);
     if (buffer->second.owner.use_count() == 1) {
@@ -222,7 +217,7 @@ size_t WeightStore::set_limit(size_t bytes) {
 
 size_t WeightStore::bytes() {
   std::lock_guard lock(mutex_);
-  sweep_locked();
+  sweep();
   return bytes_;
 }
 

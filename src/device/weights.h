@@ -89,8 +89,6 @@ class WeightStore {
   /// Drops every entry made from this buffer: its owner is about to write it.
   void release(const void* owner);
 
-  /// Drops entries whose buffer nobody else owns any more.
-  void sweep();
   void clear();
 
   /// Budget of surface bytes; returns the previous one.
@@ -140,7 +138,8 @@ class WeightStore {
 
   std::shared_ptr<StagedWeight> get(
       const Owner& owner, const Key& key, int64_t rows, size_t bytes);
-  void sweep_locked();
+  /// Drops entries whose buffer nobody else owns any more.
+  void sweep();
   bool make_room(size_t bytes, uint64_t asked);
   void drop(std::map<const void*, Buffer>::iterator buffer);
 

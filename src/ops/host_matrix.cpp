@@ -24,13 +24,6 @@ Float float_type(mx::Dtype dtype) {
   return dtype == mx::bfloat16 ? Float::bf16 : Float::f32;
 }
 
-mx::Dtype mlx_dtype(Float type) {
-  if (type == Float::f16) {
-    return mx::float16;
-  }
-  return type == Float::bf16 ? mx::bfloat16 : mx::float32;
-}
-
 HostMatrix HostMatrix::rows(const mx::array& x) {
   HostMatrix out;
   auto last = x.ndim() - 1;

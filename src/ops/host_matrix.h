@@ -15,7 +15,6 @@ namespace mx = mlx::core;
 
 /// The kernels' type of an MLX dtype; the op functions admit no other.
 Float float_type(mx::Dtype dtype);
-mx::Dtype mlx_dtype(Float type);
 
 /// An evaluated array seen as rows x columns by its last two axes, or as rows
 /// of its last axis. Build it while encoding; call view() inside the task,

@@ -2,10 +2,12 @@
 #include "ops/outputs.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <mutex>
 
+#include "device/device.h"
 #include "host/environment.h"
 #include "host/process.h"
 
@@ -26,6 +28,11 @@ constexpr int64_t default_limit = int64_t{1} << 30;
 /// A buffer goes once this many times all that is held was asked for, and it
 /// was not.
 constexpr size_t patience = 8;
+
+std::atomic<size_t>& set_limit() {
+  static std::atomic<size_t> bytes = quarter_of_memory();
+  return bytes;
+}
 
 /// Training asks for the same sizes in each step. A new buffer therefore takes
 /// the place of the oldest kept ones, of twice its bytes, so that sizes of the
@@ -54,6 +61,11 @@ class KeptOutputs {
     buffers_.push_back({buffer, bytes, asked_});
     used_ -= bytes;
     kept_ += bytes;
+    free_down_to(kept_output_limit());
+  }
+
+  void shrink() {
+    std::lock_guard lock(mutex_);
     free_down_to(kept_output_limit());
   }
 
@@ -180,7 +192,12 @@ void allocate(std::vector<mx::array>& outputs) {
 size_t kept_output_limit() {
   static const auto bytes = static_cast<size_t>(
       host::count_variable("MLX_ANE_OUTPUT_CACHE", 0).value_or(default_limit));
-  return bytes;
+  return std::min(bytes, set_limit().load());
+}
+
+void set_kept_output_limit(size_t bytes) {
+  set_limit() = bytes;
+  kept_outputs().shrink();
 }
 
 size_t kept_output_bytes() {

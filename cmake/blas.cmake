@@ -1,6 +1,6 @@
 # The BLAS behind src/blas: Accelerate on macOS, OpenBLAS elsewhere (vendored).
 target_sources(mlx_ane_core PRIVATE src/blas/blas.cpp src/blas/reference.cpp)
-# The "before" of the benchmark: plain loops as a compiler's -O2 leaves them.
+# The loops that the benchmark compares with: as a compiler's -O2 leaves them.
 set_source_files_properties(src/blas/reference.cpp src/kernels/adam_reference.cpp
                             PROPERTIES COMPILE_OPTIONS -O2)
 if(APPLE)

@@ -45,7 +45,7 @@ def dataset(tokenizer: Any, texts: list[bytes], length: int, count: int) -> Data
 
 
 def prepare(model: nn.Module, args: argparse.Namespace) -> ane.ConversionReport:
-    """Freezes the base, adds LoRA layers and moves the base to the device."""
+    """Freezes the base, adds LoRA layers, moves base and attention to the device."""
     lora = {"rank": args.rank, "scale": args.scale, "dropout": 0.0}
     layers = min(args.layers, len(model.layers))
     model.freeze()
@@ -58,7 +58,13 @@ def prepare(model: nn.Module, args: argparse.Namespace) -> ane.ConversionReport:
         "lora_parameters": lora,
     }
     (args.out / "adapter_config.json").write_text(json.dumps(config, indent=2))
-    return ane.convert(model, device=args.device)
+    attention = "mlx" if mx.metal.is_available() else "fused"
+    return ane.convert(
+        model,
+        device=args.device,
+        attention=attention,
+        granularity=args.granularity,
+    )
 
 
 class Losses(TrainingCallback):
@@ -100,6 +106,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--model", default=OWN_MODEL, help="a model folder or hub id")
     option("--out", type=Path, default=Path("build/adapters"), help="adapter folder")
     option("--device", default="emulated", choices=["auto", "ane", "emulated", "cpu"])
+    option(
+        "--granularity",
+        default="layer",
+        choices=["layer", "block"],
+        help="block: a program a block, and one for its gradient",
+    )
     option("--seed", type=int, default=0)
     option("--iters", type=count, default=50)
     option("--batch-size", type=count, default=8)

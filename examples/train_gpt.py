@@ -110,7 +110,7 @@ def build(config: Config, args: argparse.Namespace, device: str) -> Run:
         return Run(GPT(config), optim.AdamW(rate, **adamw), [])
     attention = partial(ane.fast.scaled_dot_product_attention, device=device)
     model = GPT(config, attention)
-    report = ane.convert(model, device=device)
+    report = ane.convert(model, device=device, granularity=args.granularity)
     return Run(model, ane.optimizers.AdamW(rate, **adamw), [], report)
 
 
@@ -221,6 +221,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--out", type=Path, default=Path("build/gpt"), help="output folder")
     option("--resume", action="store_true", help="go on from the checkpoint in --out")
     option("--device", default="emulated", choices=DEVICES)
+    option(
+        "--granularity",
+        default="layer",
+        choices=["layer", "block"],
+        help="block: a program a block, and one for its gradient",
+    )
     option("--seed", type=int, default=0)
     option("--steps", type=count, default=300)
     option("--batch-size", type=count, default=8, help="sequences, over all processes")

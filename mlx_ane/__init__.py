@@ -13,19 +13,18 @@ from mlx_ane import _startup  # noqa: E402
 _startup.run()
 
 from mlx_ane import emulated, fast, mil, nn, optimizers, plot  # noqa: E402
+from mlx_ane._caches import clear_cache, set_cache_limit  # noqa: E402
 from mlx_ane._device import (  # noqa: E402
     default_device,
     device_info,
     is_available,
+    restore_devices,
     set_default_device,
+    set_fallback,
 )
-from mlx_ane._ext import (  # noqa: E402
-    clear_cache,
-    counters,
-    reset_counters,
-    set_cache_limit,
-)
+from mlx_ane._ext import counters, reset_counters  # noqa: E402
 from mlx_ane._versions import __version__  # noqa: E402
+from mlx_ane.compile import compile  # noqa: E402
 from mlx_ane.convert import convert, revert  # noqa: E402
 from mlx_ane.ops import einsum, linear, matmul  # noqa: E402
 from mlx_ane.planner import Plan, plan  # noqa: E402
@@ -39,6 +38,7 @@ __all__ = [
     "VerificationReport",
     "__version__",
     "clear_cache",
+    "compile",
     "convert",
     "counters",
     "default_device",
@@ -55,9 +55,11 @@ __all__ = [
     "plan",
     "plot",
     "reset_counters",
+    "restore_devices",
     "revert",
     "set_cache_limit",
     "set_default_device",
+    "set_fallback",
     "timeline",
     "verify",
 ]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_ane import _device, _ext, optimizers
+from mlx_ane._types import Device
 from mlx_ane.ops import linear
 from mlx_ane.verify import FORWARD_TOLERANCE, relative_error
 
@@ -104,16 +105,16 @@ def examine(device: str, timeout: float) -> tuple[list[Check], dict[str, str]]:
 # -- what the child does ----------------------------------------------------------
 
 
-def main(device: str) -> None:
+def main(device: Device) -> None:
     """Print facts and checks of a device, one JSON object a line, as they come."""
     print(json.dumps({"facts": _device.device_info(device)}), flush=True)
     for check in measure(device):
         print(json.dumps({"check": asdict(check)}, allow_nan=False), flush=True)
 
 
-def measure(device: str) -> Iterator[Check]:
+def measure(device: Device) -> Iterator[Check]:
     """Product, gradients and Adam step; sets fallback and least rows for good."""
-    _ext.set_fallback("error")
+    _device.set_fallback("error")
     _ext.set_min_rows(1)  # what was measured here may place this product elsewhere
     random = np.random.default_rng(0)
     # Rows of different size: those of x, w and dy cannot be mistaken.

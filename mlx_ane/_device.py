@@ -6,17 +6,18 @@ import platform
 import sys
 
 from mlx_ane import _ext
-from mlx_ane._settings import DEVICES, settings
+from mlx_ane._settings import settings
+from mlx_ane._types import DEVICES, FALLBACKS, Device, Fallback, checked_word
 from mlx_ane._versions import BUILT_FOR_MLX, __version__
 
 #: As it was set; None until then, which means MLX_ANE_DEVICE.
-_default: str | None = None
+_default: Device | None = None
 
 #: What a checked name resolves to; `None` and "auto" join it when first asked for.
-_resolved: dict[str | None, str] = {"cpu": "cpu"}
+_resolved: dict[str | None, Device] = {"cpu": "cpu"}
 
 
-def default_device() -> str:
+def default_device() -> Device:
     """The device that `device=None` means now, with "auto" resolved.
 
     Returns:
@@ -33,7 +34,7 @@ def default_device() -> str:
     return resolve(None, "default_device")
 
 
-def set_default_device(device: str) -> None:
+def set_default_device(device: Device) -> None:
     """Set the device of every call and layer that does not name one.
 
     Args:
@@ -49,7 +50,7 @@ def set_default_device(device: str) -> None:
     _resolved.pop(None, None)
 
 
-def default_setting() -> str:
+def default_setting() -> Device:
     """The default as it was set, "auto" included; nothing is resolved or run."""
     return settings.device if _default is None else _default
 
@@ -71,12 +72,41 @@ def is_available() -> bool:
     return verdict is not None and verdict.passed
 
 
+def set_fallback(fallback: Fallback) -> None:
+    """Set what a failed device call does, for the process.
+
+    ``MLX_ANE_FALLBACK`` sets it from outside; without both it is "warn". Failures are
+    counted as ``fallback_<cause>`` whatever is set here.
+
+    Args:
+        fallback (str): "error" raises at evaluation; "warn" computes the call on the
+            CPU's BLAS, with one line on stderr for each cause; "allow" does so
+            silently.
+
+    Raises:
+        ValueError: If the word is unknown.
+
+    Example:
+        >>> ane.set_fallback("error")
+    """
+    _ext.set_fallback(checked_word("set_fallback", "fallback", fallback, FALLBACKS))
+
+
+def restore_devices() -> None:
+    """Give disabled devices, and layers that pause, another chance.
+
+    Eight failures in a row or one call that hangs take a device out for the process;
+    a layer pauses after each failure.
+    """
+    _ext.restore_devices()
+
+
 def why_unavailable(device: str) -> str | None:
     """The reason why a device cannot be used here, or None if it can."""
     return None if device == "cpu" else _ext.unavailable(device)
 
 
-def device_info(device: str | None = None) -> dict[str, str]:
+def device_info(device: Device | None = None) -> dict[str, str]:
     """Facts about a device.
 
     Args:
@@ -100,7 +130,7 @@ def device_info(device: str | None = None) -> dict[str, str]:
     return info if name == "cpu" else {**info, **_ext.device_info(name)}
 
 
-def resolve(device: str | None, where: str) -> str:
+def resolve(device: str | None, where: str) -> Device:
     """The device to use for a `device=` argument.
 
     Args:
@@ -126,16 +156,11 @@ def resolve(device: str | None, where: str) -> str:
     return name
 
 
-def _checked(device: object, where: str) -> str:
-    if not isinstance(device, str) or device not in DEVICES:
-        raise ValueError(
-            f"[mlx_ane.{where}] device is {device!r}, need one of "
-            f"{', '.join(map(repr, DEVICES))} or None."
-        )
-    return device
+def _checked(device: object, where: str) -> Device:
+    return checked_word(where, "device", device, DEVICES, " or None")
 
 
-def _present(device: str, where: str) -> str:
+def _present(device: Device, where: str) -> Device:
     reason = why_unavailable(device)
     if reason is not None:
         raise RuntimeError(
@@ -163,7 +188,7 @@ def auto_choice() -> tuple[str, str]:
     return chosen, f"self-test of the Neural Engine: {verdict.reason}"
 
 
-def _auto() -> str:
+def _auto() -> Device:
     """The Neural Engine if it passed its self-test on this machine, else the CPU."""
     if _no_engine() is not None:
         return "cpu"

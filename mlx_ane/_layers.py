@@ -53,6 +53,11 @@ class Site:
     #: Other paths that lead to it.
     aliases: list[str] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """Its path; of the model itself, those of its own matrices."""
+        return self.path or ", ".join(k for k, v in self.module.items() if _matrix(v))
+
 
 def find_sites(model: nn.Module) -> list[Site]:
     """The model and every module below it, each object once, in the model's order."""
@@ -88,14 +93,18 @@ def product_method(cls: type[Any]) -> str:
 
 def holds_matrix(module: nn.Module) -> bool:
     """Whether a module itself holds what may be a weight."""
-    return any(isinstance(v, mx.array) and v.ndim >= 2 for v in module.values())
+    return any(map(_matrix, module.values()))
+
+
+def _matrix(value: Any) -> bool:
+    return isinstance(value, mx.array) and value.ndim >= 2
 
 
 def product_shape(module: nn.Module) -> tuple[int, ...]:
     """(N, K) of the product that the layer makes; the weight's shape otherwise."""
     weight = module.get("weight")
     if not isinstance(weight, mx.array):
-        weight = next(v for v in module.values() if isinstance(v, mx.array))
+        weight = next(v for v in module.values() if _matrix(v))
     if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
         n, packed = weight.shape  # packed: 32-bit words
         return (n, packed * 32 // module.bits)

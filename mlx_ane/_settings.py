@@ -7,17 +7,20 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from mlx_ane import _ext
+from mlx_ane._types import DEVICES, FALLBACKS, Device
 
-DEVICES = ("auto", "ane", "emulated", "cpu")
 ROUTES = ("in_memory", "e5rt")
+
+Word = TypeVar("Word", bound=str)
 
 #: Every variable, with what it sets. C++ reads most of them itself.
 VARIABLES = {
     "MLX_ANE_DEVICE": "default device: " + " | ".join(DEVICES),
     "MLX_ANE_ROUTE": "route to the engine: " + " | ".join(ROUTES),
-    "MLX_ANE_FALLBACK": "a failed device call: error | warn | allow",
+    "MLX_ANE_FALLBACK": "a failed device call: " + " | ".join(FALLBACKS),
     "MLX_ANE_TIMELINE": "file that gets the timeline of the whole process",
     "MLX_ANE_CACHE_DIR": "folder of verdicts, measurements and compiled programs",
     "MLX_ANE_BLAS_THREADS": "threads of one GEMM",
@@ -35,7 +38,7 @@ class Settings:
     """
 
     @property
-    def device(self) -> str:
+    def device(self) -> Device:
         """The default device; ValueError if it is unknown."""
         return _choice("MLX_ANE_DEVICE", DEVICES) or "auto"
 
@@ -70,13 +73,14 @@ def warn_of_unknown(environ: Mapping[str, str] = os.environ) -> None:
             )
 
 
-def _choice(name: str, valid: tuple[str, ...]) -> str | None:
-    value = os.environ.get(name) or None
-    if value is not None and value not in valid:
-        raise ValueError(
-            f"[mlx_ane] {name} is {value!r}, need one of {', '.join(valid)}."
-        )
-    return value
+def _choice(name: str, valid: tuple[Word, ...]) -> Word | None:
+    value = os.environ.get(name)
+    if not value:
+        return None
+    for word in valid:
+        if word == value:
+            return word
+    raise ValueError(f"[mlx_ane] {name} is {value!r}, need one of {', '.join(valid)}.")
 
 
 #: The settings of this process.

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx import nn
 
+from mlx_ane._capturing import capturing
 from mlx_ane._exchange import classes
 from mlx_ane._layers import product_method
 from mlx_ane._preserve import preserved
@@ -108,7 +109,8 @@ def _watched(cls: type[Any], item: T, note: Note[T]) -> type[Any]:
 
     def watched(self: nn.Module, x: mx.array) -> mx.array:
         y: mx.array = product(self, x)
-        note(item, x, y)
+        if not capturing():  # a block's program makes this product
+            note(item, x, y)
         return y
 
     return type(cls.__name__, (cls,), {name: watched})

@@ -23,11 +23,10 @@ from mlx_ane import _ext, chips
 from mlx_ane._device import device_info, resolve
 from mlx_ane._preserve import preserved
 from mlx_ane._settings import settings
+from mlx_ane._types import Device
 from mlx_ane._versions import INSTALLED_MLX, __version__
 from mlx_ane._watch import checked_shapes, rows_of_products
 from mlx_ane.nn import ANELinear, ANEQuantizedLinear, placed
-
-OBJECTIVES = ("time", "energy", "free_gpu")
 
 #: Rows of x where convert() is not told the shape of a batch.
 DEFAULT_ROWS = 512
@@ -113,7 +112,7 @@ class Tuner:
             device (str, optional): The device to compare with the BLAS.
             precision (str): "default", "high" or "exact".
         """
-        name = "cpu" if precision == "exact" else resolve(device, "convert")
+        name: Device = "cpu" if precision == "exact" else resolve(device, "convert")
         rows = self._rows.get(path, [DEFAULT_ROWS])
         least = _ext.planning.min_rows()
         if name == "cpu" or max(rows) < least:
@@ -213,7 +212,7 @@ class Product:
 class Measurements:
     """Seconds of products on this machine, kept in a file for each device."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
         self._machine = _machine(device)
         self._file = settings.cache_dir / "measurements" / f"{device}.json"
@@ -266,7 +265,7 @@ class Measurements:
 
 
 def measure(
-    product: Product, rows: int, device: str
+    product: Product, rows: int, device: Device
 ) -> tuple[dict[str, float], str | None]:
     """Seconds of a forward product by device, and why one could not be timed."""
     plain = product.layer()
@@ -308,7 +307,7 @@ def _seconds(product: Callable[[mx.array], mx.array], x: mx.array) -> tuple[floa
     return min(times), len(times) + 1
 
 
-def _machine(device: str) -> dict[str, str]:
+def _machine(device: Device) -> dict[str, str]:
     """What a measurement depends on besides the product."""
     info = device_info(device)
     facts = {name: info[name] for name in _FACTS if name in info}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from weakref import WeakValueDictionary
 from mlx import nn
 
 from mlx_ane import _ext
+from mlx_ane._attention import attending_class
 from mlx_ane._device import resolve
 from mlx_ane._exchange import exchange, is_exchanged, original_class, originals, restore
 from mlx_ane._layers import (
@@ -23,16 +25,33 @@ from mlx_ane._layers import (
     product_shape,
     why_not,
 )
-from mlx_ane.autotune import OBJECTIVES, Decision, Tuner
-from mlx_ane.nn import PRECISIONS, Placed
-from mlx_ane.report import ConversionReport, ConvertedLayer, SkippedLayer
+from mlx_ane._types import (
+    ATTENTIONS,
+    GRANULARITIES,
+    OBJECTIVES,
+    POLICIES,
+    PRECISIONS,
+    Attention,
+    Device,
+    Granularity,
+    Objective,
+    Policy,
+    Precision,
+    checked_word,
+)
+from mlx_ane.autotune import Decision, Tuner
+from mlx_ane.blocks import block_class, find_blocks
+from mlx_ane.nn import Placed
+from mlx_ane.report import (
+    AttendingModule,
+    ConversionReport,
+    ConvertedLayer,
+    SkippedLayer,
+)
 
 #: Decides by (path, module) whether, or with which options, to convert a layer.
 Predicate = Callable[[str, nn.Module], "bool | dict[str, Any]"]
-#: Names the device of a layer by (path, module); None for the default.
-Policy = Callable[[str, nn.Module], "str | None"]
 
-POLICIES = ("all", "frozen", "auto")
 OPTIONS = ("device", "precision", "policy")
 
 
@@ -40,11 +59,13 @@ def convert(
     model: nn.Module,
     *,
     class_predicate: Predicate | None = None,
-    device: str | None = None,
-    policy: str | Policy = "all",
-    precision: str | None = None,
-    objective: str = "time",
+    device: Device | None = None,
+    policy: Policy = "all",
+    precision: Precision | None = None,
+    objective: Objective = "time",
     batch_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    attention: Attention | None = None,
+    granularity: Granularity = "layer",
 ) -> ConversionReport:
     """Move the matrix products of a model's layers to a device, in place.
 
@@ -66,11 +87,10 @@ def convert(
             layer.
         device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
             :func:`mlx_ane.default_device`, also when it changes later.
-        policy (str or callable): "all" places every converted layer on the device;
+        policy (str): "all" places every converted layer on the device;
             "frozen" those whose weight is frozen at the time of the call, the
             others on the CPU; "auto" those whose product is measured to be better
-            there than on the CPU's BLAS; a callable gets (path, module) and returns
-            a device name, or None for ``device``.
+            there than on the CPU's BLAS.
         precision (str, optional): "default"; "high" for a two-term split of both
             operands; or "exact" for fp32 on the CPU's BLAS, whatever the device.
         objective (str): What policy "auto" minimises: "time" of the forward
@@ -80,6 +100,16 @@ def convert(
         batch_shape (Sequence[int] or Sequence of them, optional): Shape of the
             model's input, or several, from which policy "auto" learns the rows of
             each layer; without it every layer is measured with 512 rows.
+        attention (str, optional): "fused" has the modules of this model attend
+            through :func:`mlx_ane.fast.scaled_dot_product_attention`, on ``device``,
+            or the CPU if ``precision`` is "exact"; other models do not. "mlx" and
+            None leave them MLX's function. mlx-lm's LoRALinear around a converted
+            layer becomes that of :meth:`mlx_ane.nn.ANELinear.to_lora` in any case.
+        granularity (str): "layer": a program is one layer's product. "block": it is
+            a whole block, forward or gradient; blocks are the modules in a model's
+            lists that hold such layers, or those of them that ``class_predicate``
+            says. What cannot be a program at a call is one by its children, else by
+            its layers; the report says why. Gradients are those of the engine's fp16.
 
     Returns:
         ConversionReport: What was converted, what was not and why; printing it
@@ -87,6 +117,8 @@ def convert(
 
     Raises:
         ValueError: If an argument, a predicate's answer or a layer is malformed.
+        NotImplementedError: If blocks are to have another policy than "all" or
+            another precision than "default".
         RuntimeError: If this machine lacks the device.
 
     Example:
@@ -96,7 +128,11 @@ def convert(
         2
     """
     _check_model(model, "convert")
+    _check_predicate(class_predicate)
     defaults = _Options(device, policy, precision)
+    _check_granularity(granularity, defaults)
+    if attention is not None:
+        checked_word("convert", "attention", attention, ATTENTIONS, " or None")
     sites = find_sites(model)
     report = ConversionReport()
     with originals(site.module for site in sites):
@@ -105,21 +141,36 @@ def convert(
             (site.module, _decide(site, class_predicate, defaults, tune, report))
             for site in sites
         ]
+        if granularity == "block":
+            blocks = [
+                (site.module, _decide_block(site, class_predicate, defaults, report))
+                for site in find_blocks(sites)
+            ]
+            chosen = {id(module) for module, _ in blocks}
+            decided = [pair for pair in decided if id(pair[0]) not in chosen] + blocks
+        others = _around_layers(sites, report)
+        if attention == "fused":
+            others += _attending(sites, defaults, report)
+        taken = {id(module) for module, settings in decided if settings is not None}
+        others = [pair for pair in others if id(pair[0]) not in taken]
     names = _names(report.converted)
     for module, settings in decided:  # from here on nothing can fail
         if settings is not None:
-            exchange(module, CLASSES[original_class(module)], **settings)
+            original = original_class(module)
+            exchange(module, CLASSES.get(original) or block_class(original), **settings)
         elif is_exchanged(module):
             restore(module)
+    for module, cls in others:
+        exchange(module, cls)
     for converted, name in zip(report.converted, names, strict=True):
         converted.layer._name = converted.name = name
     return report
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Make plain MLX layers of a model's converted ones, in place.
+    """Make plain MLX layers and modules of a model's changed ones, in place.
 
-    The layers stay the objects that they are, with the same array objects.
+    They stay the objects that they are, with the same array objects.
 
     Args:
         model (nn.Module): A model that :func:`convert` changed.
@@ -132,6 +183,44 @@ def revert(model: nn.Module) -> nn.Module:
         if is_exchanged(site.module):
             restore(site.module)
     return model
+
+
+#: Modules and the classes that they are to have.
+_Classes = list[tuple[nn.Module, type[Any]]]
+
+
+def _around_layers(sites: list[Site], report: ConversionReport) -> _Classes:
+    """mlx-lm's LoRA layers around layers that are converted."""
+    if "mlx_lm.tuner.lora" not in sys.modules:  # then there are none
+        return []
+    from mlx_ane.lora.layers import ANELoRALinear
+
+    converted = {id(c.layer) for c in report.converted}
+    return [
+        (site.module, ANELoRALinear)
+        for site in sites
+        if type(site.module) is ANELoRALinear._original
+        and id(site.module.linear) in converted
+    ]
+
+
+def _attending(
+    sites: list[Site], options: _Options, report: ConversionReport
+) -> _Classes:
+    """Modules that can attend through our function; the report learns of all."""
+    device = "cpu" if options.precision == "exact" else options.device
+    found: _Classes = []
+    report.attention = []
+    for site in sites:
+        cls, reason = attending_class(site.module, device)
+        if cls is not None:
+            found.append((site.module, cls))
+        if cls is not None or reason:
+            kind = type(site.module).__name__
+            report.attention.append(
+                AttendingModule(site.path, kind, site.module, reason)
+            )
+    return found
 
 
 #: Layers that live, by the name under which they are counted.
@@ -167,26 +256,34 @@ def _check_model(model: object, where: str) -> None:
         )
 
 
+def _check_predicate(predicate: object) -> None:
+    if predicate is not None and not callable(predicate):
+        raise ValueError(
+            f"[mlx_ane.convert] class_predicate is {predicate!r}, need a callable "
+            f"that gets (path, module) and returns a bool or a dict of options."
+        )
+
+
 @dataclass
 class _Options:
     """Checked options of one layer."""
 
-    device: str | None
-    policy: str | Policy
-    precision: str | None
+    device: Device | None
+    policy: Policy
+    precision: Precision | None
 
     def __post_init__(self) -> None:
         resolve(self.device, "convert")  # unknown or missing devices fail here
-        if not callable(self.policy) and self.policy not in POLICIES:
-            raise ValueError(
-                f"[mlx_ane.convert] policy is {self.policy!r}, need one of "
-                f"{', '.join(map(repr, POLICIES))} or a callable."
-            )
-        if self.precision not in (None, *PRECISIONS):
-            raise ValueError(
-                f"[mlx_ane.convert] precision is {self.precision!r}, need one of "
-                f"{', '.join(map(repr, PRECISIONS))} or None."
-            )
+        ending = "; to choose by layer, pass class_predicate, which may return a dict"
+        checked_word(
+            "convert",
+            "policy",
+            self.policy,
+            POLICIES,
+            ending if callable(self.policy) else "",
+        )
+        if self.precision is not None:
+            checked_word("convert", "precision", self.precision, PRECISIONS, " or None")
 
     def updated(self, path: str, answer: object) -> _Options:
         """These options changed by what a predicate answered for a layer."""
@@ -206,14 +303,42 @@ class _Options:
             )
         return _Options(**{**vars(self), **answer})
 
-    def device_for(self, path: str, module: nn.Module) -> str | None:
-        if not callable(self.policy):
-            return self.device
-        device = self.policy(path, module)
-        if device is None:
-            return self.device
-        resolve(device, "convert")
-        return str(device)
+
+def _check_granularity(granularity: str, options: _Options) -> None:
+    checked_word("convert", "granularity", granularity, GRANULARITIES)
+    plain = options.policy == "all" and options.precision in (None, "default")
+    if granularity == "block" and not plain:
+        raise NotImplementedError(
+            f"[mlx_ane.convert] granularity 'block' got policy {options.policy!r} and "
+            f"precision {options.precision!r}, need 'all' and 'default'; use "
+            f"granularity 'layer' for others."
+        )
+
+
+def _decide_block(
+    site: Site,
+    predicate: Predicate | None,
+    defaults: _Options,
+    report: ConversionReport,
+) -> dict[str, Any] | None:
+    """Settings of a block, or None; the report learns what was decided."""
+    options, module = defaults, site.module
+    if predicate is not None:
+        answer = predicate(site.path, module)
+        if answer is False or answer is None:
+            return None  # its layers were asked about too
+        options = defaults.updated(site.path, answer)
+        _check_granularity("block", options)
+    report.converted.append(
+        ConvertedLayer(
+            site.path,
+            block_class(type(module)).__name__,
+            (),
+            module,
+            site.aliases,
+        )
+    )
+    return {"_device": options.device}
 
 
 #: Measures where a plain layer should run, by its path, for these options.
@@ -221,14 +346,10 @@ _Tune = Callable[[str, nn.Module, _Options], Decision]
 
 
 def _tuning(
-    model: nn.Module, sites: list[Site], objective: str, batch_shape: Any
+    model: nn.Module, sites: list[Site], objective: Objective, batch_shape: Any
 ) -> _Tune:
     """The model is traced only if some layer's policy is "auto"."""
-    if objective not in OBJECTIVES:
-        raise ValueError(
-            f"[mlx_ane.convert] objective is {objective!r}, need one of "
-            f"{', '.join(map(repr, OBJECTIVES))}."
-        )
+    checked_word("convert", "objective", objective, OBJECTIVES)
 
     @cache
     def tuner() -> Tuner:
@@ -273,11 +394,11 @@ def _decide(
     if reason is not None:
         report.skipped.append(
             SkippedLayer(
-                site.path, type(module).__name__, product_shape(module), reason
+                site.name, type(module).__name__, product_shape(module), reason
             )
         )
         return None
-    device = decision.device if decision else options.device_for(site.path, module)
+    device = decision.device if decision else options.device
     report.converted.append(
         ConvertedLayer(
             site.path,

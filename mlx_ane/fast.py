@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 
 # By name: a program may put our function in the place of this one.
 from mlx.nn.losses import cross_entropy as composed
 
 from mlx_ane import _ext
+from mlx_ane._capturing import capturing
 from mlx_ane._device import resolve
+from mlx_ane._types import Device
 from mlx_ane.ops import bad_argument
 
 
@@ -23,7 +26,7 @@ def scaled_dot_product_attention(
     mask: str | mx.array | None = None,
     sinks: mx.array | None = None,
     force_fused: bool = False,
-    device: str | None = None,
+    device: Device | None = None,
     stream: Any = None,
 ) -> mx.array:
     """``softmax(scale * q @ k.T + mask) @ v``, as MLX's function of this name.
@@ -64,6 +67,10 @@ def scaled_dot_product_attention(
         raise ValueError(
             f"[mlx_ane.fast.scaled_dot_product_attention] scale is {scale!r}, "
             f"need a number."
+        )
+    if capturing():
+        return mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=scale, mask=mask, sinks=sinks
         )
     where = resolve(device, "fast.scaled_dot_product_attention")
     causal = isinstance(mask, str)
@@ -126,6 +133,8 @@ def cross_entropy(
         >>> ane.fast.cross_entropy(logits, targets)
         array([2.30259, 0, 2.30259], dtype=float32)
     """
+    if capturing():
+        return composed(logits, targets, weights, axis, label_smoothing, reduction)
     try:
         _check_losses(logits, targets, weights, axis, label_smoothing, reduction)
         on = mx.cpu if stream is None else stream
@@ -210,6 +219,8 @@ def swiglu(gate: mx.array, up: mx.array, *, stream: Any = None) -> mx.array:
     Raises:
         ValueError: If shapes, dtypes or stream do not fit.
     """
+    if capturing():
+        return nn.silu(gate) * up
     try:
         return _ext.swiglu(gate, up, stream=stream)
     except TypeError as error:

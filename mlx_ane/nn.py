@@ -16,13 +16,13 @@ from mlx import nn
 from mlx.nn import Embedding, Linear, QuantizedEmbedding, QuantizedLinear
 
 from mlx_ane import _ext
+from mlx_ane._capturing import capturing
 from mlx_ane._device import default_setting, resolve
 from mlx_ane._exchange import Exchanged, exchange, restore, twin
-from mlx_ane.ops import bad_argument
+from mlx_ane._types import Device, Precision
+from mlx_ane.ops import bad_argument, plain_linear
 
 M = TypeVar("M", bound=nn.Module)
-
-PRECISIONS = ("default", "high", "exact")
 
 __all__ = [
     "ANEEmbedding",
@@ -38,11 +38,11 @@ class Placed(Exchanged):
     _settings = ("_device", "_name", "_precision", "_only_frozen")
 
     #: A device name, or None to follow the default device.
-    _device: str | None = None
+    _device: Device | None = None
     #: The path in its model, numbered if other models have it too: the name of the
     #: layer in counters and errors.
     _name: str = ""
-    _precision: str = "default"
+    _precision: Precision = "default"
     #: Policy "frozen": while its weight is trained, the layer runs on the CPU.
     _only_frozen: bool = False
 
@@ -57,6 +57,8 @@ class Placed(Exchanged):
         return resolve(self._device, "nn")
 
     def _product(self, x: mx.array, weight: mx.array, bias: mx.array | None) -> Any:
+        if capturing():
+            return plain_linear(x, weight, bias)
         # Freezing may change between calls: the weight store asks each time.
         try:
             return _ext.linear(
@@ -81,6 +83,17 @@ class Placed(Exchanged):
 
 def _quantized_product(layer: Any, x: mx.array) -> Any:
     """x (..., K) @ dequantised weight (N, K).T + bias (N,)."""
+    if capturing():
+        y = mx.quantized_matmul(
+            x,
+            layer["weight"],
+            layer["scales"],
+            layer.get("biases"),
+            group_size=layer.group_size,
+            bits=layer.bits,
+            mode=layer.mode,
+        )
+        return y + layer["bias"] if "bias" in layer else y
     try:
         return _ext.quantized_linear(
             x,
@@ -106,7 +119,7 @@ def placed(cls: type[M], layer: nn.Module, **settings: Any) -> M:
     return new
 
 
-def _checked(cls: type[M], layer: object, device: str | None, where: str) -> M:
+def _checked(cls: type[M], layer: object, device: Device | None, where: str) -> M:
     """What the `from_...` of a class return."""
     original: type[nn.Module] = cls._original
     where = f"nn.{cls.__name__}.{where}"
@@ -126,7 +139,14 @@ def _plain(layer: M) -> Any:
     return new
 
 
-def _check_device(device: str | None, where: str) -> None:
+def _to_lora(layer: nn.Module, **options: Any) -> Any:
+    # mlx-lm is optional, and who calls this has imported it.
+    from mlx_ane.lora.layers import ANELoRALinear
+
+    return ANELoRALinear.from_base(layer, **options)
+
+
+def _check_device(device: Device | None, where: str) -> None:
     # None is resolved by the first call: a constructor runs no self-test.
     if device is not None:
         resolve(device, where)
@@ -156,7 +176,7 @@ class ANELinear(Placed, Linear):
         output_dims: int,
         bias: bool = True,
         *,
-        device: str | None = None,
+        device: Device | None = None,
     ) -> None:
         _check_device(device, "nn.ANELinear")
         super().__init__(input_dims, output_dims, bias)
@@ -167,7 +187,7 @@ class ANELinear(Placed, Linear):
         return self._product(x, self["weight"], self.get("bias"))
 
     @classmethod
-    def from_linear(cls, linear: Linear, device: str | None = None) -> ANELinear:
+    def from_linear(cls, linear: Linear, device: Device | None = None) -> ANELinear:
         """The layer of the same arrays; freezing is kept.
 
         Args:
@@ -207,6 +227,21 @@ class ANELinear(Placed, Linear):
             return plain
         return placed(ANEQuantizedLinear, plain, **self._own_settings())
 
+    def to_lora(self, r: int = 8, dropout: float = 0.0, scale: float = 20.0) -> Any:
+        """mlx-lm's LoRALinear around this layer, as ``linear_to_lora_layers`` asks.
+
+        Its two low-rank products run on the CPU's BLAS where MLX has no GPU.
+
+        Args:
+            r (int): Rank of the adapter.
+            dropout (float): Probability that an element of x is left out of it.
+            scale (float): Factor of the adapter's output.
+
+        Returns:
+            LoRALinear: mlx-lm's class or a subclass of it, with new adapters.
+        """
+        return _to_lora(self, r=r, dropout=dropout, scale=scale)
+
 
 class ANEQuantizedLinear(Placed, QuantizedLinear):
     """:class:`mlx.nn.QuantizedLinear` with its product on a device of ours.
@@ -238,7 +273,7 @@ class ANEQuantizedLinear(Placed, QuantizedLinear):
         bits: int | None = None,
         mode: str = "affine",
         *,
-        device: str | None = None,
+        device: Device | None = None,
     ) -> None:
         _check_device(device, "nn.ANEQuantizedLinear")
         super().__init__(input_dims, output_dims, bias, group_size, bits, mode)
@@ -250,7 +285,7 @@ class ANEQuantizedLinear(Placed, QuantizedLinear):
 
     @classmethod
     def from_quantized_linear(
-        cls, layer: QuantizedLinear, device: str | None = None
+        cls, layer: QuantizedLinear, device: Device | None = None
     ) -> ANEQuantizedLinear:
         """The layer of the same quantised arrays; freezing is kept.
 
@@ -262,6 +297,10 @@ class ANEQuantizedLinear(Placed, QuantizedLinear):
             ValueError: If ``layer`` is of another class or the device is unknown.
         """
         return _checked(cls, layer, device, "from_quantized_linear")
+
+    def to_lora(self, r: int = 8, dropout: float = 0.0, scale: float = 20.0) -> Any:
+        """mlx-lm's LoRALinear around this layer: see :meth:`ANELinear.to_lora`."""
+        return _to_lora(self, r=r, dropout=dropout, scale=scale)
 
     def to_quantized_linear(self) -> QuantizedLinear:
         """The plain quantised layer of the same arrays; freezing is kept."""
@@ -284,7 +323,7 @@ class ANEEmbedding(Placed, Embedding):
     _original = Embedding
 
     def __init__(
-        self, num_embeddings: int, dims: int, *, device: str | None = None
+        self, num_embeddings: int, dims: int, *, device: Device | None = None
     ) -> None:
         _check_device(device, "nn.ANEEmbedding")
         super().__init__(num_embeddings, dims)
@@ -296,7 +335,7 @@ class ANEEmbedding(Placed, Embedding):
 
     @classmethod
     def from_embedding(
-        cls, embedding: Embedding, device: str | None = None
+        cls, embedding: Embedding, device: Device | None = None
     ) -> ANEEmbedding:
         """The layer of the same table; freezing is kept.
 
@@ -346,7 +385,7 @@ class ANEQuantizedEmbedding(Placed, QuantizedEmbedding):
 
     @classmethod
     def from_quantized_embedding(
-        cls, embedding: QuantizedEmbedding, device: str | None = None
+        cls, embedding: QuantizedEmbedding, device: Device | None = None
     ) -> ANEQuantizedEmbedding:
         """The layer of the same quantised arrays; freezing is kept.
 

@@ -9,7 +9,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_ane import _ext
+from mlx_ane._capturing import capturing
 from mlx_ane._device import resolve
+from mlx_ane._types import PRECISIONS, Device, Precision, checked_word
 
 
 def linear(
@@ -17,7 +19,8 @@ def linear(
     weight: mx.array,
     bias: mx.array | None = None,
     *,
-    device: str | None = None,
+    device: Device | None = None,
+    precision: Precision | None = None,
     stream: Any = None,
 ) -> mx.array:
     """``y = x @ weight.T + bias``, as :class:`mlx.nn.Linear` computes it.
@@ -32,13 +35,15 @@ def linear(
         bias (array, optional): Shape (N,).
         device (str, optional): "auto", "ane", "emulated" or "cpu"; None is
             :func:`mlx_ane.default_device`.
+        precision (str, optional): "default" or None; "high" for a two-term split of
+            both operands; or "exact" for fp32 on the CPU's BLAS, whatever the device.
         stream (Stream or Device, optional): An MLX CPU stream.
 
     Returns:
         array: Shape (..., N), in the dtype that MLX's promotion gives.
 
     Raises:
-        ValueError: If shapes, dtypes, device or stream do not fit.
+        ValueError: If shapes, dtypes, device, precision or stream do not fit.
         RuntimeError: If this machine lacks the device.
 
     Example:
@@ -46,16 +51,26 @@ def linear(
         >>> y.shape
         (2, 4)
     """
+    on = resolve(device, "linear")
+    if precision is not None:
+        checked_word("linear", "precision", precision, PRECISIONS, " or None")
+    if capturing():
+        return plain_linear(x, weight, bias)
     try:
         return _ext.linear(
-            x, weight, bias, device=resolve(device, "linear"), stream=stream
+            x,
+            weight,
+            bias,
+            device="cpu" if precision == "exact" else on,
+            precision="high" if precision == "high" else "default",
+            stream=stream,
         )
     except TypeError as error:
         raise bad_argument("linear", stream, x=x, weight=weight, bias=bias) from error
 
 
 def matmul(
-    a: mx.array, b: mx.array, *, device: str | None = None, stream: Any = None
+    a: mx.array, b: mx.array, *, device: Device | None = None, stream: Any = None
 ) -> mx.array:
     """``a @ b``, batched and broadcast as :func:`mlx.core.matmul` does it.
 
@@ -78,6 +93,8 @@ def matmul(
         >>> ane.matmul(mx.ones((5, 2, 3)), mx.ones((3, 4)), device="cpu").shape
         (5, 2, 4)
     """
+    if capturing():
+        return a @ b
     try:
         return _ext.matmul(a, b, device=resolve(device, "matmul"), stream=stream)
     except TypeError as error:
@@ -89,7 +106,7 @@ def einsum(
     a: mx.array,
     b: mx.array,
     *,
-    device: str | None = None,
+    device: Device | None = None,
     stream: Any = None,
 ) -> mx.array:
     """Two operands of :func:`mlx.core.einsum`, as one batched :func:`matmul`.
@@ -185,6 +202,11 @@ def _sizes(labels: dict[str, str], arrays: dict[str, mx.array]) -> dict[str, int
                     f"and {size} in b; axes of one label must have one size."
                 )
     return sizes
+
+
+def plain_linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+    """The product in plain MLX, which a capture can export."""
+    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
 def bad_argument(where: str, stream: object, **arrays: object) -> ValueError:

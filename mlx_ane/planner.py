@@ -204,11 +204,11 @@ def plan(
     limits = _ext.planning.limits(key)
     with originals(site.module for site in sites):
         skipped = {
-            site.path: reason
+            site.name: reason
             for site in sites
             if (reason := why_not(site.module, site.parent)) is not None
         }
-        watched = [(site, site.module) for site in sites if site.path not in skipped]
+        watched = [(site, site.module) for site in sites if site.name not in skipped]
         calls = [
             _planned(site, rows, key, figures)
             for shape in shapes

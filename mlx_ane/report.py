@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_ane import _ext
+from mlx_ane._attention import NAME, attention_device
 from mlx_ane._exchange import Exchanged
 
 if TYPE_CHECKING:
@@ -56,6 +57,23 @@ class SkippedLayer:
 
 
 @dataclass
+class AttendingModule:
+    """A module that calls MLX's scaled_dot_product_attention, by ours or MLX's."""
+
+    path: str
+    #: Class name, such as MultiHeadAttention.
+    kind: str
+    module: Any = field(repr=False)
+    #: What in it stays on MLX's function, and why; empty if nothing does.
+    reason: str = ""
+
+    @property
+    def device(self) -> str:
+        """The device of the next call; "mlx" if that is MLX's function."""
+        return attention_device(self.module) or "mlx"
+
+
+@dataclass
 class ConversionReport:
     """Layers converted and skipped; printed, a table with live placement.
 
@@ -70,6 +88,8 @@ class ConversionReport:
 
     converted: list[ConvertedLayer] = field(default_factory=list)
     skipped: list[SkippedLayer] = field(default_factory=list)
+    #: Modules that attend, with attention="fused"; None without.
+    attention: list[AttendingModule] | None = None
 
     def placement(self) -> dict[str, dict[str, Any]]:
         """What each converted layer did: calls, where, and why not on the device.
@@ -107,6 +127,15 @@ class ConversionReport:
                 }
                 for s in self.skipped
             ],
+            "attention": [
+                {
+                    "path": a.path,
+                    "kind": a.kind,
+                    "device": a.device,
+                    "reason": a.reason,
+                }
+                for a in self.attention or []
+            ],
         }
 
     def __str__(self) -> str:
@@ -140,6 +169,14 @@ class ConversionReport:
         if self.skipped:
             head_skipped = ("not converted", "class", "shape", "why")
             lines += ["", *table([head_skipped, *map(_skipped_row, self.skipped)])]
+        if self.attention:
+            head_attention = ("attention", "class", "device", "stays on MLX")
+            rows_attention = [
+                (a.path, a.kind, a.device, a.reason) for a in self.attention
+            ]
+            lines += ["", *table([head_attention, *rows_attention])]
+        elif self.attention is not None:
+            lines += ["", f"no module calls MLX's {NAME}"]
         return "\n".join(lines)
 
 
@@ -186,6 +223,8 @@ def _notes(layer: ConvertedLayer, live: dict[str, Any]) -> str:
         notes.append("precision 'exact': fp32 on the BLAS")
     if layer.decision:
         notes.append(str(layer.decision))
+    if vars(layer.layer).get("_why"):
+        notes.append(f"by its parts: {layer.layer._why}")
     notes += [f"placed {why}: {n}" for why, n in live["placed"].items()]
     notes += [f"FALLBACK {why}: {n}" for why, n in live["fallback"].items()]
     return "; ".join(notes)

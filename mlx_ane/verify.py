@@ -14,10 +14,13 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_ane import _ext
-from mlx_ane._exchange import classes, is_exchanged, originals
+from mlx_ane._attention import attention_device
+from mlx_ane._exchange import Exchanged, classes, is_exchanged, originals
 from mlx_ane._layers import Site, find_sites, product_method, product_shape
 from mlx_ane._preserve import preserved
 from mlx_ane._watch import returns, watching
+from mlx_ane.blocks import BlockModule
+from mlx_ane.nn import Placed
 from mlx_ane.report import table
 
 #: |dot product| from which an engine returns infinity or zero, on any chip.
@@ -30,6 +33,8 @@ LOG2_NORM: int = _ext.planning.limits("h16")["log2_max_sum"] // 2
 #: Largest ||y - ref|| / ||ref|| of a layer that passes: by device, and by the
 #: output's dtype, whose rounding no device can avoid.
 FORWARD_TOLERANCE = {"ane": 2e-3, "emulated": 2e-3, "cpu": 1e-5}
+#: The same of a whole block, whose values between its products are fp16 too.
+BLOCK_TOLERANCE = 4e-3
 DTYPE_TOLERANCE = {mx.float32: 0.0, mx.float16: 1e-3, mx.bfloat16: 8e-3}
 #: The same of the whole model's output and loss, and of all gradients together,
 #: without noise. Llamas of 28 layers have 2e-3 and 3e-3 on `emulated`, 6e-7 and
@@ -198,7 +203,7 @@ def verify(
             four times at most, each time from the same state of the model.
         plain (callable, optional): ``plain()`` returns a context manager that is
             entered while the plain model runs, to take away what was put in place
-            of MLX beside the layers, such as another attention.
+            of MLX beside what :func:`mlx_ane.convert` changed.
 
     Returns:
         VerificationReport: PASS or FAIL with reasons; printing it gives a table.
@@ -211,23 +216,27 @@ def verify(
         >>> report.passed
         True
     """
-    sites = [site for site in find_sites(model) if is_exchanged(site.module)]
+    exchanged = [s for s in find_sites(model) if is_exchanged(s.module)]
+    sites = [s for s in exchanged if isinstance(s.module, (Placed, BlockModule))]
     if not sites:
         raise ValueError(
             "[mlx_ane.verify] the model has no converted layer; convert it first."
         )
     scalar = loss or _mean_square
     checks = {site.path: _new_check(site) for site in sites}
+    blocks = [c for c in checks.values() if isinstance(c.layer, BlockModule)]
+    products = [c for c in checks.values() if c not in blocks]
     before = _fallbacks()
     noise = None
     with preserved(model, inputs, loss) as rewind:
         with (
             _placements(checks.values()),
-            watching([(check, check.layer) for check in checks.values()], _compare),
+            watching([(check, check.layer) for check in products], _compare),
+            classes((check.layer, _compared(check)) for check in blocks),
         ):
             mx.eval(scalar(model, *inputs))
         rewind()
-        with originals(site.module for site in sites), (plain or nullcontext)():
+        with originals(s.module for s in exchanged), (plain or nullcontext)():
             if _has_halves(model):
                 with _in_float32(model):
                     reference = _run(model, scalar, _float32(inputs))
@@ -236,12 +245,14 @@ def verify(
             else:
                 reference = _run(model, scalar, inputs)
                 rewind()
-                if engine := [c.layer for c in checks.values() if c.device != "cpu"]:
+                if engine := [c.layer for c in products if c.device != "cpu"]:
                     with classes((layer, _rounding(type(layer))) for layer in engine):
                         noise = _run(model, scalar, inputs).against(reference)
         rewind()
         got = _run(model, scalar, inputs).against(reference)
-    report = _judged(checks, got, noise, reference.loss)
+    attending = filter(None, (attention_device(s.module) for s in exchanged))
+    devices = {*attending, *(check.device for check in checks.values())}
+    report = _judged(checks, devices, got, noise, reference.loss)
     report.fallbacks = _fallbacks(since=before)
     if noise is not None and _has_halves(model):
         report.plain_loss = noise.loss
@@ -396,8 +407,39 @@ def _rounding(cls: type[Any]) -> type[Any]:
 # -- layers ---------------------------------------------------------------------------
 
 
+def _compared(check: LayerCheck) -> type[Any]:
+    """The class of a block that compares what it returns with plain MLX."""
+    cls: Any = type(check.layer)
+
+    def compared(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        check.calls += 1
+        # Those that are watched are of subclasses of ours.
+        plain = [(m, m._original) for m in self.modules() if isinstance(m, Exchanged)]
+        with preserved(self, args, kwargs) as rewind:  # both draw the same numbers
+            got = cls.__call__(self, *args, **kwargs)
+            mx.eval(got)
+            rewind()
+            with classes(plain):
+                expected = self(*args, **kwargs)
+        arrays = [dict(tree_flatten([tree])) for tree in (got, expected)]
+        error, norm = _squares(
+            *({k: v for k, v in a.items() if _is_float(v)} for a in arrays)
+        )
+        relative = _ratio(sum(error.values()), sum(norm.values()))
+        check.forward_error = max(check.forward_error, relative)
+        dtypes = {v.dtype for v in arrays[0].values() if _is_float(v)}
+        tolerance = BLOCK_TOLERANCE + max(DTYPE_TOLERANCE[d] for d in dtypes)
+        if not relative <= tolerance:
+            check.reasons.append(f"forward error {relative:.1e}, need {tolerance:.0e}")
+        return got
+
+    return type(cls.__name__, (cls,), {"__call__": compared})
+
+
 def _new_check(site: Site) -> LayerCheck:
     layer: Any = site.module
+    if isinstance(layer, BlockModule):
+        return LayerCheck(site.path, (), layer.device, layer=layer)
     n, k = product_shape(layer)
     device = layer.device
     limits = None if device == "cpu" else _ext.planning.device_limits(device)
@@ -498,12 +540,13 @@ def _weight(layer: nn.Module, rows: slice) -> mx.array:
 
 def _judged(
     checks: dict[str, LayerCheck],
+    devices: set[str],
     got: _Errors,
     noise: _Errors | None,
     loss: float,
 ) -> VerificationReport:
     """The report, with the reasons why layers and the model fail."""
-    device = max((c.device for c in checks.values()), key=OUTPUT_TOLERANCE.__getitem__)
+    device = max(devices, key=OUTPUT_TOLERANCE.__getitem__)
     noise = noise or _Errors(loss, 0.0, 0.0, dict.fromkeys(got.gradients, 0.0))
     reasons = []
 
@@ -604,7 +647,7 @@ def _row(layer: LayerCheck) -> tuple[str, ...]:
         layer.device,
         f"{layer.forward_error:.1e}" if layer.calls else "not called",
         "frozen" if gradient is None else f"{gradient:.1e}",
-        f"{layer.margin_bits:+.1f} bits" if layer.calls else "-",
+        f"{layer.margin_bits:+.1f} bits" if math.isfinite(layer.margin_bits) else "-",
         str(layer.k_splits),
         f"x {_range(layer.x_scales)}, W {_range(layer.weight_scales)}",
         layer.verdict,

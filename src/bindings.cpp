@@ -36,12 +36,7 @@ using namespace mlx_ane;
 
 namespace {
 
-void bind_ops(nb::module_& m) {
-  m.def(
-      "accepts",
-      [](const mx::array&) { return true; },
-      "x"_a,
-      "True; TypeError where MLX's arrays are another build's.");
+void bind_products(nb::module_& m) {
   m.def(
       "linear",
       &linear,
@@ -82,6 +77,9 @@ void bind_ops(nb::module_& m) {
       "frozen"_a = true,
       "stream"_a = nb::none(),
       "mx.quantized_matmul(x, ...) + bias on a device; differentiable.");
+}
+
+void bind_fused(nb::module_& m) {
   m.def(
       "attention",
       &attention,
@@ -113,34 +111,39 @@ void bind_ops(nb::module_& m) {
       nb::kw_only(),
       "stream"_a = nb::none(),
       "silu(gate) * up; differentiable.");
+}
+
+std::tuple<
+    std::vector<mx::array>,
+    std::vector<mx::array>,
+    std::vector<mx::array>>
+adam_step(
+    const std::vector<mx::array>& parameters,
+    const std::vector<mx::array>& gradients,
+    const std::vector<mx::array>& m,
+    const std::vector<mx::array>& v,
+    const mx::array& scalars,
+    std::pair<double, double> betas,
+    double eps,
+    double weight_decay,
+    std::optional<double> max_norm,
+    bool stochastic,
+    const mx::StreamOrDevice& stream) {
+  auto result = adam(
+      parameters,
+      gradients,
+      m,
+      v,
+      scalars,
+      {betas.first, betas.second, eps, weight_decay, max_norm, stochastic},
+      stream);
+  return {result.parameters, result.m, result.v};
+}
+
+void bind_optimizer(nb::module_& m) {
   m.def(
       "adam",
-      [](const std::vector<mx::array>& parameters,
-         const std::vector<mx::array>& gradients,
-         const std::vector<mx::array>& m,
-         const std::vector<mx::array>& v,
-         const mx::array& scalars,
-         std::pair<double, double> betas,
-         double eps,
-         double weight_decay,
-         std::optional<double> max_norm,
-         bool stochastic,
-         const mx::StreamOrDevice& stream) {
-        auto result = adam(
-            parameters,
-            gradients,
-            m,
-            v,
-            scalars,
-            {betas.first,
-             betas.second,
-             eps,
-             weight_decay,
-             max_norm,
-             stochastic},
-            stream);
-        return std::tuple(result.parameters, result.m, result.v);
-      },
+      &adam_step,
       "parameters"_a,
       "gradients"_a,
       "m"_a,
@@ -182,6 +185,10 @@ void bind_devices(nb::module_& m) {
       },
       "name"_a,
       "What a failed device call does: \"error\", \"warn\" or \"allow\".");
+  m.def(
+      "restore_devices",
+      &restore_devices,
+      "Gives disabled devices, and layers that pause, another chance.");
   m.def(
       "set_min_rows",
       [](int64_t n) {
@@ -225,19 +232,25 @@ void bind_caches(nb::module_& m) {
         weight_store().clear();
         executable_cache().clear();
         clear_kept_outputs();
-        restore_devices();
       },
-      "Drops staged weights, idle programs and memory kept for outputs; "
-      "disabled devices are retried.");
+      "Drops staged weights, idle programs and memory kept for outputs.");
   m.def(
       "set_cache_limit",
-      [](size_t bytes) { return weight_store().set_limit(bytes); },
+      [](size_t bytes) {
+        executable_cache().set_limit(bytes);
+        set_kept_output_limit(bytes);
+        return weight_store().set_limit(bytes);
+      },
       "bytes"_a,
-      "Budget of staged weights in bytes; returns the previous one.");
+      "Most bytes of each of the three caches; returns the previous limit.");
   m.def(
       "cache_bytes",
       [] { return weight_store().bytes(); },
       "Bytes of staged weights.");
+  m.def(
+      "program_bytes",
+      [] { return executable_cache().bytes(); },
+      "Bytes of the surfaces of loaded programs.");
   m.def(
       "kept_output_bytes",
       &kept_output_bytes,
@@ -287,11 +300,6 @@ void bind_blas(nb::module_& m) {
   m.def("blas_name", &blas::name, "Library and kernel of the BLAS.");
   m.def("blas_threads", &blas::threads, "Threads of one GEMM.");
   m.def("set_blas_threads", &blas::set_threads, "n"_a, "0 for the default.");
-  m.def(
-      "set_blas_implementation",
-      &blas::set_implementation,
-      "name"_a,
-      "\"fast\" or \"reference\".");
 }
 
 }  // namespace
@@ -303,7 +311,14 @@ NB_MODULE(_ext, m) {
   m.attr("built_for_mlx") = std::to_string(MLX_VERSION_MAJOR) + "." +
                             std::to_string(MLX_VERSION_MINOR) + "." +
                             std::to_string(MLX_VERSION_PATCH);
-  bind_ops(m);
+  m.def(
+      "accepts",
+      [](const mx::array&) { return true; },
+      "x"_a,
+      "True; TypeError where MLX's arrays are another build's.");
+  bind_products(m);
+  bind_fused(m);
+  bind_optimizer(m);
   bind_devices(m);
   bind_caches(m);
   bind_trace(m);
@@ -316,6 +331,8 @@ NB_MODULE(_ext, m) {
   bind_kernels(kernels);
   auto planning = m.def_submodule("planning", "Programs of a matmul.");
   bind_planning(planning);
+  auto block = m.def_submodule("block", "Programs of whole functions.");
+  bind_block(block);
 #ifdef MLX_ANE_APPLE
   auto apple = m.def_submodule("apple", "The Apple route, for its self-test.");
   bind_apple(apple);

@@ -13,6 +13,7 @@ void bind_mil(nanobind::module_& m);
 void bind_emulated(nanobind::module_& m);
 void bind_kernels(nanobind::module_& m);
 void bind_planning(nanobind::module_& m);
+void bind_block(nanobind::module_& m);
 #ifdef MLX_ANE_APPLE
 void bind_apple(nanobind::module_& m);
 #endif

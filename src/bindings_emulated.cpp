@@ -232,7 +232,6 @@ void bind_faults(nb::module_& m) {
   m.def("set_faults", &emulated::set_faults, "specification"_a);
   m.def("faults", &emulated::faults);
   m.def("fault_counts", &emulated::fault_counts);
-  m.def("hanging", &emulated::hanging, "Calls that hang now.");
   m.def("release_hangs", &emulated::release_hangs);
   m.def(
       "set_evaluate_bound",

@@ -9,7 +9,6 @@
 #include <stdexcept>
 
 #include "bindings.h"
-#include "blas/backend.h"
 #include "blas/blas.h"
 #include "host/cores.h"
 #include "host/loops.h"
@@ -206,7 +205,8 @@ void sgemm(
     const ReadFloats& b,
     const Floats& c,
     bool trans_a,
-    bool trans_b) {
+    bool trans_b,
+    bool reference) {
   auto m = static_cast<int64_t>(c.shape(0));
   auto n = static_cast<int64_t>(c.shape(1));
   auto k = static_cast<int64_t>(a.shape(trans_a ? 0 : 1));
@@ -216,7 +216,7 @@ void sgemm(
   if (!fits) {
     refuse("got shapes that do not multiply.");
   }
-  kernels::sgemm(
+  (reference ? blas::sgemm_reference : kernels::sgemm)(
       {.trans_a = trans_a,
        .trans_b = trans_b,
        .m = m,
@@ -249,11 +249,6 @@ void bind_machine(nb::module_& m) {
       "target",
       [] { return std::string(host::loops().name); },
       "The instruction set in use.");
-  m.def(
-      "set_target",
-      &host::set_target,
-      "name"_a,
-      "Use one of targets(), or the best for \"\".");
   m.def(
       "fma_peak",
       &kernels::fma_peak,
@@ -341,7 +336,9 @@ void bind_kernels(nb::module_& m) {
       nb::kw_only(),
       "trans_a"_a = false,
       "trans_b"_a = false,
-      "c = op(a) @ op(b), the library's own call on float32 arrays.");
+      "reference"_a = false,
+      "c = op(a) @ op(b) on float32 arrays: the library's own call, or plain "
+      "loops.");
   m.def(
       "gemm",
       &gemm,

@@ -55,5 +55,6 @@ def clean_slate() -> Iterator[None]:
     _ext.set_min_rows(min_rows)
     ane.set_cache_limit(limit)
     ane.clear_cache()
+    ane.restore_devices()
     ane.emulated.reset()
     mx.set_default_device(mx.cpu)

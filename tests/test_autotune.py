@@ -189,7 +189,7 @@ def test_a_device_that_fails_is_not_chosen_and_asked_again(
     assert set(layer.decision.seconds) == {"cpu"}
     assert "emulated" in layer.decision.notes[0]
     assert not cache.exists()
-    ane.clear_cache()
+    ane.restore_devices()
     assert set(convert().converted[0].decision.seconds) == {"emulated", "cpu"}
 
 

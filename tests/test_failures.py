@@ -53,6 +53,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def faults(specification: str) -> Iterator[None]:
     """Faults of the emulated device while this is open, on a fresh cache."""
     ane.clear_cache()
+    ane.restore_devices()
     with ane.emulated.faults(specification):
         yield
 
@@ -232,14 +233,25 @@ def test_repeated_failures_take_the_device_out() -> None:
     assert "8 calls failed in a row" in _ext.disabled(ENGINE)
     assert fallbacks() == {"evaluate_failed": 8}
     assert ane.counters()["placed_device_out"] == 2
-    ane.clear_cache()
+    ane.clear_cache()  # which is about caches alone
+    assert "8 calls failed in a row" in _ext.disabled(ENGINE)
+    assert ane.counters()["placed_device_out"] == 2
+    ane.restore_devices()
     assert _ext.disabled(ENGINE) is None
     ane.reset_counters()
     mx.eval(models[0](x))
 
 
+def test_words_of_the_fallback_are_checked() -> None:
+    for word in ("never", None, "Error", mx.array(1)):
+        with pytest.raises(
+            ValueError, match=r"set_fallback\] fallback is .* 'allow'\."
+        ):
+            ane.set_fallback(word)
+
+
 def test_warn_says_each_cause_once(capfd) -> None:
-    _ext.set_fallback("warn")
+    ane.set_fallback("warn")
     model = model_of(64, 96)
     x = mx.random.normal((40, 64))
     with faults("evaluate_false:count=3"):

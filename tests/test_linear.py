@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mlx_ane as ane
-from mlx_ane import _ext
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -219,10 +218,21 @@ def test_nonfinite_input_is_not_the_devices_fault(device: str, value: float) -> 
     assert not [k for k, n in ane.counters().items() if k.startswith("fallback") and n]
 
 
-def test_precision_high(engine: str) -> None:
-    x, weight, _ = CASES[1].arrays()
-    y = _ext.linear(x, weight, device=engine, precision="high")
-    assert norm_error(y, reference(x, weight, None)) <= 4e-4
+def test_precision(engine: str) -> None:
+    x, weight, bias = CASES[1].arrays()
+    want = reference(x, weight, bias)
+    errors, on_device = {}, {}
+    for precision in (None, "default", "high", "exact"):
+        ane.reset_counters()
+        y = ane.linear(x, weight, bias, device=engine, precision=precision)
+        errors[precision] = norm_error(y, want)
+        on_device[precision] = ane.counters()["device_calls"]
+    assert on_device == {None: 1, "default": 1, "high": 1, "exact": 0}
+    assert errors[None] == errors["default"] > errors["high"] > errors["exact"]
+    assert errors["high"] <= 4e-4
+    assert errors["exact"] <= TOLERANCE["cpu"]
+    with pytest.raises(ValueError, match="precision is 'fp32', need one of 'default'"):
+        ane.linear(x, weight, device=engine, precision="fp32")
 
 
 def test_other_default_device_changes_nothing(device: str) -> None:

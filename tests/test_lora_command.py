@@ -69,6 +69,28 @@ def test_same_losses_as_mlx_lm(
         assert kinds == {"ANEQuantizedLinear", "ANEQuantizedEmbedding"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("more", [[], ["--grad-checkpoint"]], ids=["", "checkpoint"])
+def test_same_losses_by_blocks(
+    kind: str, more: list[str], models, data, plain, tmp_path, capsys
+) -> None:
+    theirs, folder = plain(kind)
+    flags = [*options(kind, models, data, tmp_path), *more, "--device", "emulated"]
+    found = lora(capsys, *flags, "--granularity", "block")
+    losses = [info["train_loss"] for info in found["train"]]
+    assert losses == pytest.approx(theirs.train, rel=5e-3)
+    assert kept(tmp_path) == kept(folder)
+    counts = found["counters"]
+    assert not {k: n for k, n in counts.items() if k.startswith("fallback_") and n}
+    blocks = [
+        row
+        for row in found["placement"]["converted"]
+        if row["kind"] == "ANETransformerBlock"
+    ]
+    assert blocks
+    assert all(row["on_device"] == row["calls"] >= ITERS for row in blocks)
+
+
 def loss_of(model: nn.Module, data: Path, folder: Path) -> float:
     """Loss of a model over the test set, by mlx-lm alone."""
     _, tokenizer = mlx_lm_lora.load(str(folder))
@@ -136,8 +158,10 @@ def test_attention_is_a_choice(
     )
     before = theirs.scaled_dot_product_attention
     flags = [*options("lora", models, data, tmp_path), "--iters", "1"]
-    lora(capsys, *flags, "--device", "cpu", "--attention", attention)
+    found = lora(capsys, *flags, "--device", "cpu", "--attention", attention)
     assert bool(calls) == (attention == "fused")
+    rows = found["placement"]["attention"]
+    assert [row["device"] for row in rows] == ["cpu"] * 2 * (attention == "fused")
     assert theirs.scaled_dot_product_attention is before
 
 
@@ -286,7 +310,7 @@ def doubled(self, x: mx.array) -> mx.array:
 def test_verify_stops_what_would_train_wrongly(
     wrong: str, device: str, models, data, tmp_path, capsys, monkeypatch
 ) -> None:
-    from mlx_ane.commands import lora as command
+    from mlx_ane.lora.layers import ANELoRALinear
 
     model = models[False]
     if wrong == "attention":
@@ -297,7 +321,7 @@ def test_verify_stops_what_would_train_wrongly(
             lambda *args, **kwargs: 3.0 * real(*args, **kwargs),
         )
     elif wrong == "low rank":
-        monkeypatch.setattr(command, "low_rank", doubled)
+        monkeypatch.setattr(ANELoRALinear, "__call__", doubled)
     else:
         model = tmp_path / "model"
         shutil.copytree(models[False], model)
@@ -321,27 +345,6 @@ def test_verify_of_what_ran_elsewhere_does_not_pass(
     out, err = capsys.readouterr()
     assert "few_rows" in out and "PASS" not in out
     assert "not shown to be plain MLX" in err
-
-
-def test_the_plain_context_has_their_functions(models, data, tmp_path, config) -> None:
-    from mlx_lm.tuner.lora import LoRALinear
-
-    from mlx_ane.commands import lora as command
-
-    def now():
-        return mx.fast.scaled_dot_product_attention, LoRALinear.__call__
-
-    theirs = now()
-    with command.in_place(command.replacements(config("train: true"))) as plain:
-        ours = now()
-        assert all(a is not b for a, b in zip(ours, theirs, strict=True))
-        with plain():
-            assert now() == theirs
-        assert now() == ours
-        with pytest.raises(KeyError), plain():
-            raise KeyError
-        assert now() == ours
-    assert now() == theirs
 
 
 def test_unknown_keys_are_one_warning(config, capsys) -> None:

@@ -174,6 +174,18 @@ def test_clear_cache_returns_them() -> None:
     assert mx.get_active_memory() < before + BYTES
 
 
+def test_one_limit_bounds_them_too() -> None:
+    product(1.0)
+    assert _ext.kept_output_bytes() == BYTES
+    ane.set_cache_limit(BYTES - 1)  # returned at once
+    assert _ext.kept_output_bytes() == 0
+    product(1.0)
+    assert _ext.kept_output_bytes() == 0
+    ane.set_cache_limit(BYTES)
+    product(1.0)
+    assert _ext.kept_output_bytes() == BYTES
+
+
 def test_threads_share_them() -> None:
     wrong: list[int] = []
 
@@ -217,6 +229,13 @@ def test_the_oldest_go_beyond_the_limit(limit: str, kept: int) -> None:
     assert int(out.stdout) == kept
 
 
-def test_a_wrong_limit_is_an_error_at_import() -> None:
-    failed = run_python("import mlx_ane", check=False, MLX_ANE_OUTPUT_CACHE="much")
-    assert "MLX_ANE_OUTPUT_CACHE is 'much', need a whole number" in failed.stderr
+def test_a_wrong_limit_is_an_error_of_the_first_large_output() -> None:
+    code = """
+        import mlx.core as mx
+        import mlx_ane as ane
+        x = mx.ones((1024, 1024))
+        mx.eval(ane.linear(x, x, device="cpu"))
+    """
+    failed = run_python(code, check=False, MLX_ANE_OUTPUT_CACHE="much")
+    assert "MLX_ANE_OUTPUT_CACHE" in failed.stderr
+    assert "need a whole number" in failed.stderr

@@ -132,7 +132,7 @@ def run(name: str, model: nn.Module) -> None:
 @pytest.fixture(autouse=True)
 def measured_anew(tmp_path, monkeypatch) -> None:
     """Layers are measured, in no time, whatever this machine has stored."""
-    own = dataclasses.replace(autotune.settings, cache_dir=tmp_path)
+    own = SimpleNamespace(cache_dir=tmp_path)
     monkeypatch.setattr(autotune, "settings", own)
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
 

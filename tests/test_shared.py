@@ -121,13 +121,15 @@ def test_a_failure_leaves_a_shared_layer_converted() -> None:
     assert type(critic.out) is nn.Linear
 
 
-def test_predicates_and_policies_get_the_layer_itself() -> None:
+def test_predicates_get_the_layer_itself() -> None:
     model = Zoo()
     for _ in range(2):  # plain, then converted
         ane.convert(
             model,
-            class_predicate=lambda path, module: module is not model.table,
-            policy=lambda p, module: "emulated" if module is model.first else "cpu",
+            class_predicate=lambda path, module: (
+                module is not model.table
+                and {"device": "emulated" if module is model.first else "cpu"}
+            ),
         )
         assert type(model.table) is nn.Embedding
         assert (model.first.device, model.quantized.device) == ("emulated", "cpu")

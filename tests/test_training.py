@@ -83,7 +83,8 @@ def test_mlx_lm_trainer(tmp_path, plain_runs, device: str, kind: str) -> None:
     assert ours.train == pytest.approx(plain.train, rel=1e-3)
     counts = ane.counters()
     assert counts["linear_calls"] >= 12 * 15
-    assert (counts["gemm_dw"] == 0) == (kind != "full")
+    if kind != "full":  # of the two low-rank matrices in 14 layers alone
+        assert counts["gemm_dw"] == 12 * 14 * 2
     assert counts["adam_donated"] > 5 * counts["adam_allocated"]
     assert not [k for k, n in counts.items() if k.startswith("fallback") and n]
     theirs = mx.load(str(plain_file))

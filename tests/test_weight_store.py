@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -207,22 +209,61 @@ def test_freezing_under_a_cached_compile(engine: str) -> None:
 
 
 def test_budget(engine: str) -> None:
-    layers = [frozen_layer(engine) for _ in range(4)]
+    layers = [frozen_layer(engine) for _ in range(8)]
     x = mx.random.normal(X)
     check(layers[0], x)
     one = _ext.cache_bytes()
     ane.clear_cache()
-    assert ane.set_cache_limit(2 * one) == 1 << 30
+    assert ane.set_cache_limit(4 * one) == 1 << 30
     for _ in range(3):
         for layer in layers:
             check(layer, x)
-            assert _ext.cache_bytes() <= 2 * one
+            assert _ext.cache_bytes() <= 4 * one
     assert ane.counters()["weight_store_over_budget"] > 0
     assert ane.counters()["weight_store_hits"] > 0
-    ane.set_cache_limit(0)
-    assert _ext.cache_bytes() == 0
+
+
+def test_one_limit_bounds_programs_too(engine: str) -> None:
+    layers = [nn.Linear(96, n, bias=False) for n in (64, 80, 100)]
+    for layer in layers:
+        ane.convert(nn.Sequential(layer), device=engine)
+    x = mx.random.normal(X)
     check(layers[0], x)
-    assert _ext.cache_bytes() == 0
+    one = _ext.program_bytes()
+    for layer in layers:
+        check(layer, x)
+    assert _ext.resident_programs() == 3
+    ane.set_cache_limit(2 * one)  # the oldest go, at once
+    assert one <= _ext.program_bytes() <= 2 * one
+    assert _ext.resident_programs() < 3
+    for layer in layers:
+        check(layer, x)
+        assert _ext.program_bytes() <= 2 * one
+    ane.set_cache_limit(0)
+    assert _ext.program_bytes() == _ext.cache_bytes() == 0
+    ane.reset_counters()
+    check(layers[0], x)
+    assert _ext.program_bytes() == _ext.cache_bytes() == 0
+    assert ane.counters()["placed_over_budget"] == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "want"),
+    [
+        *[(7, 7), ("7", 7), ("1GB", 10**9), ("1GiB", 2**30), (" 1.5kb ", 1500)],
+        *[("512MiB", 2**29), ("3 MB", 3 * 10**6), ("9 B", 9), ("-1", None)],
+        *[(-1, None), (1.5, None), ("much", None), ("1GBB", None), ("1 iB", None)],
+        *[(None, None), (True, None), ("99999999TB", None)],
+    ],
+)
+def test_limits_in_words(limit: Any, want: int | None) -> None:
+    if want is None:
+        with pytest.raises(ValueError, match=r"^\[mlx_ane.set_cache_limit\] limit is"):
+            ane.set_cache_limit(limit)
+        assert ane.set_cache_limit(0) == 1 << 30
+    else:
+        ane.set_cache_limit(limit)
+        assert ane.set_cache_limit(0) == want
 
 
 def test_clear_cache_sees_writes_through_aliases(engine: str) -> None:
@@ -245,19 +286,19 @@ def test_a_model_larger_than_the_budget_keeps_what_fits(engine: str) -> None:
     check(layers[0], x)
     one = _ext.cache_bytes()
     ane.clear_cache()
-    ane.set_cache_limit(2 * one)
+    ane.set_cache_limit(4 * one)
     ane.reset_counters()
     for _ in range(5):
         for layer in layers:
             check(layer, x)
     counts = ane.counters()
-    # Two stay staged; the others, of the same step, do not drive them out.
-    assert counts["weights_staged_bytes"] == 2 * layers[0].weight.size * 2
-    assert counts["weight_store_hits"] == 2 * 4
+    # Four stay staged; the others, of the same step, do not drive them out.
+    assert counts["weights_staged_bytes"] == 4 * layers[0].weight.size * 2
+    assert counts["weight_store_hits"] == 4 * 4
     # Weights that are used no more leave for those asked for twice since.
     ane.reset_counters()
     for _ in range(3):
-        for layer in layers[6:]:
+        for layer in layers[4:]:
             check(layer, x)
-    assert ane.counters()["weight_store_hits"] == 2 * 2
-    assert _ext.cache_bytes() == 2 * one
+    assert ane.counters()["weight_store_hits"] == 4 * 2
+    assert _ext.cache_bytes() == 4 * one

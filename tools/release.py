@@ -53,11 +53,11 @@ def set_version(version: str) -> None:
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version):
         sys.exit(f"version is {version!r}, need a form such as 0.2.0 or 0.2.0rc1")
     changelog = ROOT / "CHANGELOG.md"
-    heading = rf"^## {re.escape(version)}( \(.*\))?$"
+    heading = rf"^## (Unreleased|{re.escape(version)}( \(.*\))?)$"
     dated = f"## {version} ({datetime.date.today()})"
     text, count = re.subn(heading, dated, changelog.read_text(), flags=re.M)
     if count != 1:
-        sys.exit(f"CHANGELOG.md has {count} sections {version}, need one")
+        sys.exit(f"CHANGELOG.md has {count} sections Unreleased or {version}, need one")
     changelog.write_text(text)
     for name, pattern in VERSIONS.items():
         path = ROOT / name

@@ -99,7 +99,8 @@ def train(steps: int, faults: bool, segment: int = SEGMENT) -> dict[str, Any]:
     for number in range(steps):
         kind = KINDS[number // segment % len(KINDS)]
         if faults and (kind.making or number % segment == 0):
-            ane.clear_cache()  # and disabled devices come back
+            ane.clear_cache()
+            ane.restore_devices()
         rate = RATE * kind.share
         spec = f"{kind.fault}:rate={rate},seed={number}{kind.keys}" if faults else ""
         with ane.emulated.faults(spec):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import mlx.core
 
 from mlx_ane._ext import (
+    block as block,
     emulated as emulated,
     kernels as kernels,
     mil as mil,
@@ -52,6 +53,9 @@ def device_info(name: str) -> dict[str, str]:
 def set_fallback(name: str) -> None:
     """What a failed device call does: "error", "warn" or "allow"."""
 
+def restore_devices() -> None:
+    """Gives disabled devices, and layers that pause, another chance."""
+
 def set_min_rows(n: int) -> int:
     """Calls of fewer rows go to the BLAS; returns the previous value."""
 
@@ -62,15 +66,16 @@ def set_layout(name: str) -> None:
     """Layout of the matmul programs."""
 
 def clear_cache() -> None:
-    """
-    Drops staged weights, idle programs and memory kept for outputs; disabled devices are retried.
-    """
+    """Drops staged weights, idle programs and memory kept for outputs."""
 
 def set_cache_limit(bytes: int) -> int:
-    """Budget of staged weights in bytes; returns the previous one."""
+    """Most bytes of each of the three caches; returns the previous limit."""
 
 def cache_bytes() -> int:
     """Bytes of staged weights."""
+
+def program_bytes() -> int:
+    """Bytes of the surfaces of loaded programs."""
 
 def kept_output_bytes() -> int:
     """Bytes kept for outputs to come."""
@@ -116,6 +121,3 @@ def blas_threads() -> int:
 
 def set_blas_threads(n: int) -> None:
     """0 for the default."""
-
-def set_blas_implementation(name: str) -> None:
-    """"fast" or "reference"."""

@@ -50,9 +50,6 @@ def faults() -> str: ...
 
 def fault_counts() -> dict[str, int]: ...
 
-def hanging() -> int:
-    """Calls that hang now."""
-
 def release_hangs() -> None: ...
 
 def set_evaluate_bound(milliseconds: int) -> None:

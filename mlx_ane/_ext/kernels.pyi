@@ -12,9 +12,6 @@ def targets() -> list[str]:
 def target() -> str:
     """The instruction set in use."""
 
-def set_target(name: str) -> None:
-    """Use one of targets(), or the best for ""."""
-
 def fma_peak(seconds: float) -> float:
     """fp32 fused multiply-adds of one thread, in GFLOP/s."""
 
@@ -48,8 +45,10 @@ def adam(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g:
 def adam_traffic(p: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], g: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], m: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], v: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:
     """The memory traffic of adam alone; leaves meaningless values."""
 
-def sgemm(a: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], b: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], c: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], *, trans_a: bool = False, trans_b: bool = False) -> None:
-    """c = op(a) @ op(b), the library's own call on float32 arrays."""
+def sgemm(a: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], b: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], c: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], *, trans_a: bool = False, trans_b: bool = False, reference: bool = False) -> None:
+    """
+    c = op(a) @ op(b) on float32 arrays: the library's own call, or plain loops.
+    """
 
 def gemm(a: Annotated[NDArray, dict(device='cpu')], b: Annotated[NDArray, dict(device='cpu')], c: Annotated[NDArray, dict(device='cpu')]) -> None:
     """c = a @ b for any strides of float32, float16 or bfloat16 (as uint16)."""

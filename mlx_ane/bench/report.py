@@ -158,13 +158,13 @@ def _time(seconds: float) -> str:
 
 
 def _experiment_lines(experiment: dict[str, Any]) -> list[str]:
-    """Before and after, with the difference in per cent."""
+    """Plain MLX and mlx_ane, with the difference in per cent."""
     if not experiment:
         return []
     lines = [
         "",
-        f"Host loops of a training step: {experiment['model']}, forward on "
-        f"{experiment['device']}",
+        f"A training step, {experiment['model']}: plain MLX on the CPU before, mlx_ane "
+        f"with its forward on {experiment['device']} after",
         f"{'':28}{'before':>12}{'after':>12}{'delta':>10}",
     ]
     for name, before, after in experiment["rows"]:

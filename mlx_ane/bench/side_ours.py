@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -88,19 +87,6 @@ def _adam(spec: dict[str, Any]) -> Timed:
     return Timed(run, first)
 
 
-def _with_reference(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The same with the plain loops for every GEMM and Adam."""
-
-    def with_reference() -> Any:
-        _ext.set_blas_implementation("reference")
-        try:
-            return run()
-        finally:
-            _ext.set_blas_implementation("fast")
-
-    return with_reference
-
-
 def _gemm(spec: dict[str, Any]) -> Timed | Fixed:
     if spec["how"] == "peak":
         flops = 2.0 * spec["S"] * spec["K"] * spec["N"]
@@ -121,11 +107,10 @@ def _gemm(spec: dict[str, Any]) -> Timed | Fixed:
     def run() -> None:
         if spec["how"] == "cblas":
             kernels.sgemm(arrays["dy"], right, out, trans_a=not dx)
+        elif spec["how"] == "reference":
+            kernels.sgemm(arrays["dy"], right, out, trans_a=not dx, reference=True)
         else:
             kernels.gemm(arrays["dy"] if dx else arrays["dy"].T, right, out)
-
-    if spec["how"] == "reference":
-        run = _with_reference(run)
 
     def first() -> NDArray[Any]:
         run()
@@ -273,7 +258,7 @@ class _Step(WithParts):
 
 
 def _step(spec: dict[str, Any]) -> Timed:
-    """how: "cpu", "emulated" or "ane"; reference loops for the host with spec."""
+    """how: "cpu", "emulated" or "ane"."""
     arrays = step_inputs(spec)
     if spec.get("fused"):
         model = Model(
@@ -290,6 +275,5 @@ def _step(spec: dict[str, Any]) -> Timed:
     ane.convert(model, device=spec["how"])
     optimizer = ane.optimizers.AdamW(LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY)
     step = train_step(model, optimizer, mx.array(arrays["tokens"]))
-    run = _with_reference(step) if spec.get("reference") else step
     parts = {"embedding": side_mlx.embedding(spec, ane.nn.ANEEmbedding, least=0.0)}
-    return _Step(run, lambda: np.array([step()]), parts)
+    return _Step(step, lambda: np.array([step()]), parts)

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--small", action="store_true", help="sizes that take seconds")
     parser.add_argument(
-        "--device", default="emulated", help="device of the experiment's forward"
+        "--device",
+        default="emulated",
+        help="of the forward in the step after",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", metavar="F", help="write a plot (PNG, PDF, SVG)")

@@ -13,6 +13,7 @@ from typing import Any
 from mlx_ane import _checkup, _device, _ext, _selftest, _settings
 from mlx_ane._checkup import Check
 from mlx_ane._console import to_json
+from mlx_ane._types import DEVICES
 from mlx_ane._versions import BUILT_FOR_MLX, INSTALLED_MLX, __version__
 from mlx_ane.verify import FORWARD_TOLERANCE
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `mlx-ane doctor`."""
     parser.add_argument(
         "--device",
-        choices=_settings.DEVICES,
+        choices=DEVICES,
         help="the device that must work (default: MLX_ANE_DEVICE, else auto)",
     )
     parser.add_argument(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import importlib
 import math
 import re
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,18 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mlx_ane import _device, _ext, fast
+from mlx_ane import _device, _ext
 from mlx_ane._console import Interrupted, ending, explaining, to_json
-from mlx_ane.autotune import OBJECTIVES
-from mlx_ane.convert import POLICIES, Predicate, convert
+from mlx_ane._types import (
+    ATTENTIONS,
+    FALLBACKS,
+    GRANULARITIES,
+    OBJECTIVES,
+    POLICIES,
+    PRECISIONS,
+)
+from mlx_ane.convert import Predicate, convert
 from mlx_ane.lora import files, options
-from mlx_ane.nn import PRECISIONS
-from mlx_ane.ops import linear
 from mlx_ane.report import ConversionReport
 from mlx_ane.verify import verify
 
@@ -79,13 +82,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     ours.add_argument(
         "--attention",
-        choices=("fused", "mlx"),
+        choices=ATTENTIONS,
         help="fused: mlx_ane's, on the device (default where MLX has no GPU); mlx: "
         "MLX's",
     )
     ours.add_argument(
+        "--granularity",
+        choices=GRANULARITIES,
+        help="block: a whole block of the model is a program, and its gradient "
+        "another (default: layer)",
+    )
+    ours.add_argument(
         "--fallback",
-        choices=("error", "warn", "allow"),
+        choices=FALLBACKS,
         help="what a device call that failed is",
     )
     ours.add_argument(
@@ -140,16 +149,15 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
     mx.eval(model.parameters())
     report = move(model, config)
     reports = Reports(config)
-    with in_place(replacements(config)) as plain:
-        if config.train:
-            if config.ane["verify"]:
-                check(model, train_set, config, plain)
-            train(model, optimizer, train_set, valid_set, config, reports)
-        try:
-            test = evaluate(model, test_set, config) if config.test else None
-        except KeyboardInterrupt:
-            trained = f"the trained weights are in {config.adapter_path}"
-            raise Interrupted(trained if config.train else "nothing is saved") from None
+    if config.train:
+        if config.ane["verify"]:
+            check(model, train_set, config)
+        train(model, optimizer, train_set, valid_set, config, reports)
+    try:
+        test = evaluate(model, test_set, config) if config.test else None
+    except KeyboardInterrupt:
+        trained = f"the trained weights are in {config.adapter_path}"
+        raise Interrupted(trained if config.train else "nothing is saved") from None
     return {
         "train": reports.train,
         "validation": reports.validation,
@@ -172,54 +180,6 @@ def load(config: types.SimpleNamespace) -> tuple[nn.Module, Any]:
         with explaining(f"[mlx_ane.lora] adapters {config.adapter_path!r} do not fit"):
             _mlx_lm("lora").load_adapters(model, config.adapter_path)
     return model, tokenizer
-
-
-#: An attribute of another's module or class, and what is to stand there: a list of
-#: (owner, name, value).
-Replacements = list[tuple[Any, str, Any]]
-
-
-@contextlib.contextmanager
-def in_place(replacements: Replacements) -> Iterator[Callable[[], Any]]:
-    """While open, functions of ours stand in place of others'.
-
-    Yields a function of no arguments: a context in which theirs are back.
-    """
-    theirs = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
-    for owner, name, value in replacements:
-        setattr(owner, name, value)
-    try:
-        yield lambda: in_place(theirs)
-    finally:
-        for owner, name, value in theirs:
-            setattr(owner, name, value)
-
-
-def replacements(config: types.SimpleNamespace) -> Replacements:
-    """What training runs in place of MLX's attention and of LoRA's two products."""
-    on_gpu = mx.default_device() == mx.gpu
-    found: Replacements = []
-    if (config.ane["attention"] or ("mlx" if on_gpu else "fused")) == "fused":
-        exact = config.ane["precision"] == "exact"  # which no engine is
-        device = "cpu" if exact else config.ane["device"]
-        ours = functools.partial(fast.scaled_dot_product_attention, device=device)
-        # mlx-lm looks the function up at each call.
-        found.append((mx.fast, "scaled_dot_product_attention", ours))
-    if not on_gpu:
-        found.append((_mlx_lm("tuner.lora").LoRALinear, "__call__", low_rank))
-    return found
-
-
-def low_rank(self: Any, x: mx.array) -> mx.array:
-    """LoRALinear's call with its own two products on the BLAS.
-
-    They are too small for an engine, and a large part of a step in MLX's CPU build.
-    """
-    # x: (..., K), lora_a: (K, r), lora_b: (r, N) -> (..., N)
-    z = linear(self.dropout(x), self.lora_a.T, device="cpu")
-    z = linear(z, self.lora_b.T, device="cpu")
-    y: mx.array = self.linear(x)
-    return y + (self.scale * z).astype(x.dtype)
 
 
 def add_adapters(model: nn.Module, config: types.SimpleNamespace) -> None:
@@ -291,7 +251,8 @@ def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
     """Converts the model as the block `ane` says."""
     ours = config.ane
     if ours["fallback"] is not None:
-        _ext.set_fallback(ours["fallback"])
+        _device.set_fallback(ours["fallback"])
+    has_gpu = mx.default_device() == mx.gpu
     return convert(
         model,
         class_predicate=_predicate(ours["predicate"]),
@@ -299,6 +260,8 @@ def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
         policy=ours["policy"],
         objective=ours["objective"],
         precision=ours["precision"],
+        attention=ours["attention"] or ("mlx" if has_gpu else "fused"),
+        granularity=ours["granularity"],
     )
 
 
@@ -386,19 +349,13 @@ def make_optimizer(config: types.SimpleNamespace) -> mlx.optimizers.Optimizer:
         )
 
 
-def check(
-    model: nn.Module,
-    train_set: Any,
-    config: types.SimpleNamespace,
-    plain: Callable[[], Any],
-) -> None:
+def check(model: nn.Module, train_set: Any, config: types.SimpleNamespace) -> None:
     """Compares with plain MLX on the first batch that training will see.
 
     Args:
-        model (nn.Module): The converted model, in the very context that trains it.
+        model (nn.Module): The converted model.
         train_set (Dataset): mlx-lm's, cached.
         config (SimpleNamespace): The options.
-        plain (callable): A context in which MLX's own functions are back.
 
     Raises:
         RuntimeError: If a layer, the loss or a gradient is further off than allowed.
@@ -409,7 +366,7 @@ def check(
         trainer.iterate_batches(train_set, config.batch_size, config.max_seq_length)
     )
     np.random.set_state(state)  # training draws the same batch first
-    found = verify(model, *batch, loss=trainer.default_loss, plain=plain)
+    found = verify(model, *batch, loss=trainer.default_loss)
     _mlx_lm("cli_ui").rprint(found)
     if not found.passed:
         raise RuntimeError(

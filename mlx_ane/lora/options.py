@@ -23,7 +23,7 @@ from mlx.optimizers import schedulers
 
 from mlx_ane import optimizers
 from mlx_ane._console import closest, ending
-from mlx_ane._settings import DEVICES
+from mlx_ane._types import DEVICES
 
 #: Options of ours with their defaults: flags, or the block `ane:` of the YAML file.
 DEFAULTS: dict[str, Any] = {
@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "predicate": None,
     "fused": True,
     "attention": None,
+    "granularity": "layer",
     "fallback": None,
     "verify": False,
 }

@@ -2,7 +2,7 @@
 #include "blas/accelerate_abi.h"
 #include "blas/backend.h"
 
-namespace mlx_ane::blas::vendor {
+namespace mlx_ane::blas {
 
 namespace {
 
@@ -12,7 +12,7 @@ constexpr int trans = 112;
 
 }  // namespace
 
-void sgemm(const Sgemm& p) {
+void vendor::sgemm(const Sgemm& p) {
   cblas_sgemm(
       row_major,
       p.trans_a ? trans : no_trans,
@@ -39,4 +39,4 @@ bool spreads_calls() {
   return true;
 }
 
-}  // namespace mlx_ane::blas::vendor
+}  // namespace mlx_ane::blas

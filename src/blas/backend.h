@@ -1,23 +1,12 @@
-// What each BLAS body provides; blas.cpp chooses between it and plain loops.
+// What a BLAS body provides beside blas.h's name() and spreads_calls().
 #pragma once
-
-#include <string>
 
 #include "blas/blas.h"
 
-namespace mlx_ane::blas {
+namespace mlx_ane::blas::vendor {
 
-/// The machine's BLAS: openblas.cpp or accelerate.cpp. m, n and k are positive
-/// and fit the library's integers.
-namespace vendor {
+/// The library's own call: openblas.cpp or accelerate.cpp. m, n and k are
+/// positive and fit the library's integers.
 void sgemm(const Sgemm& product);
-std::string name();
-bool spreads_calls();
-}  // namespace vendor
 
-/// Plain loops, reference.cpp.
-namespace reference {
-void sgemm(const Sgemm& product);
-}  // namespace reference
-
-}  // namespace mlx_ane::blas
+}  // namespace mlx_ane::blas::vendor

@@ -1,4 +1,4 @@
-// Chooses the implementation and thread count behind the sgemm seam.
+// Empty products and the thread count, the same for every BLAS.
 #include "blas/blas.h"
 
 #include <algorithm>
@@ -14,8 +14,6 @@ namespace mlx_ane::blas {
 
 namespace {
 
-std::atomic<bool> use_reference{false};
-
 int default_threads() {
   auto set = host::count_variable("MLX_ANE_BLAS_THREADS", 1);
   constexpr int64_t most = std::numeric_limits<int>::max();
@@ -27,19 +25,27 @@ std::atomic<int>& thread_count() {
   return count;
 }
 
+/// C = beta * C, where beta = 0 must not read C: it may hold NaN.
+void scale(const Sgemm& p) {
+  for (int64_t i = 0; i < p.m; ++i) {
+    float* row = p.c + i * p.ldc;
+    std::transform(row, row + p.n, row, [&](float x) {
+      return p.beta == 0.0f ? 0.0f : p.beta * x;
+    });
+  }
+}
+
 }  // namespace
 
 void sgemm(const Sgemm& p) {
   if (p.m == 0 || p.n == 0) {
     return;
   }
-  // The reference takes k = 0; a BLAS may reject its leading dimensions.
-  bool plain = p.k == 0 || is_reference();
-  (plain ? reference::sgemm : vendor::sgemm)(p);
-}
-
-std::string name() {
-  return is_reference() ? "reference loops" : vendor::name();
+  if (p.k == 0) {  // a BLAS may reject its leading dimensions
+    scale(p);
+  } else {
+    vendor::sgemm(p);
+  }
 }
 
 void set_threads(int threads) {
@@ -53,27 +59,6 @@ void set_threads(int threads) {
 
 int threads() {
   return thread_count();
-}
-
-bool spreads_calls() {
-  return !is_reference() && vendor::spreads_calls();
-}
-
-void set_implementation(const std::string& implementation) {
-  if (implementation != "fast" && implementation != "reference") {
-    throw std::invalid_argument(
-        "[mlx_ane.set_blas_implementation] got \"" + implementation +
-        "\", need \"fast\" or \"reference\", pass one of them.");
-  }
-  use_reference = implementation == "reference";
-}
-
-std::string implementation() {
-  return is_reference() ? "reference" : "fast";
-}
-
-bool is_reference() {
-  return use_reference.load(std::memory_order_relaxed);
 }
 
 }  // namespace mlx_ane::blas

@@ -1,5 +1,4 @@
-// The sgemm seam: one header, one body a BLAS (openblas, accelerate,
-// reference).
+// The sgemm seam: one header, one body a BLAS (openblas or accelerate).
 #pragma once
 
 #include <cstdint>
@@ -26,6 +25,9 @@ struct Sgemm {
 /// it as it sees fit: kernels::sgemm shares a product among threads.
 void sgemm(const Sgemm& product);
 
+/// The same as plain loops at -O2, to compare with.
+void sgemm_reference(const Sgemm& product);
+
 /// Library and kernel name, for example "OpenBLAS 0.3.34 SkylakeX".
 std::string name();
 
@@ -36,10 +38,5 @@ int threads();
 
 /// Whether the library spreads a call over threads by itself.
 bool spreads_calls();
-
-/// "fast" (this machine's BLAS) or "reference": scalar loops at -O2.
-void set_implementation(const std::string& implementation);
-std::string implementation();
-bool is_reference();
 
 }  // namespace mlx_ane::blas

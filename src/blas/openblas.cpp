@@ -9,7 +9,7 @@
 #include "blas/backend.h"
 #include "host/process.h"
 
-namespace mlx_ane::blas::vendor {
+namespace mlx_ane::blas {
 
 namespace {
 
@@ -99,10 +99,10 @@ bool as_vector(const Sgemm& p) {
 
 }  // namespace
 
-void sgemm(const Sgemm& p) {
+void vendor::sgemm(const Sgemm& p) {
   Call call;
   if (!call.open()) {
-    reference::sgemm(p);
+    sgemm_reference(p);
     return;
   }
   use_one_thread();
@@ -137,4 +137,4 @@ bool spreads_calls() {
   return false;
 }
 
-}  // namespace mlx_ane::blas::vendor
+}  // namespace mlx_ane::blas

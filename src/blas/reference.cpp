@@ -1,9 +1,9 @@
-// Plain loops for sgemm: the algorithmic reference, and the "before" of bench.
-#include "blas/backend.h"
+// sgemm as plain loops, for comparison.
+#include "blas/blas.h"
 
-namespace mlx_ane::blas::reference {
+namespace mlx_ane::blas {
 
-void sgemm(const Sgemm& s) {
+void sgemm_reference(const Sgemm& s) {
   for (int64_t i = 0; i < s.m; ++i) {
     for (int64_t j = 0; j < s.n; ++j) {
       float sum = 0.0f;
@@ -19,4 +19,4 @@ void sgemm(const Sgemm& s) {
   }
 }
 
-}  // namespace mlx_ane::blas::reference
+}  // namespace mlx_ane::blas

@@ -316,15 +316,15 @@ class DeviceAttention {
   }
 
   void fill_canaries(LoadedProgram& program) {
-    SurfaceLock lock(*program.output, Surface::Access::write);
+    SurfaceLock lock(*program.outputs[0], Surface::Access::write);
     std::fill_n(
         reinterpret_cast<uint16_t*>(lock.data()),
-        shape_.heads * shape_.rows * program.output_row_bytes / 2,
+        shape_.heads * shape_.rows * program.output_row_bytes[0] / 2,
         host::canary);
   }
 
   void unpack(int64_t b, int64_t begin, int64_t rows, LoadedProgram& program) {
-    SurfaceLock lock(*program.output, Surface::Access::read);
+    SurfaceLock lock(*program.outputs[0], Surface::Access::read);
     auto values = a_.v.shape[3];
     auto undo = std::ldexp(1.0f, -exponent_);
     row_.resize(values);
@@ -333,7 +333,7 @@ class DeviceAttention {
       for (int64_t i = 0; i < rows; ++i) {
         auto r = h / group_ * shape_.rows + h % group_ * rows + i;
         auto* src = reinterpret_cast<const uint16_t*>(
-            lock.data() + r * program.output_row_bytes);
+            lock.data() + r * program.output_row_bytes[0]);
         host::to_float(src, Float::f16, row_.data(), values);
         for (int64_t c = 0; c < values; ++c) {
           check(src[c], row_[c]);

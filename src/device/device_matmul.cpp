@@ -466,7 +466,8 @@ class DeviceMatmul {
           depth.padded,
           plan_.layout,
           device_.limits());
-      fill_canaries(*program->output, program->output_row_bytes, rows, n);
+      fill_canaries(
+          *program->outputs[0], program->output_row_bytes[0], rows, n);
     }
     LoadedProgram::evaluate(
         device_,
@@ -475,7 +476,7 @@ class DeviceMatmul {
         layer_,
         2 * rows * depth.size * n);
     trace::Span span("unpack", layer_.name, rows * n * 2, 0);
-    SurfaceLock lock(*program->output, Surface::Access::read);
+    SurfaceLock lock(*program->outputs[0], Surface::Access::read);
     unpack_checked(
         {operands.x,
          operands.columns,
@@ -486,7 +487,7 @@ class DeviceMatmul {
          y_ld,
          accumulate},
         reinterpret_cast<const uint16_t*>(lock.data()),
-        static_cast<int64_t>(program->output_row_bytes / sizeof(uint16_t)));
+        static_cast<int64_t>(program->output_row_bytes[0] / sizeof(uint16_t)));
   }
 
   Device& device_;

@@ -17,23 +17,25 @@ constexpr int64_t max_padding = 4;
 // Misses, at most, before a device that refused a program is asked again.
 constexpr uint64_t max_wait = 1024;
 
-/// Bytes of each of a program's input surfaces: all of one size.
-size_t input_bytes(const ProgramShape& shape, const Source& source) {
-  if (auto* matmul = std::get_if<MatmulShape>(&shape)) {
-    return input_surface_bytes(*matmul);
-  }
+size_t largest(const std::vector<Port>& ports) {
   size_t bytes = 0;
-  for (auto& input : source.inputs) {
-    bytes = std::max(bytes, surface_bytes(input));
+  for (auto& port : ports) {
+    bytes = std::max(bytes, surface_bytes(port));
   }
   return bytes;
+}
+
+/// Bytes of each of a program's input surfaces: all of one size.
+size_t input_bytes(const ProgramShape& shape, const Source& source) {
+  auto* matmul = std::get_if<MatmulShape>(&shape);
+  return matmul ? input_surface_bytes(*matmul) : largest(source.inputs);
 }
 
 size_t all_bytes(
     const Device& device, const ProgramShape& shape, const Source& source) {
   auto least = device.limits().min_surface_bytes;
   return source.inputs.size() * std::max(input_bytes(shape, source), least) +
-         std::max(surface_bytes(source.outputs[0]), least);
+         source.outputs.size() * std::max(largest(source.outputs), least);
 }
 
 std::shared_ptr<LoadedProgram> load(
@@ -47,8 +49,10 @@ std::shared_ptr<LoadedProgram> load(
     program->inputs.push_back(device.make_surface(input_bytes(shape, source)));
     program->input_row_bytes.push_back(row_bytes(input));
   }
-  program->output = device.make_surface(surface_bytes(source.outputs[0]));
-  program->output_row_bytes = row_bytes(source.outputs[0]);
+  for (auto& output : source.outputs) {
+    program->outputs.push_back(device.make_surface(largest(source.outputs)));
+    program->output_row_bytes.push_back(row_bytes(output));
+  }
   return program;
 }
 
@@ -63,12 +67,14 @@ void LoadedProgram::evaluate(
   trace::Span span("evaluate", layer.name, 0, flops);
   trace::add(trace::Counter::evaluations);
   auto call = [program, inputs = std::move(inputs)] {
-    std::vector<Surface*> in;
-    for (auto& surface : inputs) {
-      in.push_back(surface.get());
-    }
-    Surface* out[] = {program->output.get()};
-    program->executable->evaluate(in, out);
+    auto pointers = [](auto& surfaces) {
+      std::vector<Surface*> out;
+      for (auto& surface : surfaces) {
+        out.push_back(surface.get());
+      }
+      return out;
+    };
+    program->executable->evaluate(pointers(inputs), pointers(program->outputs));
   };
   auto bound = device.evaluate_bound();
   if (!run_bounded(std::move(call), bound)) {
@@ -137,15 +143,7 @@ bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
     return false;
   }
   while (!has_room(device, bytes)) {
-    auto oldest = entries_.end();
-    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-      bool idle = entry->second.program.use_count() == 1;
-      if (entry->first.first == &device && idle &&
-          (oldest == entries_.end() ||
-           entry->second.used < oldest->second.used)) {
-        oldest = entry;
-      }
-    }
+    auto oldest = oldest_idle(&device);
     if (oldest == entries_.end() || oldest->second.used > asked) {
       return false;
     }
@@ -153,6 +151,21 @@ bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
     trace::add(trace::Counter::executables_evicted);
   }
   return true;
+}
+
+ExecutableCache::Entries::iterator ExecutableCache::oldest_idle(
+    const Device* device) {
+  auto oldest = entries_.end();
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    bool idle = entry->second.program.use_count() == 1;
+    bool wanted = !device || entry->first.first == device;
+    if (idle && wanted &&
+        (oldest == entries_.end() ||
+         entry->second.used < oldest->second.used)) {
+      oldest = entry;
+    }
+  }
+  return oldest;
 }
 
 /// The loaded program of the next row bucket that is not too large.
@@ -206,6 +219,14 @@ void ExecutableCache::clear() {
 void ExecutableCache::set_limit(size_t bytes) {
   std::lock_guard lock(mutex_);
   limit_ = bytes;
+  while (bytes_ > limit_) {
+    auto oldest = oldest_idle(nullptr);
+    if (oldest == entries_.end()) {
+      return;
+    }
+    erase(oldest);
+    trace::add(trace::Counter::executables_evicted);
+  }
 }
 
 size_t ExecutableCache::bytes() {

@@ -17,10 +17,11 @@ namespace mlx_ane {
 struct LoadedProgram {
   ProgramShape shape;
   std::shared_ptr<Executable> executable;
-  std::vector<std::shared_ptr<Surface>> inputs;  // of one size
-  std::shared_ptr<Surface> output;
+  std::vector<std::shared_ptr<Surface>> inputs;   // of one size
+  std::vector<std::shared_ptr<Surface>> outputs;  // of one size
   std::vector<size_t> input_row_bytes;
-  size_t output_row_bytes;
+  std::vector<size_t> output_row_bytes;
+  bool tables_written = false;  // the fixed ports of a block
   std::mutex mutex;
 
   /// Runs once on these inputs, within the device's bound; `layer` and `flops`
@@ -52,6 +53,7 @@ class ExecutableCache {
   size_t size();
 
   /// Budget of surface bytes, over all devices; a quarter of memory at first.
+  /// Programs that calls are using stay beyond it until another is looked for.
   void set_limit(size_t bytes);
   size_t bytes();
 
@@ -71,6 +73,8 @@ class ExecutableCache {
 
   bool has_room(Device& device, size_t bytes);
   bool make_room(Device& device, size_t bytes, uint64_t asked);
+  /// The idle program unused for longest, of one device or of all.
+  Entries::iterator oldest_idle(const Device* device);
   std::shared_ptr<LoadedProgram> larger(const Key& key);
   void erase(Entries::iterator entry);
 

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "device/block.h"
+
 namespace mlx_ane {
 
 namespace {
@@ -183,7 +185,14 @@ Source program_source(const ProgramShape& shape, mil::Dialect dialect) {
   if (auto* matmul = std::get_if<MatmulShape>(&shape)) {
     return matmul_source(*matmul, dialect);
   }
-  return attention_source(std::get<AttentionShape>(shape), dialect);
+  if (auto* attention = std::get_if<AttentionShape>(&shape)) {
+    return attention_source(*attention, dialect);
+  }
+  return std::get<BlockShape>(shape).program->source(dialect);
+}
+
+std::strong_ordering BlockShape::operator<=>(const BlockShape& other) const {
+  return program->id <=> other.program->id;
 }
 
 }  // namespace mlx_ane

@@ -1,6 +1,8 @@
 // The MIL programs of this project: matmul and attention over runtime inputs.
 #pragma once
 
+#include <compare>
+#include <memory>
 #include <variant>
 
 #include "device/device.h"
@@ -8,6 +10,8 @@
 #include "mil/program.h"
 
 namespace mlx_ane {
+
+class BlockProgram;
 
 /// Shape of one matmul program: y (s, n) = x (s, k) w (n, k)ᵀ, all padded.
 struct MatmulShape {
@@ -46,8 +50,17 @@ mil::Program attention_program(const AttentionShape& shape);
 /// Text and interface: inputs a0_q, a1_k, a2_mask, a3_v and output o0_y.
 Source attention_source(const AttentionShape& shape, mil::Dialect dialect);
 
+/// A program of many ports, by its id.
+struct BlockShape {
+  std::shared_ptr<const BlockProgram> program;
+  std::strong_ordering operator<=>(const BlockShape& other) const;
+  bool operator==(const BlockShape& other) const {
+    return program == other.program;
+  }
+};
+
 /// What identifies a program in the cache of executables.
-using ProgramShape = std::variant<MatmulShape, AttentionShape>;
+using ProgramShape = std::variant<MatmulShape, AttentionShape, BlockShape>;
 Source program_source(const ProgramShape& shape, mil::Dialect dialect);
 
 }  // namespace mlx_ane

@@ -38,10 +38,6 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     const MatrixView& w,
     const MatmulPlan& plan,
     const std::vector<Owner>& companions) {
-  std::lock_guard lock(mutex_);
-  if (++clock_ % sweep_interval == 0) {
-    sweep_locked();
-  }
   Key key{
       &device,
       w.data,
@@ -51,11 +47,62 @@ std::shared_ptr<StagedWeight> WeightStore::get(
       w.row_stride,
       w.col_stride,
       plan.layout,
-      companions};
+      companions,
+      {}};
+  return get(owner, key, plan.max_bucket(), staged_bytes(device, plan));
+}
+
+std::shared_ptr<StagedWeight> WeightStore::get(
+    Device& device,
+    const std::vector<Part>& parts,
+    size_t bytes,
+    size_t row_bytes) {
+  auto& x = parts[0].x;
+  Key key{
+      &device,
+      x.data,
+      x.type,
+      x.rows,
+      x.cols,
+      x.row_stride,
+      x.col_stride,
+      Layout::natural,
+      {},
+      {static_cast<int64_t>(bytes), static_cast<int64_t>(row_bytes)}};
+  for (auto& part : parts) {
+    // The first is the entry's owner: held twice, it would never be swept.
+    if (&part != &parts[0]) {
+      key.companions.push_back(part.owner);
+    }
+    auto offset = static_cast<const char*>(part.x.data) -
+                  static_cast<const char*>(part.owner.get());
+    key.port.insert(
+        key.port.end(),
+        {part.row,
+         static_cast<int64_t>(offset),
+         static_cast<int64_t>(part.x.type),
+         part.x.rows,
+         part.x.cols,
+         part.x.row_stride,
+         part.x.col_stride});
+  }
+  return get(
+      parts[0].owner,
+      key,
+      0,
+      std::max(bytes, device.limits().min_surface_bytes));
+}
+
+std::shared_ptr<StagedWeight> WeightStore::get(
+    const Owner& owner, const Key& key, int64_t rows, size_t bytes) {
+  std::lock_guard lock(mutex_);
+  if (++clock_ % sweep_interval == 0) {
+    sweep();
+  }
   if (auto buffer = buffers_.find(owner.get()); buffer != buffers_.end()) {
     auto& entries = buffer->second.entries;
     auto entry = entries.find(key);
-    if (entry != entries.end() && entry->second.rows >= plan.max_bucket()) {
+    if (entry != entries.end() && entry->second.rows >= rows) {
       entry->second.used = clock_;
       trace::add(trace::Counter::weight_store_hits);
       return entry->second.weight;
@@ -65,8 +112,7 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     }
   }
   trace::add(trace::Counter::weight_store_misses);
-  sweep_locked();
-  auto bytes = staged_bytes(device, plan);
+  sweep();
   auto asked = asked_.find(owner.get());
   if (!make_room(bytes, asked == asked_.end() ? 0 : asked->second)) {
     trace::add(trace::Counter::weight_store_over_budget);
@@ -80,7 +126,7 @@ std::shared_ptr<StagedWeight> WeightStore::get(
   auto& buffer = buffers_[owner.get()];
   buffer.owner = owner;
   auto weight = std::make_shared<StagedWeight>();
-  buffer.entries[key] = {weight, plan.max_bucket(), bytes, clock_};
+  buffer.entries[key] = {weight, rows, bytes, clock_};
   bytes_ += bytes;
   return weight;
 }
@@ -144,11 +190,6 @@ void WeightStore::release(const void* owner) {
 }
 
 void WeightStore::sweep() {
-  std::lock_guard lock(mutex_);
-  sweep_locked();
-}
-
-void WeightStore::sweep_locked() {
   for (auto buffer = buffers_.begin(); buffer != buffers_.end();) {
     auto next = std::next(buffer);
     if (buffer->second.owner.use_count() == 1) {
@@ -176,7 +217,7 @@ size_t WeightStore::set_limit(size_t bytes) {
 
 size_t WeightStore::bytes() {
   std::lock_guard lock(mutex_);
-  sweep_locked();
+  sweep();
   return bytes_;
 }
 

@@ -67,14 +67,26 @@ class WeightStore {
       const MatmulPlan& plan,
       const std::vector<Owner>& companions = {});
 
+  /// A frozen input of a block's port: its rows begin at `row` there.
+  struct Part {
+    Owner owner;
+    MatrixView x;
+    int64_t row;
+  };
+  /// The entry of a block's port: one tile, a surface of `bytes`, which may be
+  /// more than the port needs.
+  std::shared_ptr<StagedWeight> get(
+      Device& device,
+      const std::vector<Part>& parts,
+      size_t bytes,
+      size_t row_bytes);
+
   /// Drops an entry that no call has filled: its call was placed on the BLAS.
   void discard(const std::shared_ptr<StagedWeight>& weight);
 
   /// Drops every entry made from this buffer: its owner is about to write it.
   void release(const void* owner);
 
-  /// Drops entries whose buffer nobody else owns any more.
-  void sweep();
   void clear();
 
   /// Budget of surface bytes; returns the previous one.
@@ -92,6 +104,7 @@ class WeightStore {
     int64_t col_stride;
     Layout layout;
     std::vector<Owner> companions;
+    std::vector<int64_t> port;  // geometry of a block's port
     // Vectors have no operator<=> in Xcode 15, so it cannot be defaulted.
     auto fields() const {
       return std::tie(
@@ -103,7 +116,8 @@ class WeightStore {
           row_stride,
           col_stride,
           layout,
-          companions);
+          companions,
+          port);
     }
     bool operator<(const Key& other) const {
       return fields() < other.fields();
@@ -120,7 +134,10 @@ class WeightStore {
     std::map<Key, Entry> entries;
   };
 
-  void sweep_locked();
+  std::shared_ptr<StagedWeight> get(
+      const Owner& owner, const Key& key, int64_t rows, size_t bytes);
+  /// Drops entries whose buffer nobody else owns any more.
+  void sweep();
   bool make_room(size_t bytes, uint64_t asked);
   void drop(std::map<const void*, Buffer>::iterator buffer);
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "blas/blas.h"
 #include "host/half.h"
 #include "host/loops.h"
 #include "host/rounding.h"
@@ -116,10 +115,6 @@ host::AdamConstants constants_of(const AdamStep& step) {
 }
 
 void adam(const AdamTensor& t, const AdamStep& step) {
-  if (blas::is_reference()) {
-    adam_reference(t, step);
-    return;
-  }
   host::AdamConstants constants = constants_of(step);
   if (t.p_type == Float::f32 && t.g_type == Float::f32 &&
       t.state_type == Float::f32) {

@@ -70,8 +70,7 @@ struct AdamTensor {
 
 void adam(const AdamTensor& tensor, const AdamStep& step);
 
-/// Plain scalar loop at -O2: the algorithmic reference and the "before" of
-/// bench.
+/// The same as a plain scalar loop at -O2, to compare with.
 void adam_reference(const AdamTensor& tensor, const AdamStep& step);
 
 /// Sum of squares of n gradients in double, one read.

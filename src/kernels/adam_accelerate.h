@@ -1,5 +1,5 @@
 // Adam on Accelerate's vector functions, and the choice between it and the
-// loop.
+// loop. The optimizers use the loop.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,4 @@
-// Adam as a plain scalar loop, built at -O2: the reference and bench's
-// "before".
+// Adam as a plain scalar loop, to compare with.
 #include <cmath>
 
 #include "host/half.h"

@@ -2,10 +2,12 @@
 #include "ops/outputs.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <mutex>
 
+#include "device/device.h"
 #include "host/environment.h"
 #include "host/process.h"
 
@@ -26,6 +28,11 @@ constexpr int64_t default_limit = int64_t{1} << 30;
 /// An unused buffer is evicted after allocations of this many times the bytes
 /// held.
 constexpr size_t patience = 8;
+
+std::atomic<size_t>& set_limit() {
+  static std::atomic<size_t> bytes = quarter_of_memory();
+  return bytes;
+}
 
 /// A training step allocates the same sizes each time. So a miss evicts the
 /// oldest buffers, up to twice its bytes, unless its size was evicted lately:
@@ -53,6 +60,11 @@ class KeptOutputs {
     buffers_.push_back({buffer, bytes, asked_});
     used_ -= bytes;
     kept_ += bytes;
+    free_down_to(kept_output_limit());
+  }
+
+  void shrink() {
+    std::lock_guard lock(mutex_);
     free_down_to(kept_output_limit());
   }
 
@@ -179,7 +191,12 @@ void allocate(std::vector<mx::array>& outputs) {
 size_t kept_output_limit() {
   static const auto bytes = static_cast<size_t>(
       host::count_variable("MLX_ANE_OUTPUT_CACHE", 0).value_or(default_limit));
-  return bytes;
+  return std::min(bytes, set_limit().load());
+}
+
+void set_kept_output_limit(size_t bytes) {
+  set_limit() = bytes;
+  kept_outputs().shrink();
 }
 
 size_t kept_output_bytes() {

@@ -17,8 +17,10 @@ namespace mx = mlx::core;
 void allocate(mx::array& out);
 void allocate(std::vector<mx::array>& outputs);
 
-/// MLX_ANE_OUTPUT_CACHE in bytes, 1 GiB where it is not set.
+/// MLX_ANE_OUTPUT_CACHE in bytes, 1 GiB where it is not set; at most what was
+/// set, a quarter of memory at first. What exceeds a new limit is returned.
 size_t kept_output_limit();
+void set_kept_output_limit(size_t bytes);
 
 /// Bytes cached now: freed and not in use again.
 size_t kept_output_bytes();

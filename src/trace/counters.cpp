@@ -2,6 +2,7 @@
 #include "trace/counters.h"
 
 #include <mutex>
+#include <stdexcept>
 
 namespace mlx_ane::trace {
 
@@ -13,6 +14,7 @@ constexpr auto n_placements = static_cast<size_t>(Placement::count_);
 constexpr std::array<const char*, n_counters> counter_names = {
     "linear_calls",
     "matmul_calls",
+    "block_calls",
     "device_calls",
     "evaluations",
     "gemm_forward",
@@ -28,6 +30,7 @@ constexpr std::array<const char*, n_counters> counter_names = {
     "executables_evicted",
     "executables_merged",
     "padded_rows",
+    "block_packed_bytes",
     "weights_packed_bytes",
     "weights_staged_bytes",
     "weight_store_hits",
@@ -36,6 +39,18 @@ constexpr std::array<const char*, n_counters> counter_names = {
     "spot_checks",
 };
 static_assert(counter_names.back(), "a counter has no name");
+
+constexpr std::array<const char*, n_placements> placement_names = {
+    "device_cpu",
+    "few_rows",
+    "out_of_range",
+    "back_off",
+    "device_out",
+    "over_budget",
+    "kv_cache",
+    "untranslated",
+};
+static_assert(placement_names.back(), "a placement has no name");
 
 struct Registry {
   std::mutex mutex;
@@ -54,16 +69,16 @@ Registry& registry() {
 }  // namespace
 
 const char* to_string(Placement placement) {
-  static constexpr std::array<const char*, n_placements> names = {
-      "device_cpu",
-      "few_rows",
-      "out_of_range",
-      "back_off",
-      "device_out",
-      "over_budget",
-  };
-  static_assert(names.back(), "a placement has no name");
-  return names[static_cast<size_t>(placement)];
+  return placement_names[static_cast<size_t>(placement)];
+}
+
+Placement placement_from(const std::string& name) {
+  for (size_t i = 0; i < n_placements; ++i) {
+    if (name == placement_names[i]) {
+      return static_cast<Placement>(i);
+    }
+  }
+  throw std::invalid_argument("[mlx_ane] got placement \"" + name + "\".");
 }
 
 void add(Counter counter, int64_t n) {

@@ -14,6 +14,7 @@ namespace mlx_ane::trace {
 enum class Counter {
   linear_calls,
   matmul_calls,
+  block_calls,
   device_calls,
   evaluations,
   gemm_forward,
@@ -29,6 +30,7 @@ enum class Counter {
   executables_evicted,
   executables_merged,
   padded_rows,
+  block_packed_bytes,
   weights_packed_bytes,
   weights_staged_bytes,
   weight_store_hits,
@@ -46,9 +48,13 @@ enum class Placement {
   back_off,
   device_out,
   over_budget,
+  kv_cache,      // a block that would write to an argument
+  untranslated,  // a block that is no program
   count_,
 };
 const char* to_string(Placement placement);
+/// By its name; std::invalid_argument otherwise.
+Placement placement_from(const std::string& name);
 
 void add(Counter counter, int64_t n = 1);
 

@@ -2,7 +2,9 @@
 // counts.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -119,23 +121,19 @@ const Float types[] = {Float::f32, Float::f16, Float::bf16};
 
 TEST(gemm_takes_any_strides_and_types) {
   std::mt19937 random(1);
-  for (auto* implementation : {"fast", "reference"}) {
-    blas::set_implementation(implementation);
-    for (int a_layout = 0; a_layout < 8; ++a_layout) {
-      for (int b_layout = 0; b_layout < 8; ++b_layout) {
-        Float a_type = types[(a_layout + b_layout) % 3];
-        Float b_type = types[(a_layout + 2 * b_layout) % 3];
-        Matrix a = make(17, 15, a_type, a_layout, random);
-        Matrix b = make(15, 31, b_type, b_layout, random);
-        Matrix bias = make(1, 31, b_type, b_layout, random);
-        for (Float out : types) {
-          check_gemm(a, b, nullptr, out);
-          check_gemm(a, b, &bias, out);
-        }
+  for (int a_layout = 0; a_layout < 8; ++a_layout) {
+    for (int b_layout = 0; b_layout < 8; ++b_layout) {
+      Float a_type = types[(a_layout + b_layout) % 3];
+      Float b_type = types[(a_layout + 2 * b_layout) % 3];
+      Matrix a = make(17, 15, a_type, a_layout, random);
+      Matrix b = make(15, 31, b_type, b_layout, random);
+      Matrix bias = make(1, 31, b_type, b_layout, random);
+      for (Float out : types) {
+        check_gemm(a, b, nullptr, out);
+        check_gemm(a, b, &bias, out);
       }
     }
   }
-  blas::set_implementation("fast");
 }
 
 TEST(gemm_takes_sizes_of_zero_and_one) {
@@ -271,6 +269,63 @@ TEST(sgemm_takes_vectors_with_padding) {
   }
 }
 
+TEST(sgemm_without_a_depth_scales_c) {
+  float nan = std::numeric_limits<float>::quiet_NaN();
+  for (auto* product : {blas::sgemm, blas::sgemm_reference}) {
+    std::vector<float> kept{1, 2, nan, 3, 4, nan}, cleared(6, nan);
+    blas::Sgemm p{
+        .m = 2,
+        .n = 2,
+        .k = 0,
+        .a = nullptr,
+        .lda = 0,
+        .b = nullptr,
+        .ldb = 0,
+        .beta = 3.0f,
+        .c = kept.data(),
+        .ldc = 3};
+    product(p);
+    CHECK(kept[0] == 3 && kept[1] == 6 && kept[3] == 9 && kept[4] == 12);
+    p.beta = 0.0f;
+    p.c = cleared.data();
+    product(p);
+    CHECK(cleared[0] == 0 && cleared[1] == 0 && cleared[4] == 0);
+    CHECK(std::isnan(kept[2]) && std::isnan(cleared[2]));
+  }
+}
+
+TEST(sgemm_reference_is_sgemm) {
+  std::mt19937 random(7);
+  constexpr int64_t m = 5, n = 6, k = 7, ld = 9;
+  Matrix a = make(ld, ld, Float::f32, 0, random);
+  Matrix b = make(ld, ld, Float::f32, 0, random);
+  for (bool trans_a : {false, true}) {
+    for (bool trans_b : {false, true}) {
+      std::vector<float> fast(m * ld, 2.0f), plain = fast;
+      blas::Sgemm p{
+          trans_a,
+          trans_b,
+          m,
+          n,
+          k,
+          0.5f,
+          static_cast<const float*>(a.view.data),
+          ld,
+          static_cast<const float*>(b.view.data),
+          ld,
+          3.0f,
+          fast.data(),
+          ld};
+      blas::sgemm(p);
+      p.c = plain.data();
+      blas::sgemm_reference(p);
+      for (int64_t i = 0; i < m * ld; ++i) {
+        CHECK(std::abs(fast[i] - plain[i]) < 1e-5);
+      }
+    }
+  }
+}
+
 TEST(gemm_passes_nan_and_infinity_on) {
   std::mt19937 random(4);
   Matrix a = make(20, 20, Float::f32, 0, random);
@@ -337,9 +392,6 @@ TEST(parallel_for_runs_each_task_once_and_rethrows) {
 TEST(settings_are_checked) {
   CHECK_THROWS(
       std::invalid_argument, "need 0 or more", { blas::set_threads(-1); });
-  CHECK_THROWS(std::invalid_argument, "\"fast\" or \"reference\"", {
-    blas::set_implementation("mkl");
-  });
   blas::set_threads(2);
   CHECK(blas::threads() == 2);
   blas::set_threads(0);

@@ -187,7 +187,7 @@ TEST(a_failing_layer_pauses_longer_each_time) {
   CHECK(stats["device_calls"] == 1);
 }
 
-TEST(a_device_that_keeps_failing_is_taken_out) {
+TEST(a_device_that_keeps_failing_is_disabled) {
   Fresh fresh(Fallback::allow, "evaluate_false");
   for (int i = 0; i < 8; ++i) {
     Problem p(64, 64, 64);

@@ -1,10 +1,10 @@
 // The sgemm seam over plain loops, where the tests have no BLAS.
 #include "blas/backend.h"
 
-namespace mlx_ane::blas::vendor {
+namespace mlx_ane::blas {
 
-void sgemm(const Sgemm& product) {
-  reference::sgemm(product);
+void vendor::sgemm(const Sgemm& product) {
+  sgemm_reference(product);
 }
 
 std::string name() {
@@ -15,4 +15,4 @@ bool spreads_calls() {
   return false;
 }
 
-}  // namespace mlx_ane::blas::vendor
+}  // namespace mlx_ane::blas

@@ -104,7 +104,7 @@ LoweredOp scaled_dot_product_attention(const Call& call) {
       apply_mask(scores, frame);
     }
     softmax_rows(scores, batches * l, s);
-    if (q.type.dtype == DType::fp16) {
+    if (q.type.dtype == DType::fp16 && frame.numerics != Numerics::single) {
       round_to_half(scores, size);
     }
     for (int64_t b = 0; b < batches; ++b) {

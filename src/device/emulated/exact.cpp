@@ -312,8 +312,4 @@ void set_exact_kernel(const std::string& name) {
   }
 }
 
-std::string exact_kernel() {
-  return kernels().name;
-}
-
 }  // namespace mlx_ane::emulated

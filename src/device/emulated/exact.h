@@ -21,6 +21,5 @@ void multiply_exactly(
 /// "avx512" or "portable": kernels of the fixed-point accumulator, chosen for
 /// the CPU. std::invalid_argument for one that the CPU cannot run.
 void set_exact_kernel(const std::string& name);
-std::string exact_kernel();
 
 }  // namespace mlx_ane::emulated

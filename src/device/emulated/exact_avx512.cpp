@@ -103,7 +103,7 @@ MLX_ANE_AVX512 void sticky(const FixedTile& t, int64_t* sums) {
 }  // namespace
 
 const FixedKernels* avx512_kernels() {
-  static constexpr FixedKernels kernels = {"avx512", fixed, sticky};
+  static constexpr FixedKernels kernels = {fixed, sticky};
   static const bool supported = __builtin_cpu_supports("avx512f") &&
                                 __builtin_cpu_supports("avx512dq") &&
                                 __builtin_cpu_supports("avx512vl");

@@ -27,7 +27,6 @@ using FixedKernel = void (*)(const FixedTile& tile, int32_t* sums);
 using StickyKernel = void (*)(const FixedTile& tile, int64_t* sums);
 
 struct FixedKernels {
-  const char* name;
   FixedKernel fixed;
   StickyKernel sticky;
 };

@@ -64,7 +64,7 @@ void sticky(const FixedTile& t, int64_t* sums) {
 }  // namespace
 
 const FixedKernels& portable_kernels() {
-  static constexpr FixedKernels kernels = {"portable", fixed, sticky};
+  static constexpr FixedKernels kernels = {fixed, sticky};
   return kernels;
 }
 

@@ -423,6 +423,9 @@ void Graph::run(Numerics numerics) {
   for (auto& step : steps_) {
     Frame frame{slots_.data(), step.scratch, numerics};
     step.kernel(frame);
+    if (numerics == Numerics::single) {
+      continue;
+    }
     for (auto& result : step.to_round) {
       round_to_half(result.floats(frame), result.size());
     }

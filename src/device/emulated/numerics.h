@@ -5,9 +5,11 @@
 
 namespace mlx_ane::emulated {
 
-/// Accumulation of products. `fast` is fp32 throughout; the others are what is
-/// reported of the chips (docs/emulated.md).
+/// Accumulation of products. `single` rounds nothing to fp16: no engine's, but
+/// the host's own. `fast` sums in fp32; the others are what is reported of the
+/// chips (docs/emulated.md).
 enum class Numerics : uint8_t {
+  single,
   fast,
   fixed_point,        // Q15.16, overflow to inf at 2^15 (M4, M6: M6 study)
   fixed_point_32752,  // the same, inf past 32752 (M2 Pro, M5: ANEForge)

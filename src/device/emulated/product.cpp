@@ -24,7 +24,7 @@ void multiply(
     }
     return;
   }
-  if (numerics != Numerics::fast) {
+  if (numerics > Numerics::fast) {
     multiply_exactly(p, a, b, bias, c, numerics);
     return;
   }

@@ -129,7 +129,7 @@ LoweredOp reduce(const Call& call) {
   bool halves = r.x.type.dtype == DType::fp16;
   r.lowered.kernel =
       [=, x = r.x, z = r.z, reduction = r.reduction](const Frame& frame) {
-        if (narrow && halves && frame.numerics != Numerics::fast) {
+        if (narrow && halves && frame.numerics > Numerics::fast) {
           narrow_fold<Fold>(reduction, x.floats(frame), z.floats(frame));
         } else {
           fold<Fold>(reduction, x.floats(frame), z.floats(frame));

@@ -37,7 +37,7 @@ LoweredOp cut_kernel(const Call& call, const Cut& cut, Shape result) {
   StridedCopy copy(cut.shape, cut.strides);
   lowered.kernel = [=, offset = cut.offset](const Frame& frame) {
     copy.run(x.ints(frame), z.ints(frame), offset);
-    if (narrow && frame.numerics != Numerics::fast) {
+    if (narrow && frame.numerics > Numerics::fast) {
       saturate(z.floats(frame), n);
     }
   };

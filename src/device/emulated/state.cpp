@@ -50,8 +50,8 @@ void set(Options& options, std::string_view key, std::string_view value) {
       options.allow.emplace(trim(id));
     }
   } else {
-    refuse(
-        "MLX_ANE_EMULATED with " + std::string(key) + "=" + std::string(value) +
+    throw std::invalid_argument(
+        std::string(key) + "=" + std::string(value) +
         ", need chip=CHIP, numerics=fast or exact, limits=LEVEL or "
         "allow=RULE,...");
   }
@@ -61,13 +61,17 @@ void set(Options& options, std::string_view key, std::string_view value) {
 Options options_of_environment() {
   Options out;
   auto text = host::variable("MLX_ANE_EMULATED");
-  for (auto pair : split(text, ';')) {
-    auto equals = std::min(pair.find('='), pair.size());
-    if (auto key = trim(pair.substr(0, equals)); !key.empty()) {
-      set(out, key, trim(pair.substr(std::min(equals + 1, pair.size()))));
+  try {
+    for (auto pair : split(text, ';')) {
+      auto equals = std::min(pair.find('='), pair.size());
+      if (auto key = trim(pair.substr(0, equals)); !key.empty()) {
+        set(out, key, trim(pair.substr(std::min(equals + 1, pair.size()))));
+      }
     }
+    return checked(out);
+  } catch (const std::invalid_argument& error) {
+    refuse("MLX_ANE_EMULATED=" + text + ": " + error.what());
   }
-  return checked(out);
 }
 
 }  // namespace

@@ -1,0 +1,409 @@
+"""compile(): an MLX function whose forward and backward are engine programs."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from mlx_ane import _ext
+from mlx_ane._capturing import capturing
+from mlx_ane._device import resolve
+from mlx_ane.block import Block, BlockProgram, Operand
+from mlx_ane.capture import output_dtypes
+from mlx_ane.tape import Unsupported
+
+__all__ = ["compile"]
+
+Arrays = list[mx.array]
+
+
+def compile(
+    fun: Callable[..., Any],
+    inputs: Any = None,
+    *,
+    device: str | None = None,
+) -> Callable[..., Any]:
+    """A function that runs as one program on the engine, and its gradient as another.
+
+    Mirrors :func:`mlx.core.compile`. Each new combination of shapes is captured and
+    translated once; what cannot be a program raises at the call. On device "cpu" the
+    function itself runs.
+
+    Args:
+        fun (callable): A function of arrays, and of modules in lists, tuples and
+            dicts. Arrays may be float32, float16 or bfloat16; the engine computes in
+            fp16.
+        inputs (optional): Modules that ``fun`` closes over, as in mx.compile: their
+            arrays are read at each call and get gradients.
+        device (str, optional): "auto", "ane", "emulated" or "cpu"; None follows
+            :func:`mlx_ane.default_device`.
+
+    Returns:
+        callable: With the arguments and results of ``fun``, differentiable in every
+        array that it is given.
+
+    Raises:
+        ValueError: If ``fun`` closes over a module that is not in ``inputs``.
+
+    Example:
+        >>> layer = nn.Linear(64, 64)
+        >>> step = ane.compile(lambda x: x + layer(x), layer, device="emulated")
+        >>> step(mx.ones((1, 64, 64))).shape
+        (1, 64, 64)
+    """
+    if device is not None:
+        resolve(device, "compile")
+    _check_closure(fun, inputs)
+    name = getattr(fun, "__name__", type(fun).__name__)
+    blocks: Blocks = {}
+
+    @functools.wraps(fun)
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        place = resolve(device, "compile")
+        if place == "cpu" or capturing():
+            return fun(*args, **kwargs)
+        return call(fun, args, kwargs, device=place, name=name, blocks=blocks)
+
+    return compiled
+
+
+def _check_closure(fun: Callable[..., Any], inputs: Any) -> None:
+    known = {id(m) for root in _modules(inputs) for m in root.modules()}
+    for module in _modules(_closed_over(fun)):
+        if id(module) not in known:
+            raise ValueError(
+                f"[mlx_ane.compile] fun closes over a {type(module).__name__} that is "
+                f"not in inputs; pass it there, or as an argument."
+            )
+
+
+def _modules(tree: Any) -> list[nn.Module]:
+    if isinstance(tree, nn.Module):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        return [m for item in tree for m in _modules(item)]
+    return []
+
+
+def call(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    device: str,
+    name: str,
+    blocks: Blocks,
+) -> Any:
+    """``fun(*args, **kwargs)`` as a program, captured at the first such call.
+
+    Args:
+        fun (callable): A function of arrays and modules.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        device (str): An engine.
+        name (str): Of the layer, for counters and errors.
+        blocks (dict): Blocks captured so far, of this function or of others.
+
+    Raises:
+        Unsupported: If it cannot be a program.
+    """
+    key = (fun, _signature((fun, args, kwargs)))
+    if key not in blocks:
+        try:
+            blocks[key] = CompiledBlock(fun, args, kwargs)
+        except Unsupported as error:
+            blocks[key] = Unsupported(error.primitive, error.why, error.near)
+    block = blocks[key]
+    if isinstance(block, Unsupported):
+        # Anew: a traceback would keep modules alive.
+        raise Unsupported(block.primitive, block.why, block.near)
+    given = block.captured.arguments(args, kwargs)
+    frozen = block.frozen(args, kwargs)
+    outputs = block.node(
+        block.forward,
+        given,
+        [
+            (output.shape, dtype, output.residual)
+            for output, dtype in zip(block.forward.outputs, block.dtypes, strict=True)
+        ],
+        frozen,
+        _Forward(block, frozen, device, name),
+        device,
+        name,
+    )
+    return rebuild_result(block.captured.result, outputs)
+
+
+class CompiledBlock(Block):
+    """A block, what it needs to run on a device, and that for its gradients."""
+
+    def __init__(
+        self, fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> None:
+        def spread(args: Any, kwargs: Any) -> Any:
+            return fun(*args, **kwargs)
+
+        super().__init__(spread, args, kwargs)
+        self.dtypes = output_dtypes(spread, args, kwargs)
+        #: Programs of the extension, by the id of ours.
+        self._programs: dict[int, Any] = {}
+
+    def frozen(self, args: Any, kwargs: Any) -> list[bool]:
+        """For each input of the body, whether it is a module's frozen parameter."""
+        roots = _modules([args, kwargs, _closed_over(self.captured.fun)])
+        frozen = {
+            id(value)
+            for root in roots
+            for module in root.modules()
+            for key, value in module.items()
+            if key in module._no_grad
+        }
+        leaves = dict(
+            zip(
+                self.captured.prologue.inputs,
+                self.captured.flatten(args, kwargs),
+                strict=False,  # constants and the random key come after
+            )
+        )
+        return [
+            v in leaves and id(leaves[v]) in frozen for v in self.captured.body.inputs
+        ]
+
+    def node(
+        self,
+        program: BlockProgram,
+        given: Arrays,
+        outputs: list[tuple[tuple[int, ...], mx.Dtype, int | None]],
+        frozen: list[bool],
+        transforms: _Function,
+        device: str,
+        name: str,
+        stream: Any = None,
+    ) -> Arrays:
+        """Results of a program as a node of MLX's graph."""
+        if id(program) not in self._programs:
+            self._programs[id(program)] = _handle(program)
+        results: Arrays = _ext.block.call(
+            self._programs[id(program)],
+            given,
+            [(s, d, -1 if r is None else r) for s, d, r in outputs],
+            frozen,
+            transforms,
+            device=device,
+            name=name,
+            stream=stream,
+        )
+        return results
+
+
+Blocks = dict[Any, "CompiledBlock | Unsupported"]
+
+
+def _closed_over(fun: Any) -> list[Any]:
+    """What a function closes over, functions in it included."""
+    values = []
+    for cell in getattr(fun, "__closure__", None) or ():
+        try:
+            values.append(cell.cell_contents)
+        except ValueError:  # not yet filled
+            continue
+    return values + [v for f in values if f is not fun for v in _closed_over(f)]
+
+
+def _signature(tree: Any) -> Any:
+    """What a capture depends on: shapes, dtypes, classes and all other values."""
+    parts: list[Any] = []
+    seen: dict[int, int] = {}
+
+    def walk(value: Any) -> None:
+        if id(value) in seen and isinstance(value, nn.Module):
+            parts.append(seen[id(value)])
+        elif isinstance(value, mx.array):
+            parts.append((value.shape, str(value.dtype)))
+        elif isinstance(value, nn.Module):
+            seen[id(value)] = len(seen)
+            parts.append(type(value))
+            walk(dict(value))
+            # Names and devices of ours differ between equal layers.
+            ours = {"_no_grad", *getattr(type(value), "_settings", ())}
+            walk({k: v for k, v in vars(value).items() if k not in ours})
+        elif isinstance(value, dict):
+            parts.append(len(value))
+            for key, item in value.items():
+                parts.append(key)
+                walk(item)
+        elif isinstance(value, (list, tuple)):
+            parts.append((type(value), len(value)))
+            for item in value:
+                walk(item)
+        elif isinstance(value, (int, float, str, bool, type(None))):
+            parts.append((type(value), value))
+        elif isinstance(value, types.FunctionType):
+            parts.append(value.__code__)
+            walk(_closed_over(value))
+        else:
+            parts.append(value if _hashable(value) else id(value))
+
+    walk(tree)
+    return tuple(parts)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _handle(block: BlockProgram) -> Any:
+    """The program of the extension."""
+    program = block.program
+    inputs = [
+        (
+            port.name,
+            list(port.shape),
+            [(part.source, part.row, part.transposed) for part in port.parts],
+            None
+            if port.table is None
+            else np.ascontiguousarray(port.table, np.float16).view(np.uint16),
+        )
+        for port in program.ports
+    ]
+    results = [
+        (r.name, list(r.port), r.shape[-1] if r.shape else 1, scaled)
+        for r, scaled in zip(program.results, block.scaled, strict=True)
+    ]
+    return _ext.block.program(program.mil.handle, inputs, results, block.cotangents)
+
+
+class _Function:
+    """Transforms of a plain MLX function, for those that have no program."""
+
+    def __init__(self, fun: Callable[..., Arrays]) -> None:
+        self.fun = fun
+
+    def vjp(self, primals: Arrays, cotangents: Arrays, argnums: Any, s: Any) -> Arrays:
+        with mx.stream(s):
+            partial = self._partial(primals, argnums)
+            return mx.vjp(partial, [primals[i] for i in argnums], cotangents)[1]
+
+    def jvp(self, primals: Arrays, tangents: Arrays, argnums: Any, s: Any) -> Arrays:
+        with mx.stream(s):
+            partial = self._partial(primals, argnums)
+            return mx.jvp(partial, [primals[i] for i in argnums], tangents)[1]
+
+    def vmap(self, inputs: Arrays, axes: Sequence[int], s: Any) -> Arrays:
+        with mx.stream(s):
+            in_axes = tuple(None if a < 0 else a for a in axes)
+            return list(mx.vmap(self.fun, in_axes=in_axes)(*inputs))
+
+    def _partial(self, primals: Arrays, argnums: Sequence[int]) -> Any:
+        def partial(*changed: mx.array) -> Arrays:
+            full = list(primals)
+            for index, array in zip(argnums, changed, strict=True):
+                full[index] = array
+            return self.fun(*full)
+
+        return partial
+
+
+class _Forward(_Function):
+    """Of a block's forward: the gradient is a program."""
+
+    def __init__(
+        self, block: CompiledBlock, frozen: list[bool], device: str, name: str
+    ) -> None:
+        def plain(*arrays: mx.array) -> Arrays:
+            outputs = block.captured.body.run(*arrays)
+            return [y.astype(d) for y, d in zip(outputs, block.dtypes, strict=True)]
+
+        super().__init__(plain)
+        self.block, self.frozen, self.device, self.name = block, frozen, device, name
+
+    def vjp(self, primals: Arrays, cotangents: Arrays, argnums: Any, s: Any) -> Arrays:
+        wanted = tuple(argnums)
+        back = self.block.backward(wanted)
+        given = [*cotangents, *primals]
+        n = len(cotangents)
+        asked = [primals[i].dtype for i in wanted]
+
+        # A residual is added by the node if the result is that gradient's alone.
+        added = {
+            output.result: output.residual
+            for output in back.outputs
+            if output.result is not None and not output.gemms
+        }
+        residuals = [added.get(i) for i in range(len(back.program.results))]
+
+        def plain(*arrays: mx.array) -> Arrays:
+            wide = [a.astype(mx.float32) for a in arrays]
+            return [
+                result if r is None else result + wide[r]
+                for result, r in zip(back.tape.run(*wide), residuals, strict=True)
+            ]
+
+        results = self.block.node(
+            back,
+            given,
+            [
+                (result.shape, mx.float32, residual)
+                for result, residual in zip(
+                    back.program.results, residuals, strict=True
+                )
+            ],
+            [False] * n + self.frozen,
+            _Function(plain),
+            self.device,
+            self.name,
+            s,
+        )
+        return [
+            self._gradient(output, results, given).astype(dtype)
+            for output, dtype in zip(back.outputs, asked, strict=True)
+        ]
+
+    def _gradient(self, output: Any, results: Arrays, given: Arrays) -> mx.array:
+        total = None if output.result is None else results[output.result]
+        for gemm in output.gemms:
+            product = _ext.block.weight_gradient(
+                _matrix(gemm.left, results, given),
+                _matrix(gemm.right, results, given),
+                self.name,
+                mx.float32,
+            )
+            total = product if total is None else total + product
+        if output.residual is not None and (output.result is None or output.gemms):
+            residual = given[output.residual]
+            total = residual if total is None else total + residual
+        return mx.zeros(output.shape) if total is None else total.reshape(output.shape)
+
+
+def _matrix(operand: Operand, results: Arrays, given: Arrays) -> mx.array:
+    array = (
+        results[operand.result]
+        if operand.result is not None
+        else given[operand.source or 0]
+    )
+    matrix = array.reshape(operand.shape)
+    return matrix.T if operand.transposed else matrix
+
+
+def rebuild_result(result: Any, outputs: Arrays) -> Any:
+    """The result with arrays in the place of their indices."""
+    if isinstance(result, bool) or not isinstance(result, (int, list, tuple, dict)):
+        return result
+    if isinstance(result, int):
+        return outputs[result]
+    if isinstance(result, dict):
+        return {k: rebuild_result(v, outputs) for k, v in result.items()}
+    parts = [rebuild_result(v, outputs) for v in result]
+    return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)

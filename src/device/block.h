@@ -1,0 +1,95 @@
+// A program of many ports, as the translator made it of a function, and its
+// call.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "device/device.h"
+#include "host/matrix.h"
+#include "mil/program.h"
+#include "trace/counters.h"
+
+namespace mlx_ane {
+
+namespace emulated {
+class Graph;
+}
+
+/// Where an input of the function lies in a port.
+struct BlockPart {
+  /// Index into the inputs: (..., columns), read as rows of its last axis.
+  int input;
+  /// First row of the port, whose other rows are zero or of other parts.
+  int64_t row = 0;
+  /// The port holds the transpose.
+  bool transposed = false;
+};
+
+/// An input of the program: parts of the function's inputs, or fixed fp16
+/// values (a dense table).
+struct BlockPort {
+  Port port;
+  std::vector<BlockPart> parts;
+  std::vector<uint16_t> table;
+};
+
+/// An output of the program. Columns past `columns` are padding.
+struct BlockResult {
+  Port port;
+  int64_t columns;
+  /// Linear in the cotangents: divided by the power of two that they were
+  /// multiplied with.
+  bool scaled = false;
+};
+
+class BlockProgram {
+ public:
+  BlockProgram(
+      mil::Program program,
+      std::vector<BlockPort> inputs,
+      std::vector<BlockResult> outputs,
+      int cotangents);
+  ~BlockProgram();
+
+  const std::vector<BlockPort> inputs;
+  const std::vector<BlockResult> outputs;
+  /// So many inputs, the first, are multiplied by a power of two before they
+  /// are packed: a backward program is linear in them.
+  const int cotangents;
+  /// Distinguishes programs, never reused.
+  const uint64_t id;
+
+  Source source(mil::Dialect dialect) const;
+
+  /// The program in fp32 on the CPU, nothing rounded: what a placed or failed
+  /// call is computed by. x: one view an input; y: one dense (rows, columns)
+  /// array an output, without padding.
+  void run_on_host(
+      const std::vector<MatrixView>& x, const std::vector<float*>& y) const;
+
+ private:
+  mil::Program program_;
+  mutable std::mutex mutex_;
+  mutable std::unique_ptr<emulated::Graph> graph_;
+};
+
+/// One call. Owners name the buffers of inputs that are frozen: their ports
+/// stay on the device between calls.
+struct BlockCall {
+  std::shared_ptr<const BlockProgram> program;
+  std::vector<MatrixView> x;
+  std::vector<std::shared_ptr<const void>> frozen;  // null: packed each time
+  std::vector<float*> y;
+  std::shared_ptr<trace::Layer> layer;
+};
+
+/// Runs the call on the device or, where it is placed or fails, on the host.
+/// Throws DeviceFailure under Fallback::error.
+void run_block(Device& device, const BlockCall& call);
+
+}  // namespace mlx_ane

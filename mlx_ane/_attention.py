@@ -21,6 +21,7 @@ from mlx import nn
 from mlx_ane import fast
 from mlx_ane._device import resolve
 from mlx_ane._exchange import Exchanged
+from mlx_ane._types import Device
 
 NAME = "scaled_dot_product_attention"
 _THEIRS = mx.fast.scaled_dot_product_attention
@@ -41,7 +42,7 @@ class Attending(Exchanged):
         return (_blank, (self._original, self._attention_device), *contents)
 
 
-def attention_device(module: nn.Module) -> str | None:
+def attention_device(module: nn.Module) -> Device | None:
     """The device of a module's next attention; None if that is not ours."""
     if not isinstance(module, Attending):
         return None
@@ -49,7 +50,7 @@ def attention_device(module: nn.Module) -> str | None:
 
 
 def attending_class(
-    module: nn.Module, device: str | None
+    module: nn.Module, device: Device | None
 ) -> tuple[type[Attending] | None, str]:
     """The class with which a module attends through our function, if it can.
 
@@ -84,7 +85,7 @@ def _methods(original: type[Any]) -> tuple[dict[str, Any], list[str]]:
     return methods, search.misses
 
 
-def _blank(original: type[Any], device: str | None) -> Any:
+def _blank(original: type[Any], device: Device | None) -> Any:
     """A module without contents, for copy and pickle."""
     methods, _ = _methods(original)
     cls: Any = _made_of(original, device, methods) if methods else original
@@ -96,7 +97,7 @@ _made: WeakValueDictionary[tuple[Any, ...], type[Any]] = WeakValueDictionary()
 
 
 def _made_of(
-    original: type[Any], device: str | None, methods: dict[str, Any]
+    original: type[Any], device: Device | None, methods: dict[str, Any]
 ) -> type[Attending]:
     key = (original, device, *methods.values())
     cls = _made.get(key)
@@ -224,7 +225,7 @@ class _Stand:
 class _Ours:
     """Our function on a device; as MLX's it is no method where a class holds it."""
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, device: Device | None) -> None:
         self._device = device
 
     def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
@@ -234,7 +235,7 @@ class _Ours:
 class _Rebinding(_Search):
     """Makes what stands in place of functions and modules, each once."""
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, device: Device | None) -> None:
         super().__init__()
         self._new: dict[tuple[int, frozenset[str]], Any] = {}
         self._ours = _Ours(device)

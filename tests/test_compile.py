@@ -12,13 +12,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from conftest import ENGINES
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
 import mlx_ane as ane
 
-ENGINE = "emulated"
+ENGINE = ENGINES[-1] if ENGINES else ""
+pytestmark = pytest.mark.skipif(not ENGINES, reason="no engine among the devices")
 ROWS = (2, 40)
 TINY = llama.ModelArgs(
     model_type="llama",

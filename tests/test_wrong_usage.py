@@ -401,7 +401,7 @@ OTHERS = [
         "cannot be loaded: ",
         files={"config.json": '{"model_type": "llama"}'},
     ),
-    Wrong("plan {model} --chip M9", "chip is 'M9', need one of"),
+    Wrong("plan {model} --chip M9", 'got chip "M9", need one of h13'),
     Wrong("plan {model} --batch 0", "--batch is 0, need 1 or more"),
     Wrong("plan {model} --seq 8 -1", "--seq is [8, -1], need 1 or more"),
     Wrong("plan {model} --seq", "expected at least one argument", status=2),

@@ -188,8 +188,7 @@ void bind_block(nb::module_& m) {
       "name"_a,
       "dtype"_a,
       "left (M, K) @ right (K, N) on the BLAS, on this thread's CPU stream.");
-  m.def(
-      "min_rows", &min_rows, "Calls of fewer rows are placed on the BLAS.");
+  m.def("min_rows", &min_rows, "Calls of fewer rows are placed on the BLAS.");
   m.def(
       "program",
       &make_program,

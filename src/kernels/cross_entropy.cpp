@@ -23,7 +23,8 @@ const float* logits_row(const MatrixView& logits, int64_t t) {
   MatrixView row = logits.block(t, 0, 1, logits.cols);
   bool in_place = logits.type == Float::f32 && logits.col_stride == 1;
   return host::float_rows(
-             row, in_place ? nullptr : host::scratch<RowUse, float>(logits.cols))
+             row,
+             in_place ? nullptr : host::scratch<RowUse, float>(logits.cols))
       .data;
 }
 

@@ -37,7 +37,7 @@ float sgemm_error(bool trans_a, bool trans_b, float beta) {
   auto b = values((trans_b ? n : k) * ldb, 2);
   auto c = values(m * ldc, 3);
   auto before = c;
-  kernels::sgemm(
+  blas::sgemm(
       {.trans_a = trans_a,
        .trans_b = trans_b,
        .m = m,

@@ -246,6 +246,8 @@ def _signature(tree: Any) -> Any:
                 walk(item)
         elif isinstance(value, (int, float, str, bool, type(None))):
             parts.append((type(value), value))
+        elif isinstance(value, np.ndarray):
+            parts.append((value.shape, str(value.dtype), value.tobytes()))
         elif isinstance(value, types.FunctionType):
             parts.append(value.__code__)
             walk(_closed_over(value))

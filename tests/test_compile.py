@@ -214,6 +214,28 @@ def test_a_cache_and_few_rows_run_the_blocks_as_they_were() -> None:
     }
 
 
+def test_frozen_parameters_stay_on_the_device() -> None:
+    model = Stack(MLP)
+    model.freeze()
+    x = mx.random.normal((*ROWS, 64))
+    expected = model(x)
+    ane.convert(model, device=ENGINE, granularity="block")
+    mx.eval(model(x))
+    first = ane.counters()
+    assert first["weights_staged_bytes"] > 0
+    ane.reset_counters()
+    assert error(model(x), expected) < 2e-3
+    counts = ane.counters()
+    assert counts["weights_staged_bytes"] == counts["weights_packed_bytes"] == 0
+    assert counts["block_packed_bytes"] < first["block_packed_bytes"] + 1
+    model.layers[0].up.weight = model.layers[0].up.weight * 2  # another buffer
+    changed = model(x)
+    mx.eval(changed)
+    assert error(changed, expected) > 1e-2
+    ane.revert(model)
+    assert error(changed, model(x)) < 2e-3
+
+
 class Sorting(nn.Module):
     """A block with an operation that no program has."""
 

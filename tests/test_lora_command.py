@@ -210,6 +210,7 @@ def test_flags_before_file_before_defaults(config) -> None:
         "predicate": None,
         "fused": False,
         "attention": None,
+        "granularity": "layer",
         "fallback": None,
         "verify": False,
     }

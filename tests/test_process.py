@@ -447,8 +447,9 @@ def test_the_key_of_this_build_is_that_of_its_sources() -> None:
     if not (root / "src").is_dir() or not (folder / _versions.KEY_FILE).exists():
         pytest.skip("no build of these sources")
     key = (folder / _versions.KEY_FILE).read_text()
-    assert key.split()[0] == ane.__version__
-    assert key.strip() == _versions.build_key(root)
+    # A build without Python's tools knows no version.
+    assert key.split()[:-1] in ([], [ane.__version__])
+    assert key.split()[-1] == _versions.build_key(root).split()[-1]
 
 
 @pytest.mark.parametrize("module", ["mlx_ane", "mlx_ane._selftest"])

@@ -384,7 +384,8 @@ static BOOL gives_nil(const char* site) {
          into:(struct double_memory*)memory {
   const struct double_engine* engine = double_get_engine();
   NSArray* symbols = [self symbols:output];
-  if ([surfaces count] != [symbols count]) {
+  if ([surfaces count] != [symbols count] ||
+      [surfaces count] > DOUBLE_MAX_PORTS) {
     return NO;
   }
   for (NSUInteger i = 0; i < [surfaces count]; ++i) {
@@ -415,7 +416,8 @@ static BOOL gives_nil(const char* site) {
                   error:(NSError**)error {
   BOOL failed;
   struct double_status status = {0};
-  struct double_memory inputs[16] = {{0}}, outputs[16] = {{0}};
+  struct double_memory inputs[DOUBLE_MAX_PORTS] = {{0}};
+  struct double_memory outputs[DOUBLE_MAX_PORTS] = {{0}};
   double_log("evaluate");
   inject("evaluate", &failed, error);
   if (failed) {

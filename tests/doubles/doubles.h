@@ -25,6 +25,9 @@ struct double_weight {
   size_t size;
 };
 
+/* Inputs, or outputs, of one call: blocks have some twenty. */
+#define DOUBLE_MAX_PORTS 64
+
 /* Memory of one bound surface. */
 struct double_memory {
   void* bytes;

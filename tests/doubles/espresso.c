@@ -32,8 +32,8 @@ struct object {
   enum kind kind;
   struct program* program;
   /* Operation: bound memory by port. */
-  struct double_memory inputs[16];
-  struct double_memory outputs[16];
+  struct double_memory inputs[DOUBLE_MAX_PORTS];
+  struct double_memory outputs[DOUBLE_MAX_PORTS];
   /* Port: of which operation, where. */
   struct object* operation;
   int output;

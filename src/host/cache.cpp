@@ -54,9 +54,16 @@ std::optional<fs::path> home() {
                               : std::nullopt;
 }
 
+/// As std::filesystem's, which libc++ of macOS 14 is not known to have.
+fs::path absolute(const fs::path& path) {
+  char folder[4096];
+  bool relative = !path.is_absolute() && getcwd(folder, sizeof folder);
+  return relative ? fs::path(folder) / path : path;
+}
+
 std::optional<fs::path> preferred() {
   if (auto set = variable("MLX_ANE_CACHE_DIR"); !set.empty()) {
-    return fs::absolute(set);
+    return absolute(set);
   }
   auto base = home();
 #if defined(__APPLE__)

@@ -76,7 +76,9 @@ std::optional<double> cpu_quota(const fs::path& root) {
     // In a container the path may be the host's: what is not mounted has no
     // file, and the container's own group is at the root.
     auto mount = root / "sys/fs/cgroup" / controllers;
-    fs::path group = fs::path(line.substr(second + 1)).relative_path();
+    auto path = line.substr(second + 1);
+    fs::path group =
+        path.substr(std::min(path.find_first_not_of('/'), path.size()));
     for (bool more = true; more; group = group.parent_path()) {
       more = !group.empty();
       if (auto quota = quota_in(mount / group)) {

@@ -52,7 +52,7 @@ void store_verdict(const Verdict& verdict) {
     fs::rename(draft, file, error);
   }
   if (!stream || error) {
-    auto why = error ? error.message() : std::strerror(errno);
+    std::string why = std::strerror(error ? error.value() : errno);
     fs::remove(draft, error);
     host::warn_not_kept("the verdict", file.parent_path(), why);
   }

@@ -329,6 +329,46 @@ def test_values_do_not_depend_on_donation() -> None:
         assert mx.array_equal(old[0][name], start()[name])  # never written
 
 
+@pytest.mark.parametrize("hold", [False, True], ids=["donated", "held"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+def test_many_small_tensors_are_bit_equal_to_one_a_step(
+    hold: bool, compiled: bool, dtype: mx.Dtype
+) -> None:
+    sizes = [1, 7, 64, 100, 1025, 3, 33, 16, 5, 250, 2]  # more than two nodes' worth
+
+    def steps(names: list[str]) -> dict[str, mx.array]:
+        model = nn.Module()
+        for name in names:
+            value = gradient(99, (sizes[int(name)],))
+            model[name] = mx.array(value).astype(dtype)
+        optimizer = ane.optimizers.AdamW(
+            optim.linear_schedule(1e-2, 1e-3, 3), state_dtype=mx.float32
+        )
+        optimizer.init(model.parameters())
+
+        def update(gradients: dict[str, mx.array]) -> None:
+            optimizer.update(model, gradients)
+
+        state = [model.state, optimizer.state]
+        if compiled:
+            update = mx.compile(update, inputs=state, outputs=state)
+        held = []
+        for number in range(4):
+            if hold:
+                held.append(tree_map(lambda a: a, state))
+            gradients = {n: gradient(number, (sizes[int(n)],)) for n in names}
+            update(tree_map(lambda g: mx.array(g).astype(dtype), gradients))
+            mx.eval(state)
+        return dict(tree_flatten([model.parameters(), optimizer.state]))
+
+    names = [str(i) for i in range(len(sizes))]
+    together = steps(names)
+    for name in names:
+        for key, value in steps([name]).items():
+            assert mx.array_equal(value, together[key]), key
+
+
 def test_numpy_alias_is_never_written() -> None:
     parameter = mx.ones((100,))
     mx.eval(parameter)

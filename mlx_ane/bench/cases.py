@@ -80,6 +80,7 @@ def _adam(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
     lists: Mapping[str, Sequence[tuple[int, ...]]] = {
         "2.4 M, one tensor": [(2_400_000,)],
         "2.4 M, 110 tensors": 110 * [(21_818,)],
+        "3.2 M, 392 tensors": 392 * [(8_192,)],  # adapters of 28 layers
         "110 M, 85 tensors": list_110m,
     }
     if small:

@@ -16,9 +16,9 @@ namespace mlx_ane {
 
 namespace {
 
-// Tensors of one AdamUpdate: MLX copies all inputs into each sibling output, so
-// one node for all tensors would be O(n²).
-constexpr size_t group_size = 8;
+// Tensors of one AdamUpdate. MLX copies all inputs and all other outputs into
+// each output: O(n²), more than a node and a task cost from four tensors on.
+constexpr size_t group_size = 4;
 
 /// Layout of the gate's output.
 enum Gate { learning_rate, c1, c2, step_number, clip, skip, gate_size };
@@ -164,15 +164,16 @@ void wait_for_readers(const std::vector<mx::array>& inputs, mx::Stream s) {
   }
 }
 
-/// Gives `out` the buffer of `in` if nobody else holds it, else a new one.
-void donate_or_allocate(const mx::array& in, mx::array& out) {
-  if (in.is_donatable() && in.flags().row_contiguous) {
+/// Gives `out` the buffer of `in` if nobody else holds it, else a new one; true
+/// if it is the old one.
+bool donate_or_allocate(const mx::array& in, mx::array& out) {
+  bool donated = in.is_donatable() && in.flags().row_contiguous;
+  if (donated) {
     out.copy_shared_buffer(in);
-    trace::add(trace::Counter::adam_donated);
   } else {
     out.set_data(mx::allocator::malloc(out.nbytes()));
-    trace::add(trace::Counter::adam_allocated);
   }
+  return donated;
 }
 
 }  // namespace
@@ -216,6 +217,7 @@ AdamResult adam(
     std::vector<mx::array> inputs{gate};
     std::vector<mx::Shape> shapes;
     std::vector<mx::Dtype> dtypes;
+    inputs.reserve(1 + 4 * (last - first));
     for (size_t i = first; i < last; ++i) {
       inputs.insert(inputs.end(), {parameters[i], gradients[i], m[i], v[i]});
       shapes.insert(shapes.end(), 3, parameters[i].shape());
@@ -286,6 +288,8 @@ void AdamUpdate::encode(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   wait_for_readers(inputs, stream());
   UpdateTask task{inputs[0].data<float>(), {}, options_.adam, options_.first};
+  task.tensors.reserve(outputs.size() / 3);
+  int64_t donated = 0;
   for (size_t i = 0; 3 * i < outputs.size(); ++i) {
     auto& p = inputs[1 + 4 * i];
     auto& g = inputs[2 + 4 * i];
@@ -299,14 +303,17 @@ void AdamUpdate::encode(
         nullptr,
         nullptr,
         nullptr};
-    donate_or_allocate(p, outputs[3 * i]);
-    donate_or_allocate(m, outputs[3 * i + 1]);
-    donate_or_allocate(v, outputs[3 * i + 2]);
+    donated += donate_or_allocate(p, outputs[3 * i]);
+    donated += donate_or_allocate(m, outputs[3 * i + 1]);
+    donated += donate_or_allocate(v, outputs[3 * i + 2]);
     tensor.p_out = outputs[3 * i].data<void>();
     tensor.m_out = outputs[3 * i + 1].data<void>();
     tensor.v_out = outputs[3 * i + 2].data<void>();
     task.tensors.push_back(std::move(tensor));
   }
+  auto allocated = static_cast<int64_t>(outputs.size()) - donated;
+  trace::add(trace::Counter::adam_donated, donated);
+  trace::add(trace::Counter::adam_allocated, allocated);
   trace::add(trace::Counter::adam_tensors, task.tensors.size());
   encoder(inputs, outputs).dispatch(std::move(task));
 }

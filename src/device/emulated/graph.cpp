@@ -125,7 +125,7 @@ class GraphBuilder {
   /// Plans the memory of a tile; what else the stage touches lives as long as
   /// it.
   void keep_local(Graph::Stage& stage, const std::set<int>& made) {
-    constexpr int64_t tile_elements = 4096;  // 16 KiB: a few stay in L2
+    constexpr int64_t tile_elements = 2048;  // 8 KiB: three stay in L1
     auto first = static_cast<int>(stage.first);
     auto last = static_cast<int>(stage.last);
     int64_t widest = 1;

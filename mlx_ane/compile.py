@@ -15,12 +15,15 @@ from mlx_ane import _ext
 from mlx_ane._capturing import capturing
 from mlx_ane._device import resolve
 from mlx_ane.block import Block, BlockProgram, Operand
-from mlx_ane.capture import output_dtypes
+from mlx_ane.capture import output_dtypes, rows_of
 from mlx_ane.tape import Unsupported
 
 __all__ = ["compile"]
 
 Arrays = list[mx.array]
+
+#: Rows of programs: a call of fewer is padded, where padding provably reaches nothing.
+BUCKETS = (64, 128, 256, 512, 1024, 2048)
 
 
 def compile(
@@ -68,7 +71,9 @@ def compile(
         place = resolve(device, "compile")
         if place == "cpu" or capturing():
             return fun(*args, **kwargs)
-        return call(fun, args, kwargs, device=place, name=name, blocks=blocks)
+        return call(
+            fun, args, kwargs, device=place, name=name, blocks=blocks, plain=fun
+        )
 
     return compiled
 
@@ -101,6 +106,7 @@ def call(
     device: str,
     name: str,
     blocks: Blocks,
+    plain: Callable[..., Any],
 ) -> Any:
     """``fun(*args, **kwargs)`` as a program, captured at the first such call.
 
@@ -111,6 +117,8 @@ def call(
         device (str): An engine.
         name (str): Of the layer, for counters and errors.
         blocks (dict): Blocks captured so far, of this function or of others.
+        plain (callable): Called instead, and counted, where the device has no room
+            for another program.
 
     Raises:
         Unsupported: If it cannot be a program.
@@ -118,13 +126,16 @@ def call(
     key = (fun, _signature((fun, args, kwargs)))
     if key not in blocks:
         try:
-            blocks[key] = CompiledBlock(fun, args, kwargs)
+            blocks[key] = _compiled(fun, args, kwargs)
         except Unsupported as error:
             blocks[key] = Unsupported(error.primitive, error.why, error.near)
     block = blocks[key]
     if isinstance(block, Unsupported):
         # Anew: a traceback would keep modules alive.
         raise Unsupported(block.primitive, block.why, block.near)
+    if not _ext.block.admits(block.forward.handle, device):
+        _ext.block.place(name, "over_budget")
+        return plain(*args, **kwargs)
     given = block.captured.arguments(args, kwargs)
     frozen = block.frozen(args, kwargs)
     outputs = block.node(
@@ -139,22 +150,48 @@ def call(
         device,
         name,
     )
+    if block.captured.rows is not None:
+        size = block.captured.valid(args, kwargs)
+        outputs = [
+            y[(*[slice(None)] * axis, slice(size))]
+            for y, axis in zip(outputs, block.captured.row_axes, strict=True)
+        ]
     return rebuild_result(block.captured.result, outputs)
+
+
+def _compiled(
+    fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> CompiledBlock:
+    """A block of as many rows as its bucket, or as the arguments have.
+
+    Blocks of one bucket share their programs: they are equal.
+    """
+    size = rows_of((args, kwargs))
+    rows = next((n for n in BUCKETS if n >= size), size)
+    if rows != size:
+        try:
+            return CompiledBlock(fun, args, kwargs, rows=rows)
+        except Unsupported:
+            pass
+    return CompiledBlock(fun, args, kwargs)
 
 
 class CompiledBlock(Block):
     """A block, what it needs to run on a device, and that for its gradients."""
 
     def __init__(
-        self, fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+        self,
+        fun: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        *,
+        rows: int | None = None,
     ) -> None:
         def spread(args: Any, kwargs: Any) -> Any:
             return fun(*args, **kwargs)
 
-        super().__init__(spread, args, kwargs)
+        super().__init__(spread, args, kwargs, rows=rows)
         self.dtypes = output_dtypes(spread, args, kwargs)
-        #: Programs of the extension, by the id of ours.
-        self._programs: dict[int, Any] = {}
 
     def frozen(self, args: Any, kwargs: Any) -> list[bool]:
         """For each input of the body, whether it is a module's frozen parameter."""
@@ -189,10 +226,8 @@ class CompiledBlock(Block):
         stream: Any = None,
     ) -> Arrays:
         """Results of a program as a node of MLX's graph."""
-        if id(program) not in self._programs:
-            self._programs[id(program)] = _handle(program)
         results: Arrays = _ext.block.call(
-            self._programs[id(program)],
+            program.handle,
             given,
             [(s, d, -1 if r is None else r) for s, d, r in outputs],
             frozen,
@@ -264,27 +299,6 @@ def _hashable(value: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _handle(block: BlockProgram) -> Any:
-    """The program of the extension."""
-    program = block.program
-    inputs = [
-        (
-            port.name,
-            list(port.shape),
-            [(part.source, part.row, part.transposed) for part in port.parts],
-            None
-            if port.table is None
-            else np.ascontiguousarray(port.table, np.float16).view(np.uint16),
-        )
-        for port in program.ports
-    ]
-    results = [
-        (r.name, list(r.port), r.shape[-1] if r.shape else 1, scaled)
-        for r, scaled in zip(program.results, block.scaled, strict=True)
-    ]
-    return _ext.block.program(program.mil.handle, inputs, results, block.cotangents)
 
 
 class _Function:

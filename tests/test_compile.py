@@ -101,6 +101,42 @@ def test_values_and_gradients(dtype: mx.Dtype, compiled: bool) -> None:
     assert not [k for k, n in counts.items() if n and k.startswith("fallback_")]
 
 
+class Attention(nn.Module):
+    """Every row attends to every row: padding must be masked out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(64, 192)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        q, k, v = (y[:, None] for y in mx.split(self.qkv(x), 3, axis=-1))
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.125, mask=None)
+        return x + y[:, 0]
+
+
+@pytest.mark.parametrize("make", [MLP, Attention])
+def test_lengths_of_a_bucket_share_programs(make: type[nn.Module]) -> None:
+    module = make()
+    fun = ane.compile(lambda module, x: module(x), device=ENGINE)
+    for size in (33, 48, 63):
+        x = mx.random.normal((2, size, 64))
+        y = fun(module, x)
+        assert y.shape == x.shape
+        assert error(y, module(x)) < 1e-3
+        got = gradients(fun, module, x)
+        for key, gradient in gradients(lambda m, x: m(x), module, x).items():
+            assert error(got[key], gradient) < 6e-3, key
+    assert ane.counters()["compiles"] == 2
+
+
+def test_a_function_of_the_number_of_rows_is_not_padded() -> None:
+    fun = ane.compile(lambda x: x - x.mean(1, keepdims=True), device=ENGINE)
+    for size in (33, 48):
+        x = mx.random.normal((2, size, 64))
+        assert error(fun(x), x - x.mean(1, keepdims=True)) < 1e-3
+    assert ane.counters()["compiles"] == 2
+
+
 def test_an_array_that_is_closed_over_has_a_gradient() -> None:
     weight = mx.random.normal((64, 64)) / 8
     x = mx.random.normal((*ROWS, 64))

@@ -70,8 +70,11 @@ class LayerCheck:
     placed: dict[str, int] = field(default_factory=dict)
     #: ||y - ref|| / ||ref|| against float64, the worst call.
     forward_error: float = 0.0
+    #: The largest that passes; None until it was called.
+    forward_tolerance: float | None = None
     #: The same of the weight's gradient in the whole model; None if frozen.
     gradient_error: float | None = None
+    gradient_tolerance: float | None = None
     #: log2(cliff / max sum |x_k w_k|): below 0, the engine needs our scaling.
     margin_bits: float = math.inf
     #: Pieces that the K products of an output element are summed in.
@@ -429,6 +432,7 @@ def _compared(check: LayerCheck) -> type[Any]:
         check.forward_error = max(check.forward_error, relative)
         dtypes = {v.dtype for v in arrays[0].values() if _is_float(v)}
         tolerance = BLOCK_TOLERANCE + max(DTYPE_TOLERANCE[d] for d in dtypes)
+        check.forward_tolerance = tolerance
         if not relative <= tolerance:
             check.reasons.append(f"forward error {relative:.1e}, need {tolerance:.0e}")
         return got
@@ -495,6 +499,7 @@ def _compare(check: LayerCheck, x: mx.array, y: mx.array) -> None:
     relative = _ratio(error, norm)
     check.forward_error = max(check.forward_error, relative)
     tolerance = max(FORWARD_TOLERANCE[check.device], DTYPE_TOLERANCE.get(y.dtype, 0.0))
+    check.forward_tolerance = tolerance
     if not relative <= tolerance:
         check.reasons.append(f"forward error {relative:.1e}, need {tolerance:.0e}")
     if largest > 0.0:
@@ -550,8 +555,11 @@ def _judged(
     noise = noise or _Errors(loss, 0.0, 0.0, dict.fromkeys(got.gradients, 0.0))
     reasons = []
 
+    def allowed(noise: float, tolerance: float) -> float:
+        return tolerance + (NOISE_FACTOR * noise if math.isfinite(noise) else 0.0)
+
     def wrong(error: float, noise: float, tolerance: float) -> str:
-        limit = tolerance + (NOISE_FACTOR * noise if math.isfinite(noise) else 0.0)
+        limit = allowed(noise, tolerance)
         return "" if error <= limit else f"error {error:.1e}, need {limit:.1e}"
 
     if why := wrong(got.output, noise.output, OUTPUT_TOLERANCE[device]):
@@ -569,6 +577,9 @@ def _judged(
         check = checks.get(layer)
         if check is not None and name == "weight":
             check.gradient_error = error
+            check.gradient_tolerance = allowed(
+                noise.gradients[path], PARAMETER_TOLERANCE
+            )
         if why := wrong(error, noise.gradients[path], PARAMETER_TOLERANCE):
             if check is None:
                 reasons.append(f"gradient of {path}: {why}")

@@ -64,6 +64,12 @@ nb::object argument(const mil::Argument& value) {
   return nb::tuple(items);
 }
 
+/// The numbers of a tensor_buffer; nothing for a tensor.
+std::optional<Shape> layout(const std::vector<int64_t>& numbers) {
+  return numbers.empty() ? std::nullopt
+                         : std::optional(Shape(nb::cast(numbers)));
+}
+
 template <typename Pairs, typename Convert>
 Record dictionary(const Pairs& pairs, const Convert& convert) {
   Record result;
@@ -84,7 +90,14 @@ void bind_values(nb::module_& m) {
           "shape",
           [](const mil::Value& v) { return Shape(nb::cast(v.type.shape)); },
           "Sizes of the axes; -1 where the text has ``?``.")
-      .def_prop_ro("state", [](const mil::Value& v) { return v.type.state; });
+      .def_prop_ro("state", [](const mil::Value& v) { return v.type.state; })
+      .def_prop_ro(
+          "strides",
+          [](const mil::Value& v) { return layout(v.type.strides); },
+          "In elements, of a ``tensor_buffer<...>``.")
+      .def_prop_ro("interleave_factors", [](const mil::Value& v) {
+        return layout(v.type.interleave_factors);
+      });
   nb::class_<mil::Constant>(m, "Constant", "A literal or a BLOBFILE.")
       .def_prop_ro(
           "dtype",
@@ -99,6 +112,7 @@ void bind_values(nb::module_& m) {
 void bind_program(nb::module_& m) {
   nb::class_<mil::Operation>(m, "Operation")
       .def_ro("op", &mil::Operation::op)
+      .def_ro("opset", &mil::Operation::opset)
       .def_prop_ro(
           "name",
           [](const mil::Operation& op) {

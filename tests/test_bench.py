@@ -11,7 +11,8 @@ from mlx_ane import bench, cli
 from mlx_ane.bench import inputs
 from mlx_ane.bench.cases import Case, Variant
 from mlx_ane.bench.experiment import experiment
-from mlx_ane.bench.measure import SLOWING, Sides, measure
+from mlx_ane.bench.measure import SLOWING, Row, Side, Sides, measure
+from mlx_ane.bench.report import WORDS
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +189,38 @@ def test_bfloat16_rounds_to_nearest_even():
     x = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, -2.5], np.float32)
     want = [1.0, 1.0, 1 + 2**-6, -2.5]
     assert inputs.round_to(x, "bfloat16").tolist() == want
+
+
+def test_ctrl_c_keeps_whole_rounds(monkeypatch, capsys):
+    ask, runs = Side.ask, 0
+
+    def interrupted(self, **request):
+        nonlocal runs
+        runs += request["do"] == "run"
+        if runs == 12:  # in the third round of five variants
+            raise KeyboardInterrupt
+        return ask(self, **request)
+
+    monkeypatch.setattr(Side, "ask", interrupted)
+    arguments = ["bench", "adam", "--small", "--against", "", "--json"]
+    assert cli.main(arguments) == 130
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)["rows"]
+    assert [len(row["seconds"]) for row in rows] == [2] * 5
+    assert all(row["ratio"] > 0.0 for row in rows)
+    assert printed.err.endswith("interrupted; what was measured is above\n")
+
+
+def test_words_of_variants_are_explained():
+    row = Row("adam", "2.4 M", "ten passes", 0.0, True, [1.0], [0.5])
+    row.rate, row.unit = 1.0, "GB/s"
+    text = bench.Report(rows=[row]).text()
+    assert "ten passes: Adam as ten vector operations" in text
+    assert "ratio: time of the baseline" in text
+    named = {
+        v.label
+        for part in bench.PARTS
+        for c in bench.cases(part, ("mlx",), True)
+        for v in c.variants
+    }
+    assert set(WORDS) <= named

@@ -403,12 +403,13 @@ def test_every_operation_has_a_case_and_a_page() -> None:
 
     operations = emulated.operations()
     tested = {case.op for case in CASES + TENSOR_CASES + WINDOW_CASES}
-    tested |= {"read_state", "coreml_update_state"}  # test_states
+    tested |= {"read_state", "coreml_update_state", "write_state"}  # test_states
+    tested |= {"tensor_buffer_to_tensor", "tensor_to_tensor_buffer"}  # test_buffers
     assert sorted(set(operations) - tested) == []
     assert len(operations) >= 80
     pages = set(operations.values())
     assert len(pages) == len(operations)
-    assert all(page.startswith("iOS1") for page in pages)
+    assert all(page.startswith(("iOS1", "splash")) for page in pages)
 
 
 ROWS = (1, 2, 301, 40)

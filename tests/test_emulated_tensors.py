@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from test_emulated_ops import Case, check, integers, name_of, normal
 
-from mlx_ane import emulated
+from mlx_ane import emulated, mil
 
 X = normal(2, 8, 4, 6)
 I = integers(-20, 20, 3, 8)  # noqa: E741
@@ -343,3 +344,94 @@ def test_states() -> None:
     np.testing.assert_array_equal(got["s"], s + x)
     np.testing.assert_array_equal(got["z"], s + x)
     np.testing.assert_array_equal(got["y"], (s + x) * s)
+
+
+def test_write_state_has_no_result() -> None:
+    kind = "tensor<fp16, [2, 32]>"
+    text = (
+        "program(1.3) {\n"
+        f"func main<ios18>(state<{kind}> s, {kind} x) {{\n"
+        f'{kind} old = read_state(input=s)[name=string("old")];\n'
+        f'{kind} sum = add(x=old, y=x)[name=string("sum")];\n'
+        'write_state(input=s, data=sum)[name=string("w")];\n'
+        f'{kind} z = read_state(input=s)[name=string("z")];\n'
+        "} -> (old, z);\n}"
+    )
+    s, x = normal(2, 32), normal(2, 32, seed=1)
+    got = emulated.run(text, inputs={"s": s, "x": x})
+    np.testing.assert_array_equal(got["old"], s)
+    np.testing.assert_array_equal(got["z"], s + x)
+    np.testing.assert_array_equal(got["s"], s + x)
+    ids = {finding.rule for finding in mil.check(text, "h16g")}
+    assert not ids & {"unknown-op", "shape-mismatch", "missing-argument"}
+
+
+def buffer(shape: str, strides: str, factors: str) -> str:
+    return (
+        f"tensor_buffer<fp16, shape={shape}, strides={strides}, "
+        f"interleave_factors={factors}>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("strides", "factors"),
+    [("[256, 256, 64, 1]", "[1, 1, 1, 1]"), ("[256, 256, 128, 2]", "[1, 1, 2, 1]")],
+)
+def test_buffers(strides: str, factors: str) -> None:
+    shape = "[1, 1, 4, 33]"
+    inside = f"tensor<fp16, {shape}>"
+    text = (
+        "program(1.3) {\n"
+        f"func main<ios18>({buffer(shape, strides, factors)} x) {{\n"
+        f"{inside} xt = tensor_buffer_to_tensor<ios17>(input = x);\n"
+        f"{inside} yt = mul(x = xt, y = xt);\n"
+        f"{buffer(shape, strides, factors)} y = tensor_to_tensor_buffer<ios17>("
+        f"input = yt, interleave_factors = tensor<uint8, [4]>({factors}), "
+        f"strides = tensor<int64, [4]>({strides}));\n"
+        "} -> (y);\n}"
+    )
+    program = mil.parse(text)
+    assert mil.parse(program.text()) == program
+    assert "tensor_buffer_to_tensor<ios17>(input = x)" in program.text()
+    (value,) = program.functions[0].inputs
+    assert list(value.strides or ()) == json.loads(strides)
+    assert list(value.interleave_factors or ()) == json.loads(factors)
+    x = normal(1, 1, 4, 33)
+    got = emulated.run(text, inputs={"x": x})
+    np.testing.assert_array_equal(got["y"], x * x)
+    ids = {finding.rule for finding in mil.check(program, "h16g")}
+    assert not ids & {"unknown-op", "unknown-argument", "newer-op", "row-stride"}
+    narrow = mil.check(text.replace("[256, 256, 64, 1]", "[160, 160, 40, 1]"))
+    assert ("row-stride" in {finding.rule for finding in narrow}) == (" 64" in strides)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("strides=[64, 1], ", "", "needs shape, strides and interleave_factors"),
+        ("[64, 1]", "[0, 1]", "must be positive"),
+        ("[64, 1]", "[?, 1]", "must be positive"),
+        ("[64, 1]", f"[{2**58}, 1]", "larger than any surface"),
+        ("strides=", "stride=", "has shape, strides and interleave_factors only"),
+        ("tensor_buffer_to_tensor(input", "relu(x", "give it tensor_buffer_to_tensor"),
+    ],
+)
+def test_buffers_that_are_refused(before: str, after: str, message: str) -> None:
+    text = (
+        f"program(1.3) {{ func main<ios18>({buffer('[3, 33]', '[64, 1]', '[1, 1]')} x)"
+        "{ tensor<fp16, [3, 33]> y = tensor_buffer_to_tensor(input = x); } -> (y); }"
+    )
+    x = normal(3, 33)
+    np.testing.assert_array_equal(emulated.run(text, inputs={"x": x})["y"], x)
+    with pytest.raises((ValueError, emulated.EngineError), match=message):
+        emulated.run(text.replace(before, after), inputs={"x": x})
+
+
+@pytest.mark.parametrize("op", ["lstm", "affine"])
+def test_operations_that_are_not_run_are_named(op: str) -> None:
+    kind = "tensor<fp16, [1, 32]>"
+    text = f"program(1.3) {{ func main<ios18>({kind} x) {{ {kind} y = {op}(x = x); }}"
+    with pytest.raises(
+        emulated.EngineError, match=f"does not run MIL's operation {op}"
+    ):
+        emulated.run(f"{text} -> (y); }}", inputs={"x": normal(1, 32)})

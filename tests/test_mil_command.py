@@ -33,6 +33,15 @@ def test_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert [f["name"] for f in summary] == ["procedure000", "procedure001"]
 
 
+def test_text_is_all_that_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    file = DATA / "attention.mil"
+    assert cli.main(["mil", str(file), "--text", "ios16", "--check", "h16g"]) == 0
+    printed = capsys.readouterr()
+    assert mil.parse(printed.out) == mil.parse(file.read_text())
+    assert printed.err.startswith("main <ios18>: 5 operations")
+    assert "note uniform-surfaces" in printed.err
+
+
 def test_check_sets_the_status(capsys: pytest.CaptureFixture[str]) -> None:
     status, out = call(capsys, DATA / "matmul_ios16.mil", "--check", "h13")
     assert status == 0 and "error" not in out

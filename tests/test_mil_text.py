@@ -23,14 +23,20 @@ RELU = """program(1.3) {
 def test_corpus_keeps_its_meaning(path: pathlib.Path) -> None:
     program = mil.parse(path.read_bytes())
     assert mil.parse(program.text()) == program
+    assert isinstance(mil.check(program, "h13"), list)
     other = "ios16" if program.dialect == "ios18" else "ios18"
+    if path.stem in ("int8_bank", "stateful"):
+        with pytest.raises(ValueError, match="which ios16 does not have; write it as"):
+            program.text(other)
+        return
     converted = mil.parse(program.text(other))
     assert converted.dialect == other
+    assert converted == program
+    assert "newer-op" not in {finding.rule for finding in mil.check(converted, "h13")}
     again = mil.parse(converted.text(program.dialect))
     assert [f.operations for f in _plain(again)] == [
         f.operations for f in _plain(program)
     ]
-    assert isinstance(mil.check(program, "h13"), list)
 
 
 def test_corpus_is_there() -> None:

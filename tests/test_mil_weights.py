@@ -152,6 +152,19 @@ def test_writer_refuses(array: np.ndarray, dtype: str | None, message: str) -> N
         weights.Writer().add(array, dtype)
 
 
+def test_chunks_behind_a_gap() -> None:
+    writer = weights.Writer()
+    writer.add(np.arange(4, dtype=np.float16))
+    writer.add(np.arange(3, dtype=np.uint8))
+    file = writer.getvalue()
+    moved = bytearray(file[:64] + bytes(192) + file[64:])
+    for header, payload in [(256, 320), (384, 448)]:
+        struct.pack_into("<Q", moved, header + 16, payload)
+    assert [chunk.offset for chunk in weights.chunks(bytes(moved))] == [256, 384]
+    assert weights.read(bytes(moved), 256, "fp16", (4,)).tolist() == [0, 1, 2, 3]
+    assert weights.load(bytes(moved))[384].tolist() == [0, 1, 2]
+
+
 def test_reader_refuses() -> None:
     writer = weights.Writer()
     writer.add(np.arange(4, dtype=np.float16))

@@ -80,3 +80,21 @@ def test_release_sets_every_version(tmp_path: Path, monkeypatch: Any) -> None:
         assert "\n## 9.8.7 (2" in (tmp_path / "CHANGELOG.md").read_text()
     with pytest.raises(SystemExit, match=r"0 sections Unreleased or 9\.8\.8"):
         release.set_version("9.8.8")
+
+
+def test_links_of_a_release_are_absolute(tmp_path: Path, monkeypatch: Any) -> None:
+    release = tool("release")
+    for name in ("pyproject.toml", "README.md"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"))
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    for url in ("example.com/a", "https://example.com"):
+        with pytest.raises(SystemExit, match="need an address such as"):
+            release.set_repository(url)
+    release.set_repository("https://example.com/a/b")
+    project = (tmp_path / "pyproject.toml").read_text()
+    assert '[project.urls]\nRepository = "https://example.com/a/b"\n' in project
+    links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "README.md").read_text())
+    assert "https://example.com/a/b/blob/main/docs/limits.md" in links
+    assert all(link.startswith("https://") for link in links)
+    with pytest.raises(SystemExit, match="already"):
+        release.set_repository("https://example.com/a/b")

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from processes import run_python
 
 import mlx_ane as ane
+from mlx_ane.timeline import gaps_of, in_lanes
 
 
 def step(device: str) -> ane.ConversionReport:
@@ -30,10 +31,25 @@ def test_spans_of_a_step(device: str, tmp_path) -> None:
     with ane.timeline(file) as timeline:
         step(device)
     trace = json.loads(file.read_text())
-    assert trace["traceEvents"] == timeline.events
+    assert of_mlx_ane(trace["traceEvents"]) == timeline.events
+    lanes = {
+        event["tid"]: event["args"]["name"]
+        for event in trace["traceEvents"]
+        if event["name"] == "thread_name"
+    }
+    assert lanes[0] == "MLX, Python: outside mlx_ane"
+    assert {"BLAS", "optimizer"} <= set(lanes.values())
+    assert ({"engine", "pack"} <= set(lanes.values())) == (device != "cpu")
     for event in timeline.events:
         assert event["ph"] == "X"
         assert event["ts"] >= 0 and event["dur"] >= 0
+        assert lanes[event["tid"]].startswith(event["cat"])
+        assert event["args"]["bytes"] > 0  # all of these move data
+        assert event["args"]["GB/s"] >= 0
+    gaps = [e["dur"] for e in trace["traceEvents"] if e["name"] == "outside mlx_ane"]
+    assert timeline.outside() == pytest.approx(
+        sum(gaps) * 1e-6 / timeline.seconds, abs=1e-6
+    )
     totals = timeline.totals()
     kinds = {kind for _, kind in totals}
     assert {"gemm_dx", "gemm_dw", "adam"} <= kinds
@@ -42,20 +58,51 @@ def test_spans_of_a_step(device: str, tmp_path) -> None:
     assert ("gemm_forward" in kinds) == (device == "cpu")
     assert totals["layers.2", "gemm_dw"]["calls"] == 1
     assert totals["layers.2", "gemm_dw"]["flops"] == 2 * 40 * 96 * 64
+    moved = 4 * (40 * 96 + 40 * 64 + 96 * 64)
+    assert totals["layers.2", "gemm_dw"]["bytes"] == moved
     assert ("layers.0", "gemm_dx") not in totals  # nobody asked for it
     adam = [row for (_, kind), row in totals.items() if kind == "adam"]
     assert sum(row["bytes"] for row in adam) >= 28 * (2 * 96 * 64 + 96 + 64)
-    text = timeline.summary()
-    assert text.splitlines()[0].split() == [
-        "layer",
-        "span",
-        "calls",
-        "ms",
-        "MB",
-        "GB/s",
-        "GFLOP/s",
+    lead, kinds, layers = timeline.summary().split("\n\n")
+    assert lead.endswith(
+        f" ms, {timeline.outside():.0%} of it outside mlx_ane (MLX and Python)"
+    )
+    columns = ["span", "calls", "ms", "%", "wall", "MB", "GB/s", "GFLOP/s"]
+    assert kinds.splitlines()[0].split() == ["lane", *columns]
+    assert layers.splitlines()[0].split() == [
+        *("layer", "span", "calls", "ms", "GB/s", "GFLOP/s")
     ]
-    assert any(line.startswith("layers.2  gemm_dw") for line in text.splitlines())
+    whole = timeline.summary(layers=100).split("\n\n")[2]
+    assert any(line.startswith("layers.2  gemm_dw") for line in whole.splitlines())
+    assert len(timeline.summary(layers=1).splitlines()) < len(
+        timeline.summary().splitlines()
+    )
+    assert len(kinds.splitlines()) == 2 + len({kind for _, kind in totals})
+    assert all(len(line) <= 80 for line in timeline.summary().splitlines())
+
+
+def test_lanes_of_threads_and_gaps() -> None:
+    def span(name: str, tid: int, ts: float, dur: float) -> dict:
+        args = {"layer": "", "bytes": 2000, "flops": 0}
+        return {"name": name, "tid": tid, "ts": ts, "dur": dur, "args": args}
+
+    events = in_lanes(
+        [
+            span("gemm_dx", 7, 10, 5),
+            span("gemm_dw", 8, 12, 8),
+            span("evaluate", 8, 30, 1),
+            span("swiglu", 7, 40, 0),
+        ]
+    )
+    assert [(e["cat"], e["tid"]) for e in events] == [
+        ("BLAS", 300),
+        ("BLAS", 301),
+        ("engine", 100),
+        ("kernels", 400),
+    ]
+    assert events[2]["args"]["GB/s"] == 2.0 and "GFLOP/s" not in events[2]["args"]
+    assert gaps_of(events, 50) == [(0, 10), (20, 30), (31, 40), (40, 50)]
+    assert gaps_of([], 5) == [(0, 5)]
 
 
 def test_rich_draws_the_same_table() -> None:
@@ -65,11 +112,12 @@ def test_rich_draws_the_same_table() -> None:
     wide = console.Console(width=200)
     with wide.capture() as printed:
         wide.print(timeline)
-    head, *rows = timeline.summary().splitlines()
-    text = printed.get()
-    assert all(name in text for name in head.split())
-    drawn = [line.replace("│", " ").split() for line in text.splitlines()]
-    assert all(row.split() in drawn for row in rows[1:])
+    drawn = [line.replace("│", " ").split() for line in printed.get().splitlines()]
+    lines = timeline.summary().splitlines()
+    rows = [line for line in lines[1:] if line and not line.startswith("-")]
+    heads = [row for row in rows if "span  " in row]
+    assert len(heads) == 2
+    assert all(row.split() in drawn for row in rows if row not in heads)
 
 
 def test_nothing_is_recorded_outside(device: str) -> None:
@@ -106,9 +154,7 @@ def test_whole_process_by_environment(tmp_path) -> None:
         """,
         MLX_ANE_TIMELINE=str(file),
     )
-    assert [e["name"] for e in json.loads(file.read_text())["traceEvents"]] == [
-        "gemm_forward"
-    ]
+    assert spans(file) == ["gemm_forward"]
 
 
 PRODUCT = """
@@ -117,8 +163,14 @@ mx.eval(ane.linear(mx.ones((4, 8)), mx.ones((6, 8)), device="cpu"))
 """
 
 
+def of_mlx_ane(events: list[dict]) -> list[dict]:
+    """The spans of a trace; names of lanes and gaps are left out."""
+    return [e for e in events if e["ph"] == "X" and e["name"] != "outside mlx_ane"]
+
+
 def spans(file) -> list[str]:
-    return [event["name"] for event in json.loads(file.read_text())["traceEvents"]]
+    trace = json.loads(file.read_text())
+    return [event["name"] for event in of_mlx_ane(trace["traceEvents"])]
 
 
 def test_a_folder_gets_a_file_a_process(tmp_path) -> None:
@@ -191,13 +243,20 @@ def test_plots(device: str, tmp_path) -> None:
         ane.plot.bench({"256x768": {"mlx": 98.0, "ane": 1.3}, "512x768": {"ane": 2.6}}),
     ]
     assert all(isinstance(figure, Figure) for figure in figures)
-    titles = [figure.axes[0].get_title() for figure in figures[3:5]]
+    titles = [figures[3].axes[0].get_title(), figures[4].get_suptitle()]
     assert all(title.endswith(f", device {device}") for title in titles)
     labels = [t.get_text() for t in figures[3].axes[0].get_yticklabels()]
     assert labels == ["layers.0", "layers.2"]
     bars = figures[3].axes[0].patches
     assert sum(bar.get_width() for bar in bars) == 2
     assert figures[0].axes[0].lines[1].get_xdata().tolist() == [10, 20]
+    assert [t.get_text() for t in figures[0].axes[0].texts[-2:]] == ["3", "2"]
+    rows = [t.get_text() for t in figures[1].axes[0].get_yticklabels()]
+    assert rows[0] == "outside mlx_ane" and {"gemm_dx", "adam"} <= set(rows)
+    (layer,) = checked.layers
+    forward = figures[4].axes[0]
+    assert forward.get_title() == "forward"
+    assert forward.lines[1].get_xdata().tolist() == [layer.forward_tolerance] * 2
     file = tmp_path / "bench.png"
     wide = ane.plot.bench({f"case {i}": {"b": 10.0**i} for i in range(30)}, file)
     assert wide.get_figheight() > 8.0 and wide.axes[0].get_xscale() == "log"

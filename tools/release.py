@@ -1,6 +1,7 @@
 """Makes a release: version, source distribution, wheels.
 
     python tools/release.py version 0.2.0       # set it wherever it stands
+    python tools/release.py repository URL      # links of PyPI's page; not committed
     python tools/release.py sdist               # dist/*.tar.gz, proved to build offline
     python tools/release.py wheels [PYTHON...]  # dist/*.whl for this system
 
@@ -66,6 +67,27 @@ def set_version(version: str) -> None:
             sys.exit(f"{name} has {count} versions by {pattern}, need one")
         path.write_text(text)
         print(f"{name}: {version}")
+
+
+def set_repository(url: str) -> None:
+    """Write the links that PyPI shows; README's become absolute, which PyPI needs."""
+    if not re.fullmatch(r"https://[\w.-]+(/[\w.-]+)+", url):
+        sys.exit(f"repository is {url!r}, need an address such as https://host/a/b")
+    pyproject, readme = ROOT / "pyproject.toml", ROOT / "README.md"
+    text = pyproject.read_text()
+    if "[project.urls]" in text:
+        sys.exit("pyproject.toml has [project.urls] already")
+    urls = {
+        "Repository": url,
+        "Documentation": f"{url}/blob/main/docs/index.md",
+        "Changelog": f"{url}/blob/main/CHANGELOG.md",
+        "Issues": f"{url}/issues",
+    }
+    table = "".join(f'{name} = "{link}"\n' for name, link in urls.items())
+    head = "[project.scripts]\n"
+    pyproject.write_text(text.replace(head, f"[project.urls]\n{table}\n{head}"))
+    link = r"\]\((?!https?://|#)([^)\s]+)\)"
+    readme.write_text(re.sub(link, rf"]({url}/blob/main/\1)", readme.read_text()))
 
 
 def build_sdist() -> Path:
@@ -147,12 +169,16 @@ def main() -> int:
     steps = parser.add_subparsers(dest="step", required=True)
     version = steps.add_parser("version", help="set the version")
     version.add_argument("version")
+    repository = steps.add_parser("repository", help="set the links of PyPI's page")
+    repository.add_argument("url")
     steps.add_parser("sdist", help="build the sdist and prove that it builds offline")
     wheels = steps.add_parser("wheels", help="build wheels for this system")
     wheels.add_argument("pythons", nargs="*", default=[sys.executable])
     args = parser.parse_args()
     if args.step == "version":
         set_version(args.version)
+    elif args.step == "repository":
+        set_repository(args.url)
     elif args.step == "sdist":
         prove_offline(build_sdist())
     else:

@@ -21,6 +21,13 @@ class Value:
     @property
     def state(self) -> bool: ...
 
+    @property
+    def strides(self) -> tuple[int, ...] | None:
+        """In elements, of a ``tensor_buffer<...>``."""
+
+    @property
+    def interleave_factors(self) -> tuple[int, ...] | None: ...
+
 class Constant:
     """A literal or a BLOBFILE."""
 
@@ -40,6 +47,9 @@ class Constant:
 class Operation:
     @property
     def op(self) -> str: ...
+
+    @property
+    def opset(self) -> str: ...
 
     @property
     def name(self) -> str: ...

@@ -181,6 +181,9 @@ def measure(cases: Iterable[Case], sides: Sides, rounds: int) -> Iterator[Row]:
 
     Yields:
         Row: One a variant, the baseline first. Wrong answers have no ratios.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, once the whole rounds so far are yielded.
     """
     for case in cases:
         compared = _answer(case, sides)
@@ -191,15 +194,26 @@ def measure(cases: Iterable[Case], sides: Sides, rounds: int) -> Iterator[Row]:
             if not row.problem and (side := sides.get(variant.side))
         ]
         spans: dict[str, list[dict[str, float]]] = {}
-        for number in range(rounds):
-            for side, variant, row in timed if number % 2 == 0 else reversed(timed):
-                answer = side.ask(do="run", task=variant.label)
-                row.seconds.append(answer.pop("seconds"))
-                spans.setdefault(variant.label, []).append(answer)
-        for side, variant, row in timed:
-            side.ask(do="forget", task=variant.label)
+        interrupted = False
+        try:
+            for number in range(rounds):
+                for side, variant, row in timed if number % 2 == 0 else reversed(timed):
+                    answer = side.ask(do="run", task=variant.label)
+                    row.seconds.append(answer.pop("seconds"))
+                    spans.setdefault(variant.label, []).append(answer)
+            for side, variant, _ in timed:
+                side.ask(do="forget", task=variant.label)
+        except KeyboardInterrupt:
+            interrupted = True
+        whole = min((len(row.seconds) for *_, row in timed), default=0)
+        if interrupted and not whole:
+            raise KeyboardInterrupt
+        for _, variant, row in timed:
+            del row.seconds[whole:]
             _conclude(case, row, rows, spans.get(variant.label, []))
         yield from rows
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 def _prepare(

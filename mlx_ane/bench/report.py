@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import statistics
+import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,43 @@ CAVEATS = (
     "Accelerate: large ratios to plain MLX are its baseline's weakness.",
     "Ratios are taken within a round; absolute figures depend on what else the "
     "machine did.",
+)
+#: What each part measures.
+PARTS = {
+    "adam": "Adam's update of all parameters",
+    "embedding": "embedding lookup and its gradient",
+    "gemm": "matrix products of the backward",
+    "pack": "conversion of fp32 to an engine's fp16 surfaces and back",
+    "dispatch": "cost of a call without work",
+    "step": "a training step",
+}
+#: What variants are whose names do not say it.
+WORDS = {
+    "bandwidth bound": "reading and writing what Adam must, without arithmetic: the "
+    "machine's limit, which the other rows are compared with",
+    "kernel": "mlx_ane's Adam kernel alone, without MLX",
+    "update": "ane.optimizers.AdamW.update, as a training loop calls it",
+    "ten passes": "Adam as ten vector operations, each over the whole tensor, as "
+    "written with vDSP or NumPy",
+    "reference loop": "Adam as a plain scalar loop",
+    "mlx": "plain MLX on the CPU",
+    "mlx compiled": "plain MLX on the CPU through mx.compile",
+    "FMA peak": "multiply-adds without memory: the most that this core computes",
+    "cblas": "one call of the BLAS",
+    "mx.vjp": "the gradient product through mlx_ane and MLX",
+    "reference": "a plain loop",
+    "memcpy": "a copy of the same bytes: the machine's limit",
+    "straight": "packing without a transpose, as for natural layouts",
+    "first forward": "a frozen layer's first call, which stages its weight",
+    "second forward": "the same layer again, its weight staged",
+    "cpu": "mlx_ane with the forward on the BLAS",
+    "cpu, fused ops": "the same with mlx_ane's attention, SwiGLU and cross-entropy",
+    "emulated, fused ops": "the same on the emulated engine, which shows no speed of "
+    "a real one",
+}
+RATIO = (
+    "time of the baseline, whose ratio is 1, over the time of the variant in the same "
+    "round: median [smallest .. largest]; above 1 is faster"
 )
 HEAD = ("case", "variant", "correct", "median", "rate", "ratio [spread]", "target")
 
@@ -56,8 +94,9 @@ class Report:
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
             for row in cells
         ]
+        lines += ["", *map(_wrapped, [f"ratio: {RATIO}", *self.explained()])]
         lines += _experiment_lines(self.experiment)
-        return "\n".join([*lines, *CAVEATS])
+        return "\n".join([*lines, *map(_wrapped, CAVEATS)])
 
     def markdown(self) -> str:
         """benchmarks/RESULTS.md."""
@@ -73,12 +112,12 @@ class Report:
             *(f"- {line}" for line in self._busy()),
             *(f"- {caveat}" for caveat in CAVEATS),
             "",
-            "A ratio is the time of the baseline, whose ratio is 1, over the time of "
-            "the variant in the same round: the median, and the smallest and largest.",
+            f"A ratio is the {RATIO}.",
         ]
         for part in dict.fromkeys(row.part for row in self.rows):
             lines += ["", f"## {part}", "", _bar(HEAD), _bar(["---"] * len(HEAD))]
             lines += [_bar(_cells(row)) for row in self.rows if row.part == part]
+        lines += ["", *(f"- {line}" for line in self.explained())]
         if self.experiment:
             lines += ["", "## Experiment", "", "```"]
             lines += [*_experiment_lines(self.experiment), "```"]
@@ -102,7 +141,19 @@ class Report:
             if row.correct and row.seconds:
                 milliseconds = 1e3 * statistics.median(row.seconds)
                 bars.setdefault(row.case, {})[row.variant] = milliseconds
-        plot.bench(bars, path, title=f"{self.machine}, {self.date}")
+        parts = ", ".join(dict.fromkeys(PARTS[row.part] for row in self.rows))
+        plot.bench(
+            bars,
+            path,
+            unit="median time in ms, shorter is better",
+            title=f"{parts}\n{self.machine}, {self.date}",
+            words=WORDS,
+        )
+
+    def explained(self) -> list[str]:
+        """A line for each variant whose name does not say what it is."""
+        shown = dict.fromkeys(row.variant for row in self.rows)
+        return [f"{name}: {WORDS[name]}" for name in shown if name in WORDS]
 
 
 def machine() -> str:
@@ -126,6 +177,10 @@ def warnings() -> list[str]:
         for name in SLOWING
         if os.environ.get(name)
     ]
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, 80, subsequent_indent="  ")
 
 
 def _bar(cells: Any) -> str:

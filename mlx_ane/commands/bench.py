@@ -67,14 +67,14 @@ def run(args: argparse.Namespace) -> int:
             report.experiment = experiment(sides, rounds, args.small, device)
     except KeyboardInterrupt:
         # What was found in an hour is not thrown away.
-        sides.info["interrupted"] = "the last part is incomplete"
+        sides.info["interrupted"] = "the last case has fewer rounds, others none"
         interrupted = True
     finally:
         sides.close()
     report.info, report.absent = sides.info, sides.absent
     status = _write(report, args)
     if interrupted:
-        raise Interrupted("what was measured is above", [])
+        raise Interrupted("what was measured is above")
     return status
 
 

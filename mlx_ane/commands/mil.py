@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--graph", metavar="OUT", help="draw it as .svg or .dot")
     parser.add_argument(
-        "--text", choices=("ios16", "ios18"), help="print it in this dialect"
+        "--text",
+        choices=("ios16", "ios18"),
+        help="print it in this dialect, and everything else to stderr",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -74,7 +77,13 @@ def run(args: argparse.Namespace) -> int:
         report["outputs"] = _run(program, text, folder, args.inputs)
     if args.text:
         report["text"] = program.text(args.text)
-    print(to_json(report) if args.json else _lines(report, args))
+    if args.json:
+        print(to_json(report))
+    elif args.text:
+        print(_lines(report, args), file=sys.stderr)
+        print(report["text"], end="")
+    else:
+        print(_lines(report, args))
     return 0 if passed else 1
 
 
@@ -185,6 +194,4 @@ def _lines(report: dict[str, Any], args: argparse.Namespace) -> str:
             lines.append(f"{name}: {output} {r['type']}: {ends}{extra}")
     if "graph" in report:
         lines.append(f"drawn in {report['graph']}")
-    if "text" in report:
-        lines.append(report["text"])
     return "\n".join(lines)

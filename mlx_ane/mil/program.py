@@ -23,6 +23,10 @@ class Value:
     shape: tuple[int, ...]
     #: A ``state<...>`` input, which the program may also write.
     state: bool = False
+    #: Strides in elements of a ``tensor_buffer<...>``, whose layout the text gives.
+    strides: tuple[int, ...] | None = None
+    #: Elements of each axis that lie side by side in a ``tensor_buffer<...>``.
+    interleave_factors: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,50 @@ class Constant:
 Argument = Any
 
 
-@dataclass(frozen=True)
 class Operation:
-    """``outputs = op(inputs)[attributes]``."""
+    """``outputs = op(inputs)[attributes]``, or ``op<opset>(inputs)``."""
 
-    op: str
-    name: str
-    inputs: dict[str, Argument]
-    attributes: dict[str, Constant]
-    outputs: list[Value]
-    #: 1-based line of the text.
-    line: int
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    @cached_property
+    def op(self) -> str:
+        """Name of the operation, for example ``matmul``."""
+        return str(self._handle.op)
+
+    @property
+    def opset(self) -> str:
+        """The opset that the text gives this operation, or ""."""
+        return str(self._handle.opset)
+
+    @cached_property
+    def name(self) -> str:
+        """The ``name`` among the attributes, or ""."""
+        return str(self._handle.name)
+
+    @cached_property
+    def inputs(self) -> dict[str, Argument]:
+        """Arguments by their names."""
+        return {name: _argument(a) for name, a in self._handle.inputs.items()}
+
+    @cached_property
+    def attributes(self) -> dict[str, Constant]:
+        """What stands in the bracket; of a const, its ``val`` too."""
+        return {name: _constant(c) for name, c in self._handle.attributes.items()}
+
+    @cached_property
+    def outputs(self) -> list[Value]:
+        """The values that it defines."""
+        return [_value(v) for v in self._handle.outputs]
+
+    @property
+    def line(self) -> int:
+        """1-based line of the text."""
+        return int(self._handle.line)
+
+    def __repr__(self) -> str:
+        outputs = ", ".join(value.name for value in self.outputs)
+        return f"<mlx_ane.mil.Operation {outputs or 'nothing'} = {self.op}>"
 
 
 @dataclass(frozen=True)
@@ -103,7 +140,7 @@ class Program:
                 f.name,
                 f.opset,
                 [_value(v) for v in f.inputs],
-                [_operation(op) for op in f.operations],
+                [Operation(op) for op in f.operations],
                 list(f.outputs),
             )
             for f in self.handle.functions
@@ -117,15 +154,17 @@ class Program:
                 None.
 
         Returns:
-            str: Text that parses to the same meaning.
+            str: Text that parses to an equal program.
 
         Raises:
-            ValueError: An unknown dialect.
+            ValueError: An unknown dialect, or an operation, a state or a layout that
+                ``ios16`` does not have.
         """
         return str(self.handle.text(self.dialect if dialect is None else dialect))
 
     def __eq__(self, other: object) -> bool:
-        """Equal in meaning: places and the order of arguments do not count."""
+        """Equal in meaning: the dialect (version, opsets and forms of scalars), places
+        and the order of arguments do not count."""
         if not isinstance(other, Program):
             return NotImplemented
         return bool(self.handle.same_meaning(other.handle))
@@ -138,7 +177,14 @@ class Program:
 
 
 def _value(value: Any) -> Value:
-    return Value(value.name, value.dtype, tuple(value.shape), value.state)
+    return Value(
+        value.name,
+        value.dtype,
+        value.shape,
+        value.state,
+        value.strides,
+        value.interleave_factors,
+    )
 
 
 def _constant(constant: Any) -> Constant:
@@ -160,14 +206,3 @@ def _argument(argument: Any) -> Argument:
     if isinstance(argument, tuple):
         return tuple(_argument(item) for item in argument)
     return _constant(argument)
-
-
-def _operation(op: Any) -> Operation:
-    return Operation(
-        op.op,
-        op.name,
-        {name: _argument(a) for name, a in op.inputs.items()},
-        {name: _constant(c) for name, c in op.attributes.items()},
-        [_value(v) for v in op.outputs],
-        op.line,
-    )

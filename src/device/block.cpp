@@ -237,7 +237,16 @@ class DeviceBlock {
       auto bytes = surface_bytes(block_.outputs[i].port);
       std::fill_n(data, bytes / sizeof(uint16_t), host::canary);
     }
-    LoadedProgram::evaluate(device_, program_, surfaces, *call_.layer, 0);
+    int64_t bytes = 0;
+    auto add = [&](auto& ports) {
+      for (auto& port : ports) {
+        bytes += static_cast<int64_t>(surface_bytes(port.port));
+      }
+    };
+    add(block_.inputs);
+    add(block_.outputs);
+    LoadedProgram::evaluate(
+        device_, program_, surfaces, *call_.layer, bytes, 0);
   }
 
   /// Results to y; false if one is not finite. Throws if one was not written.

@@ -141,7 +141,8 @@ class DeviceAttention {
       for (int64_t begin = 0; begin < a_.q.shape[2]; begin += tile_) {
         auto rows = std::min(tile_, a_.q.shape[2] - begin);
         {
-          trace::Span span("pack_x", layer_.name, 0, 0);
+          auto bytes = moved(a_.q, a_.q.shape[1] * rows * a_.q.shape[3]);
+          trace::Span span("pack_x", layer_.name, bytes, 0);
           pack_queries(b, begin, rows, *program);
           pack_mask(b, begin, rows, *program);
           fill_canaries(*program);
@@ -149,8 +150,19 @@ class DeviceAttention {
         auto flops = 2 * a_.q.shape[1] * rows * a_.k.shape[2] *
                      (a_.q.shape[3] + a_.v.shape[3]);
         LoadedProgram::evaluate(
-            device_, program, program->inputs, layer_, flops);
-        trace::Span span("unpack", layer_.name, 0, 0);
+            device_,
+            program,
+            program->inputs,
+            layer_,
+            2 * (a_.q.shape[1] * rows * (a_.q.shape[3] + a_.v.shape[3]) +
+                 shape_.heads * a_.k.shape[2] *
+                     (a_.k.shape[3] + a_.v.shape[3])),
+            flops);
+        trace::Span span(
+            "unpack",
+            layer_.name,
+            moved(out_, a_.q.shape[1] * rows * a_.v.shape[3]),
+            0);
         unpack(b, begin, rows, *program);
       }
     }
@@ -232,6 +244,11 @@ class DeviceAttention {
     host::from_float(row_.data(), Float::f16, dst, padded);
   }
 
+  /// Bytes that converting elements of x to or from a surface moves.
+  static int64_t moved(const Heads& x, int64_t elements) {
+    return elements * static_cast<int64_t>(size_of(x.type) + sizeof(uint16_t));
+  }
+
   void pack_heads(
       const Heads& x,  // (B, G, T, D)
       int64_t b,
@@ -240,6 +257,11 @@ class DeviceAttention {
       LoadedProgram& program,
       size_t index) {
     auto padded = round_up(x.shape[3], 32);
+    trace::Span span(
+        "pack_x",
+        layer_.name,
+        moved(x, shape_.heads * x.shape[2] * x.shape[3]),
+        0);
     SurfaceLock lock(*program.inputs[index], Surface::Access::write);
     for (int64_t g = 0; g < shape_.heads; ++g) {
       auto head = x.head(b, g);

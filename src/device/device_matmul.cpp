@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "device/executables.h"
+#include "host/bytes.h"
 #include "host/half.h"
 #include "host/loops.h"
 #include "host/rows.h"
@@ -421,7 +422,8 @@ class DeviceMatmul {
       const Weight& weight, const Tile& depth, const Tile& columns, bool keep) {
     auto w = weight.block(columns, depth);
     auto bytes = w.rows * w.cols * static_cast<int64_t>(sizeof(uint16_t));
-    trace::Span span(keep ? "stage" : "pack_w", layer_.name, bytes, 0);
+    trace::Span span(
+        keep ? "stage" : "pack_w", layer_.name, bytes_of(w) + bytes, 0);
     trace::add(
         keep ? Counter::weights_staged_bytes : Counter::weights_packed_bytes,
         bytes);
@@ -456,7 +458,7 @@ class DeviceMatmul {
     RowScales x_scales;
     {
       auto bytes = rows * depth.size * static_cast<int64_t>(sizeof(uint16_t));
-      trace::Span span("pack_x", layer_.name, bytes, 0);
+      trace::Span span("pack_x", layer_.name, bytes_of(operands.x) + bytes, 0);
       layer_.bytes += bytes;
       x_scales = pack_operand(
           operands.x,
@@ -474,8 +476,10 @@ class DeviceMatmul {
         program,
         {x_surface, operands.weight.surface},
         layer_,
+        2 * (rows * depth.size + depth.size * n + rows * n),
         2 * rows * depth.size * n);
-    trace::Span span("unpack", layer_.name, rows * n * 2, 0);
+    trace::Span span(
+        "unpack", layer_.name, rows * n * (accumulate ? 10 : 6), 0);
     SurfaceLock lock(*program->outputs[0], Surface::Access::read);
     unpack_checked(
         {operands.x,
@@ -504,7 +508,11 @@ void run_on_blas(const MatmulCall& call) {
     return;
   }
   auto flops = 2 * call.x.rows * call.x.cols * call.w.rows;
-  trace::Span span("gemm_forward", call.layer->name, 0, flops);
+  trace::Span span(
+      "gemm_forward",
+      call.layer->name,
+      bytes_of(call.x, call.w, call.y),
+      flops);
   trace::add(Counter::gemm_forward);
   kernels::gemm(
       call.x, call.w.transposed(), call.bias ? &*call.bias : nullptr, call.y);

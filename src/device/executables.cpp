@@ -63,8 +63,9 @@ void LoadedProgram::evaluate(
     const std::shared_ptr<LoadedProgram>& program,
     std::vector<std::shared_ptr<Surface>> inputs,
     trace::Layer& layer,
+    int64_t bytes,
     int64_t flops) {
-  trace::Span span("evaluate", layer.name, 0, flops);
+  trace::Span span("evaluate", layer.name, bytes, flops);
   trace::add(trace::Counter::evaluations);
   auto call = [program, inputs = std::move(inputs)] {
     auto pointers = [](auto& surfaces) {

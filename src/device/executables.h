@@ -24,14 +24,16 @@ struct LoadedProgram {
   bool tables_written = false;  // the fixed ports of a block
   std::mutex mutex;
 
-  /// Runs once on these inputs, within the device's bound; `layer` and `flops`
-  /// are for the records. Throws DeviceError; after a hang, everything that the
-  /// engine may still write stays alive with the abandoned call.
+  /// Runs once on these inputs, within the device's bound; `layer`, `bytes`
+  /// and `flops` are for the records. Throws DeviceError; after a hang,
+  /// everything that the engine may still write stays alive with the abandoned
+  /// call.
   static void evaluate(
       Device& device,
       const std::shared_ptr<LoadedProgram>& program,
       std::vector<std::shared_ptr<Surface>> inputs,
       trace::Layer& layer,
+      int64_t bytes,
       int64_t flops);
 };
 

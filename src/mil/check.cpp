@@ -97,14 +97,16 @@ void check_port(Scope& scope, const Value& value, const char* kind) {
   if (value.type.shape.empty() || element_count(value.type) == 0) {
     return;
   }
-  auto width = value.type.shape.back();
   auto& shape = value.type.shape;
+  auto width = shape.back();
+  bool strided = value.type.is_buffer() && shape.size() > 1;
+  auto row = strided ? value.type.strides.end()[-2] : width;
   if (shape.size() == 4 && shape[1] > Limits::narrow_channels &&
       width < Limits::min_width) {
     scope.report("narrow-channels", text);
   } else if (width < Limits::min_width) {
     scope.report("width", text);
-  } else if (width * bits(dtype) / 8 % Limits::row_alignment != 0) {
+  } else if (row * bits(dtype) / 8 % Limits::row_alignment != 0) {
     scope.report("row-stride", text);
   }
 }
@@ -169,13 +171,15 @@ void check_known(Scope& scope, const Operation& op) {
     scope.report("unknown-op", op, op.op + " is no MIL operation");
     return;
   }
-  auto opset = opset_number(scope.function.opset);
+  bool own = !op.opset.empty();
+  auto& written = own ? op.opset : scope.function.opset;
+  auto opset = opset_number(written);
   if (opset > 0 && opset < info->opset) {
     scope.report(
         "newer-op",
         op,
-        op.op + " needs ios" + std::to_string(info->opset) +
-            ", the function is " + scope.function.opset);
+        op.op + " needs ios" + std::to_string(info->opset) + ", the " +
+            (own ? "operation" : "function") + " is " + written);
   }
   auto known = [&](const std::string& key) {
     return key == "name" || key == "milId" || contains(info->required, key) ||

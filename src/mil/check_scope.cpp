@@ -170,7 +170,9 @@ std::string to_text(const std::vector<int64_t>& shape) {
 }
 
 std::string to_text(const Type& type) {
-  return std::string(to_string(type.dtype)) + " " + to_text(type.shape);
+  auto text = std::string(to_string(type.dtype)) + " " + to_text(type.shape);
+  return type.is_buffer() ? text + " with strides " + to_text(type.strides)
+                          : text;
 }
 
 }  // namespace mlx_ane::mil

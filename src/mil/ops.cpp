@@ -8,7 +8,8 @@ namespace mlx_ane::mil {
 
 namespace {
 
-// Arguments and opsets: coremltools' MIL op definitions. `since`: ANEForge's
+// Arguments and opsets: coremltools' MIL op definitions, and splash's programs
+// for tensor_buffer. `since`: ANEForge's
 // operation-by-device matrix; `never` are its "no path" and "bridge" rows that
 // have no route inside a program. Sorted by name.
 // clang-format off
@@ -74,6 +75,7 @@ constexpr OpInfo ops[] = {
      "bias pad output_shape pad_type strides dilations groups",
      15,
      Since::all},
+    {"coreml_update_state", "state value", "", 18, Since::all},
     {"cos", "x", "", 15, Since::h15},
     {"cosh", "x", "", 15, Since::never},
     {"crop", "x crop_height crop_width", "", 15, Since::all},
@@ -284,6 +286,12 @@ constexpr OpInfo ops[] = {
     {"sub", "x y", "", 15, Since::all},
     {"tan", "x", "", 15, Since::never},
     {"tanh", "x", "", 15, Since::all},
+    {"tensor_buffer_to_tensor", "input", "", 17, Since::all},
+    {"tensor_to_tensor_buffer",
+     "input",
+     "strides interleave_factors",
+     17,
+     Since::all},
     {"threshold", "x alpha", "", 15, Since::all},
     {"thresholded_relu", "x alpha", "", 15, Since::all},
     {"tile", "x reps", "", 15, Since::all},

@@ -183,11 +183,17 @@ Operation Parser::operation() {
   op.location = in_.location();
   // write_state(...) gives nothing; its name stands where a type would.
   auto first = in_.peek_name();
-  if (first.empty() || in_.peek_after(first) != '(') {
+  char after = first.empty() ? '(' : in_.peek_after(first);
+  bool is_type = after == '<' ? at_type() : after != '(';
+  if (first.empty() || is_type) {
     outputs(op);
     in_.expect('=', "after the outputs of the operation");
   }
   op.op = in_.name("an operation");
+  if (in_.accept('<')) {
+    op.opset = in_.name("an opset such as ios17");
+    in_.expect('>', "after the opset of the operation");
+  }
   if (op.op == "const" && op.outputs.empty()) {
     in_.fail("const needs an output");
   }

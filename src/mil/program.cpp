@@ -108,7 +108,7 @@ bool same_operation(const Operation& a, const Operation& b) {
 }
 
 bool same_function(const Function& a, const Function& b) {
-  return a.name == b.name && a.opset == b.opset && a.outputs == b.outputs &&
+  return a.name == b.name && a.outputs == b.outputs &&
          a.attributes == b.attributes && same_values(a.inputs, b.inputs) &&
          std::equal(
              a.operations.begin(),
@@ -254,8 +254,7 @@ std::optional<std::string_view> as_string(const Constant& constant) {
 }
 
 bool same_meaning(const Program& a, const Program& b) {
-  return a.version == b.version && a.build_info == b.build_info &&
-         a.attributes == b.attributes &&
+  return a.build_info == b.build_info && a.attributes == b.attributes &&
          std::equal(
              a.functions.begin(),
              a.functions.end(),

@@ -57,6 +57,14 @@ struct Type {
   std::vector<int64_t> shape;
   /// state<tensor<...>>: an input that a program may also write.
   bool state = false;
+  /// Of a tensor_buffer<...>, which gives the layout of a surface; empty for
+  /// tensors. Strides are in elements; element i of an axis with factor f
+  /// stands at i / f * stride + i % f.
+  std::vector<int64_t> strides = {};
+  std::vector<int64_t> interleave_factors = {};
+  bool is_buffer() const {
+    return !strides.empty();
+  }
   bool operator==(const Type&) const = default;
 };
 /// Elements of a type; 0 if a dimension is unknown. The parser rejects types
@@ -109,6 +117,8 @@ struct Value {
 /// no outputs.
 struct Operation {
   std::string op;
+  /// Of op<opset>(...), for example "ios17"; empty without it.
+  std::string opset = {};
   std::vector<std::pair<std::string, Argument>> inputs;
   std::vector<std::pair<std::string, Constant>> attributes;
   std::vector<Value> outputs;
@@ -172,13 +182,15 @@ std::optional<int64_t> as_integer(const Constant& constant);
 std::optional<std::string_view> as_string(const Constant& constant);
 std::optional<std::vector<int64_t>> as_integers(const Constant& constant);
 
-/// Equal but for locations and the order of arguments (NaNs by their bits).
+/// Equal but for locations, the order of arguments and the dialect: version,
+/// opsets and forms of scalars. NaNs are compared by their bits.
 bool same_meaning(const Program& a, const Program& b);
 
 /// Both dialects, mixed as they are found: see docs/mil.md. Throws ParseError.
 Program parse(std::string_view text);
 /// Text of a program. In another dialect than its own, the version changes, and
-/// each opset that does not belong to the dialect.
+/// each opset that does not belong to the dialect; std::invalid_argument for
+/// what ios16 does not have.
 std::string write(const Program& program, Dialect dialect);
 
 }  // namespace mlx_ane::mil

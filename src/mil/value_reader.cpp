@@ -19,15 +19,17 @@ void ValueReader::enter() {
   }
 }
 
-/// A type comes next: tensor<, state<, or the name of an element type and '('.
+/// A type comes next: tensor<, tensor_buffer<, state<, or the name of an
+/// element type and '('.
 bool ValueReader::at_type() {
   auto name = in_.peek_name();
   if (name.empty()) {
     return false;
   }
   char after = in_.peek_after(name);
-  return after == '<' ? name == "tensor" || name == "state"
-                      : after == '(' && dtype_named(name);
+  return after == '<'
+             ? name == "tensor" || name == "state" || name == "tensor_buffer"
+             : after == '(' && dtype_named(name);
 }
 
 /// `hint`: the type that a literal without one gets.
@@ -250,6 +252,9 @@ Type ValueReader::type() {
   if (name == "tensor") {
     return tensor_type();
   }
+  if (name == "tensor_buffer") {
+    return buffer_type();
+  }
   if (name == "state") {
     in_.expect('<', "after state");
     if (in_.name("tensor") != "tensor") {
@@ -267,12 +272,12 @@ Type ValueReader::type() {
   in_.fail_at(
       start,
       "expected a type, got '" + std::string(name.substr(0, 40)) +
-          "'; types are tensor<...>, state<tensor<...>> and scalars such as "
-          "fp16, int32, bool and string");
+          "'; types are tensor<...>, tensor_buffer<...>, state<tensor<...>> "
+          "and "
+          "scalars such as fp16, int32, bool and string");
 }
 
-Type ValueReader::tensor_type() {
-  in_.expect('<', "after tensor");
+DType ValueReader::element_type() {
   in_.peek();
   const char* start = in_.position();
   auto name = in_.name("an element type");
@@ -281,11 +286,55 @@ Type ValueReader::tensor_type() {
     in_.fail_at(
         start, "'" + std::string(name.substr(0, 40)) + "' is no element type");
   }
-  Type type{*dtype, {}, false};
+  return *dtype;
+}
+
+Type ValueReader::tensor_type() {
+  in_.expect('<', "after tensor");
+  Type type{element_type(), {}, false};
   in_.expect(',', "after the element type");
   type.shape = shape();
   verbose_scalars_ |= type.shape.empty();
   in_.expect('>', "after the shape");
+  return type;
+}
+
+/// tensor_buffer<fp16, shape=[...], strides=[...], interleave_factors=[...]>
+Type ValueReader::buffer_type() {
+  in_.expect('<', "after tensor_buffer");
+  Type type{element_type(), {}, false};
+  while (in_.accept(',')) {
+    auto key = in_.name("shape, strides or interleave_factors");
+    in_.expect('=', "after the name");
+    auto list = shape();
+    if (key == "shape") {
+      type.shape = std::move(list);
+    } else if (key == "strides") {
+      type.strides = std::move(list);
+    } else if (key == "interleave_factors") {
+      type.interleave_factors = std::move(list);
+    } else {
+      in_.fail_at(
+          key.data(),
+          "a tensor_buffer has shape, strides and interleave_factors only");
+    }
+  }
+  auto rank = type.shape.size();
+  if (rank == 0 || type.strides.size() != rank ||
+      type.interleave_factors.size() != rank) {
+    in_.fail(
+        "a tensor_buffer needs shape, strides and interleave_factors, with one "
+        "number an axis each");
+  }
+  auto positive = [](int64_t number) { return number > 0; };
+  if (!std::all_of(type.strides.begin(), type.strides.end(), positive) ||
+      !std::all_of(
+          type.interleave_factors.begin(),
+          type.interleave_factors.end(),
+          positive)) {
+    in_.fail("strides and interleave_factors must be positive numbers");
+  }
+  in_.expect('>', "after the layout");
   return type;
 }
 

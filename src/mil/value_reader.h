@@ -20,7 +20,7 @@ class ValueReader {
   }
 
  protected:
-  /// fp16, tensor<fp16, [1, 2]> or state<tensor<...>>.
+  /// fp16, tensor<fp16, [1, 2]>, state<tensor<...>> or tensor_buffer<...>.
   Type type();
   /// Whether a type comes next.
   bool at_type();
@@ -44,6 +44,8 @@ class ValueReader {
   std::string blob_path();
   uint64_t blob_offset();
   Type tensor_type();
+  Type buffer_type();
+  DType element_type();
   std::vector<int64_t> shape();
   void enter();
 

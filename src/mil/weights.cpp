@@ -151,8 +151,8 @@ WeightFile::WeightFile(std::span<const std::byte> file) : file_(file) {
         "the file has version " + std::to_string(version) +
         ", need 2; it is no weight file or from another tool");
   }
-  index();
   auto count = load<uint32_t>(file, 0);
+  index(count);
   // Some writers leave 1 with several chunks; fewer than promised is damage.
   bool complete = chunks_.empty() || chunks_.back().data_offset != 0;
   if (complete && count > chunks_.size()) {
@@ -200,12 +200,16 @@ Chunk WeightFile::read_header(uint64_t offset) const {
   return chunk;
 }
 
-/// Walks the chunks, each behind its predecessor with or without alignment.
-void WeightFile::index() {
+/// Walks the chunks, each behind its predecessor with or without alignment; of
+/// those that the header counts, also behind a gap.
+void WeightFile::index(uint32_t count) {
   uint64_t next = header_bytes;
   while (true) {
     if (!has_chunk(next)) {
       next = align(next);
+    }
+    while (chunks_.size() < count && next < file_.size() && !has_chunk(next)) {
+      next += header_bytes;
     }
     if (!has_chunk(next)) {
       return;

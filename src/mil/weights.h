@@ -53,7 +53,7 @@ class WeightFile {
   Chunk read_header(uint64_t offset) const;
   bool has_chunk(uint64_t offset) const;
   void check_overlap(const Chunk& chunk) const;
-  void index();
+  void index(uint32_t count);
 
   std::span<const std::byte> file_;
   std::vector<Chunk> chunks_;

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "mil/number.h"
+#include "mil/ops.h"
 
 namespace mlx_ane::mil {
 
@@ -19,6 +20,7 @@ class Writer {
   void function(const Function& function);
   void operation(const Operation& op);
   void type(const Type& type);
+  void dimensions(const std::vector<int64_t>& dims);
   void values(const std::vector<Value>& values);
   void argument(const Argument& argument);
   void constant(const Constant& constant);
@@ -26,6 +28,7 @@ class Writer {
   void elements(const Constant& constant, size_t axis, size_t& next);
   void quoted(std::string_view value);
   std::string opset(const std::string& written) const;
+  int opset_needed(const Function& function) const;
 
   bool verbose() const {
     return dialect_ == Dialect::ios16;
@@ -83,8 +86,41 @@ std::string Writer::opset(const std::string& written) const {
   return kept ? written : to_string(dialect_);
 }
 
+/// The first opset that has everything in a function that another dialect
+/// wrote; std::invalid_argument if ios16 has it not.
+int Writer::opset_needed(const Function& function) const {
+  auto refuse = [&](const std::string& what) {
+    throw std::invalid_argument(
+        "[mlx_ane.mil.text] function " + function.name + " has " + what +
+        ", which ios16 does not have; write it as ios18.");
+  };
+  for (auto& input : function.inputs) {
+    if (input.type.state) {
+      refuse("the state " + input.name);
+    }
+  }
+  int needed = 16;
+  for (auto& op : function.operations) {
+    auto info = find_op(op.op);
+    needed = std::max(needed, info ? info->opset : 0);
+    if (needed >= 18) {
+      refuse(
+          "the operation " + op.op +
+          (op.location.line ? " in line " + std::to_string(op.location.line)
+                            : ""));
+    }
+  }
+  return needed;
+}
+
 void Writer::function(const Function& function) {
-  text_ += "    func " + function.name + '<' + opset(function.opset) + ">(";
+  auto opset = this->opset(function.opset);
+  if (!own_ && verbose()) {
+    auto needed = opset_needed(function);
+    opset =
+        opset_number(opset) < needed ? "ios" + std::to_string(needed) : opset;
+  }
+  text_ += "    func " + function.name + '<' + opset + ">(";
   values(function.inputs);
   text_ += ')';
   if (!function.attributes.empty()) {
@@ -119,6 +155,9 @@ void Writer::operation(const Operation& op) {
   values(op.outputs);
   text_ += op.outputs.empty() ? "" : " = ";
   text_ += op.op;
+  if (!op.opset.empty()) {
+    text_ += '<' + op.opset + '>';
+  }
   text_ += '(';
   const char* separator = "";
   for (auto& [name, value] : op.inputs) {
@@ -137,20 +176,38 @@ void Writer::operation(const Operation& op) {
 }
 
 void Writer::type(const Type& type) {
+  if (type.is_buffer()) {
+    text_ += "tensor_buffer<";
+    text_ += to_string(type.dtype);
+    text_ += ", shape=";
+    dimensions(type.shape);
+    text_ += ", strides=";
+    dimensions(type.strides);
+    text_ += ", interleave_factors=";
+    dimensions(type.interleave_factors);
+    text_ += '>';
+    return;
+  }
   if (type.shape.empty() && !verbose() && !type.state) {
     text_ += to_string(type.dtype);
     return;
   }
   text_ += type.state ? "state<tensor<" : "tensor<";
   text_ += to_string(type.dtype);
-  text_ += ", [";
+  text_ += ", ";
+  dimensions(type.shape);
+  text_ += type.state ? ">>" : ">";
+}
+
+void Writer::dimensions(const std::vector<int64_t>& dims) {
+  text_ += '[';
   const char* separator = "";
-  for (auto dim : type.shape) {
+  for (auto dim : dims) {
     text_ += separator;
     text_ += dim == unknown_dim ? "?" : std::to_string(dim);
     separator = ", ";
   }
-  text_ += type.state ? "]>>" : "]>";
+  text_ += ']';
 }
 
 void Writer::argument(const Argument& argument) {

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "device/weights.h"
+#include "host/bytes.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "ops/streams.h"
@@ -70,7 +71,11 @@ struct GateTask {
     std::optional<double> norm;
     auto global_norm_once = [&] {
       if (!norm) {
-        trace::Span span("gradient_norm", "", 0, 0);
+        int64_t bytes = 0;
+        for (auto& gradient : gradients) {
+          bytes += bytes_of(gradient.view());
+        }
+        trace::Span span("gradient_norm", "", bytes, 0);
         norm = global_norm(gradients);
       }
       return *norm;

@@ -106,6 +106,16 @@ size_t operands(const AttentionOptions& options) {
   return 3 + has_mask_array(options) + options.sinks;
 }
 
+/// What reading or writing each of them once moves.
+template <class... Tensors>
+int64_t bytes_of(const Tensors&... tensors) {
+  auto bytes = [](const kernels::Heads& x) {
+    auto& s = x.shape;
+    return s[0] * s[1] * s[2] * s[3] * static_cast<int64_t>(size_of(x.type));
+  };
+  return (bytes(tensors) + ...);
+}
+
 int64_t flops(const kernels::Attention& call) {
   auto& q = call.q.shape;
   return 2 * q[0] * q[1] * q[2] * call.k.shape[2] * (q[3] + call.v.shape[3]);
@@ -271,7 +281,8 @@ void Attention::eval_cpu(
   if (!options_.place.device) {
     layer_->place(trace::Placement::device_cpu);
     tasks.dispatch([call, out, softmax = row_softmax(outputs[1])] {
-      trace::Span span("attention", op, 0, flops(call));
+      trace::Span span(
+          "attention", op, bytes_of(call.q, call.k, call.v, out), flops(call));
       kernels::attention_forward(call, out, softmax);
     });
     return;
@@ -344,7 +355,8 @@ void AttentionVJP::eval_cpu(
                  dv = heads(outputs[2]),
                  d_sinks = options_.sinks ? outputs[3].data<float>() : nullptr,
                  recompute = options_.place.device != nullptr] {
-        trace::Span span("attention_vjp", op, 0, 5 * flops(call) / 2);
+        auto bytes = bytes_of(call.q, call.k, call.v, out, d_out, dq, dk, dv);
+        trace::Span span("attention_vjp", op, bytes, 5 * flops(call) / 2);
         if (recompute) {
           backward_of_exact(call, d_out, dq, dk, dv, d_sinks);
         } else {

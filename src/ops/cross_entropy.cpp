@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "host/bytes.h"
 #include "kernels/cross_entropy.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
@@ -111,7 +112,7 @@ void CrossEntropy::eval_cpu(
                  loss = outputs[0].data<float>(),
                  maximum = outputs[1].data<float>(),
                  sum = outputs[2].data<float>()] {
-        trace::Span span("cross_entropy", "", 0, 0);
+        trace::Span span("cross_entropy", "", bytes_of(logits.view()), 0);
         kernels::cross_entropy_forward(
             logits.view(), targets, smoothing, loss, maximum, sum);
       });
@@ -164,7 +165,8 @@ void CrossEntropyVJP::eval_cpu(
                  sum = inputs[3].data<float>(),
                  d_loss = inputs[4].data<float>(),
                  d_logits = rows_of(outputs[0])] {
-        trace::Span span("cross_entropy_vjp", "", 0, 0);
+        trace::Span span(
+            "cross_entropy_vjp", "", bytes_of(logits.view(), d_logits), 0);
         kernels::cross_entropy_backward(
             logits.view(), targets, smoothing, maximum, sum, d_loss, d_logits);
       });

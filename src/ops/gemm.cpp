@@ -3,6 +3,7 @@
 #include "ops/gemm.h"
 
 #include "device/device_matmul.h"
+#include "host/bytes.h"
 #include "kernels/gemm.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
@@ -77,7 +78,7 @@ struct GemmTask {
     trace::Span span(
         span_name(options.role),
         options.layer,
-        0,
+        bytes_of(left, right, out),
         2 * left.rows * left.cols * right.cols);
     trace::add(counter(options.role));
     kernels::gemm(left, right, nullptr, out);

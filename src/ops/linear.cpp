@@ -2,6 +2,7 @@
 #include "ops/linear.h"
 
 #include "device/device_matmul.h"
+#include "host/bytes.h"
 #include "kernels/gemm.h"
 #include "ops/failure.h"
 #include "ops/gemm.h"
@@ -25,7 +26,8 @@ struct BlasTask {
 
   void operator()() const {
     auto flops = 2 * y.rows * w.cols * y.cols;
-    trace::Span span("gemm_forward", layer->name, 0, flops);
+    trace::Span span(
+        "gemm_forward", layer->name, bytes_of(x.view(), w, y), flops);
     trace::add(trace::Counter::gemm_forward);
     kernels::gemm(x.view(), w.transposed(), bias ? &*bias : nullptr, y);
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "device/device_matmul.h"
+#include "host/bytes.h"
 #include "host/half.h"
 #include "host/rows.h"
 #include "kernels/gemm.h"
@@ -67,6 +68,11 @@ QuantizedMatrix matrix(
   return w;
 }
 
+/// Without scales and biases.
+int64_t packed_bytes(const QuantizedMatrix& w) {
+  return w.rows * w.cols * w.bits / 8;
+}
+
 /// y = x Wᵀ + bias, W by panels of rows, which are panels of columns of y.
 void run_on_blas(
     const MatrixView& x,
@@ -74,7 +80,11 @@ void run_on_blas(
     const std::optional<MatrixView>& bias,
     const MatrixOut& y,
     const std::string& layer) {
-  trace::Span span("gemm_forward", layer, 0, 2 * x.rows * x.cols * w.rows);
+  trace::Span span(
+      "gemm_forward",
+      layer,
+      bytes_of(x, y) + packed_bytes(w),
+      2 * x.rows * x.cols * w.rows);
   trace::add(trace::Counter::gemm_forward);
   std::vector<float> panel(std::min(panel_rows, w.rows) * w.cols);
   for (int64_t begin = 0; begin < w.rows; begin += panel_rows) {
@@ -99,7 +109,11 @@ void run_dx(
     const QuantizedMatrix& w,
     const MatrixOut& dx,
     const std::string& layer) {
-  trace::Span span("gemm_dx", layer, 0, 2 * dy.rows * w.cols * w.rows);
+  trace::Span span(
+      "gemm_dx",
+      layer,
+      bytes_of(dy, dx) + packed_bytes(w),
+      2 * dy.rows * w.cols * w.rows);
   trace::add(trace::Counter::gemm_dx);
   std::vector<float> panel(std::min(panel_rows, w.rows) * w.cols);
   std::vector<float> left(dy.rows * std::min(panel_rows, w.rows));

@@ -1,6 +1,7 @@
 // SwiGLU: forward and backward each one task.
 #include "ops/swiglu.h"
 
+#include "host/bytes.h"
 #include "kernels/swiglu.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
@@ -50,7 +51,7 @@ void SwiGLU::eval_cpu(
                  type = float_type(outputs[0].dtype()),
                  out = outputs[0].data<void>(),
                  n = static_cast<int64_t>(outputs[0].size())] {
-        trace::Span span("swiglu", "", 0, 0);
+        trace::Span span("swiglu", "", 3 * bytes_of(gate.view()), 0);
         kernels::swiglu_forward(gate.view().data, up.view().data, type, out, n);
       });
 }
@@ -91,7 +92,7 @@ void SwiGLUVJP::eval_cpu(
                  d_gate = outputs[0].data<void>(),
                  d_up = outputs[1].data<void>(),
                  n = static_cast<int64_t>(outputs[0].size())] {
-        trace::Span span("swiglu_vjp", "", 0, 0);
+        trace::Span span("swiglu_vjp", "", 5 * bytes_of(gate.view()), 0);
         kernels::swiglu_backward(
             gate.view().data,
             up.view().data,

@@ -10,31 +10,23 @@ namespace mlx_ane::emulated {
 
 namespace {
 
-Port port_of(const mil::Value& value) {
-  return {
-      value.name, value.type.shape, surface_element_bytes(value.type.dtype)};
-}
-
 /// Surfaces for all ports, each as large as the largest.
 std::vector<std::vector<std::byte>> make_surfaces(
     const std::vector<mil::Value>& ports) {
   size_t bytes = Limits{}.min_surface_bytes;
   for (auto& port : ports) {
-    bytes = std::max(bytes, surface_bytes(port_of(port)));
+    bytes = std::max(bytes, surface_bytes(port.type));
   }
   return std::vector(ports.size(), std::vector<std::byte>(bytes));
 }
 
-/// copy(surface bytes, dense bytes, count) of each row of a port.
+/// copy(surface bytes, dense bytes, count) of each run of a port.
 template <class Copy>
-void each_row(const mil::Value& value, Copy&& copy) {
-  auto port = port_of(value);
-  auto cols = port.shape.empty() ? 1 : port.shape.back();
-  auto row = static_cast<size_t>(cols) * port.element_size;
-  auto total = dense_bytes(value.type);
-  for (size_t at = 0, r = 0; at < total; at += row, ++r) {
-    copy(r * row_bytes(port), at, row);
-  }
+void each_copy(const Type& type, Copy&& copy) {
+  auto size = surface_element_bytes(type.dtype);
+  each_run(type, [&](size_t byte, int64_t at, int64_t n) {
+    copy(byte, at * size, n * size);
+  });
 }
 
 std::vector<SurfaceBytes> bytes_of(std::vector<std::vector<std::byte>>& all) {
@@ -91,7 +83,7 @@ std::vector<std::vector<std::byte>> DenseProgram::run(
           std::to_string(dense_bytes(in_ports[i].type)) + " for " +
           to_string(in_ports[i].type) + ".");
     }
-    each_row(in_ports[i], [&](size_t surface, size_t dense, size_t n) {
+    each_copy(in_ports[i].type, [&](size_t surface, size_t dense, size_t n) {
       std::memcpy(in[i].data() + surface, inputs[i].data() + dense, n);
     });
   }
@@ -99,7 +91,7 @@ std::vector<std::vector<std::byte>> DenseProgram::run(
   std::vector<std::vector<std::byte>> results;
   auto take = [&](const mil::Value& port, const std::vector<std::byte>& from) {
     auto& result = results.emplace_back(dense_bytes(port.type));
-    each_row(port, [&](size_t surface, size_t dense, size_t n) {
+    each_copy(port.type, [&](size_t surface, size_t dense, size_t n) {
       std::memcpy(result.data() + dense, from.data() + surface, n);
     });
   };

@@ -8,8 +8,10 @@
 #include "blas/blas.h"
 #include "device/emulated/arena.h"
 #include "device/emulated/constants.h"
+#include "device/emulated/surface_io.h"
 #include "host/pool.h"
 #include "host/scratch.h"
+#include "mil/ops.h"
 
 namespace mlx_ane::emulated {
 
@@ -184,6 +186,7 @@ class GraphBuilder {
 
   void check_type(const Type& type, const std::string& what) const {
     int64_t n = 0;
+    size_t surface = 0;
     if (type.shape.size() > 8) {
       throw GraphError(
           what + " has rank " + std::to_string(type.shape.size()) +
@@ -191,10 +194,12 @@ class GraphBuilder {
     }
     try {
       n = elements(type.shape);
+      surface = type.is_buffer() ? surface_bytes(type) : 0;
     } catch (const std::invalid_argument& e) {
       throw GraphError(what + ": " + e.what());
     }
-    if (n > memory_budget_ / element_size) {
+    if (n > memory_budget_ / element_size ||
+        surface > static_cast<size_t>(memory_budget_)) {
       throw MemoryError(
           what + " of type " + to_string(type) + " exceeds the budget of " +
           std::to_string(memory_budget_) + " bytes");
@@ -263,14 +268,19 @@ class GraphBuilder {
       add_const(operation);
       return;
     }
-    if (operation.outputs.empty()) {
-      throw GraphError(
-          at(operation) + operation.op + " has no result", operation.op);
-    }
     auto* op = find_op(operation.op);
     if (op == nullptr) {
       throw GraphError(
-          at(operation) + "unknown operation " + operation.op, operation.op);
+          at(operation) +
+              (mil::find_op(operation.op)
+                   ? "the emulated engine does not run MIL's operation "
+                   : "unknown operation ") +
+              operation.op,
+          operation.op);
+    }
+    if (operation.outputs.empty() && operation.op != "write_state") {
+      throw GraphError(
+          at(operation) + operation.op + " has no result", operation.op);
     }
     Call call{
         .op = operation.op,
@@ -289,7 +299,23 @@ class GraphBuilder {
     for (auto& output : operation.outputs) {
       call.results.push_back({add_slot(), output.type, nullptr});
     }
+    if (operation.op != "tensor_buffer_to_tensor") {
+      refuse_buffers(operation, call);
+    }
     finish(operation, call, op->build(call));
+  }
+
+  void refuse_buffers(const mil::Operation& operation, const Call& call) {
+    for (auto& argument : call.arguments) {
+      for (auto& operand : argument.operands) {
+        if (operand.type.is_buffer()) {
+          throw GraphError(
+              at(operation) + operation.op + " has the tensor_buffer " +
+                  argument.name + "; give it tensor_buffer_to_tensor of that",
+              operation.op);
+        }
+      }
+    }
   }
 
   void finish(
@@ -334,7 +360,9 @@ class GraphBuilder {
       const Type& inferred) const {
     check_type(inferred, at(operation) + operation.op);
     bool same = declared.dtype == inferred.dtype &&
-                declared.shape.size() == inferred.shape.size();
+                declared.shape.size() == inferred.shape.size() &&
+                declared.strides == inferred.strides &&
+                declared.interleave_factors == inferred.interleave_factors;
     for (size_t d = 0; same && d < inferred.shape.size(); ++d) {
       same = declared.shape[d] == inferred.shape[d] ||
              declared.shape[d] == mil::unknown_dim;

@@ -38,7 +38,11 @@ std::string to_string(const Shape& shape) {
 }
 
 std::string to_string(const Type& type) {
-  return mil::to_string(type.dtype) + to_string(type.shape);
+  auto text = mil::to_string(type.dtype) + to_string(type.shape);
+  return type.is_buffer() ? text + " with strides " + to_string(type.strides) +
+                                " and interleave factors " +
+                                to_string(type.interleave_factors)
+                          : text;
 }
 
 Shape strides_of(const Shape& shape) {

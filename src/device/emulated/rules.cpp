@@ -88,11 +88,10 @@ void check_surfaces(
     }
     for (size_t i = 0; i < ports.size(); ++i) {
       auto& type = ports[i].type;
-      Port port{{}, type.shape, surface_element_bytes(type.dtype)};
       auto got = kind + " " + ports[i].name + " of type " + to_string(type) +
                  " has a surface of " + std::to_string(surfaces[i].size) +
                  " bytes";
-      auto needed = surface_bytes(port);
+      auto needed = surface_bytes(type);
       if (surfaces[i].size < needed) {
         throw refusal(
             "surface-size", got + ", needs " + std::to_string(needed));

@@ -13,6 +13,28 @@ LoweredOp identity(const Call& call) {
   return LoweredOp::view(x, x.shape());
 }
 
+// The layout of a surface matters where surfaces are read and written only.
+LoweredOp tensor_buffer_to_tensor(const Call& call) {
+  auto& x = call.operand("input");
+  call.need(x.type.is_buffer(), "input must be a tensor_buffer");
+  return LoweredOp::view(x, x.shape());
+}
+
+LoweredOp tensor_to_tensor_buffer(const Call& call) {
+  auto& x = call.operand("input");
+  auto lowered = LoweredOp::view(x, x.shape());
+  auto& type = lowered.types[0];
+  auto& declared = call.results[0].type;
+  type.strides = call.integers("strides", declared.strides);
+  type.interleave_factors =
+      call.integers("interleave_factors", declared.interleave_factors);
+  call.need(
+      type.strides.size() == x.shape().size() &&
+          type.interleave_factors.size() == x.shape().size(),
+      "strides and interleave_factors need one number an axis");
+  return lowered;
+}
+
 // At most one -1 (the rest), 0 keeps the input's size at that position.
 LoweredOp reshape_to(const Call& call, const Operand& x, Shape shape) {
   int64_t known = 1;
@@ -296,6 +318,12 @@ constexpr Op table[] = {
      space_to_depth,
      "iOS15 tensor_transformation: space_to_depth"},
     {"squeeze", squeeze, "iOS15 tensor_transformation: squeeze"},
+    {"tensor_buffer_to_tensor",
+     tensor_buffer_to_tensor,
+     "splash: tensor_buffer_to_tensor"},
+    {"tensor_to_tensor_buffer",
+     tensor_to_tensor_buffer,
+     "splash: tensor_to_tensor_buffer"},
     {"transpose", transpose, "iOS15 tensor_transformation: transpose"},
 };
 

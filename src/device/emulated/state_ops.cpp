@@ -19,27 +19,47 @@ LoweredOp read_state(const Call& call) {
   return lowered;
 }
 
-// The result is the new value.
-LoweredOp update_state(const Call& call) {
-  auto state = call.operand("state"), value = call.operand("value"),
-       z = call.results[0];
-  call.need(state.type.state, "state must be a state");
+/// A state and its new value.
+std::pair<Operand, Operand> update(
+    const Call& call, const char* state_name, const char* value_name) {
+  auto state = call.operand(state_name), value = call.operand(value_name);
+  call.need(
+      state.type.state,
+      "argument " + std::string(state_name) + " must be a state");
   call.need(
       value.type.dtype == state.type.dtype && value.shape() == state.shape(),
-      "value is " + to_string(value.type) + ", but the state holds " +
+      "the new value is " + to_string(value.type) + ", but the state holds " +
           to_string(state.type));
+  return {state, value};
+}
+
+// The result is the new value.
+LoweredOp coreml_update_state(const Call& call) {
+  auto [state, value] = update(call, "state", "value");
+  auto z = call.results.at(0);
   LoweredOp lowered({{state.type.dtype, state.shape()}});
   lowered.moves = true;
-  lowered.kernel = [=, n = state.size()](const Frame& frame) {
-    std::memcpy(z.ints(frame), value.ints(frame), n * element_size);
-    std::memcpy(state.ints(frame), value.ints(frame), n * element_size);
+  lowered.kernel = [z, s = state, v = value](const Frame& frame) {
+    std::memcpy(z.ints(frame), v.ints(frame), v.size() * element_size);
+    std::memcpy(s.ints(frame), v.ints(frame), v.size() * element_size);
   };
   return lowered;
 }
 
+// It has no result.
+LoweredOp write_state(const Call& call) {
+  auto [state, value] = update(call, "input", "data");
+  return LoweredOp({}, [s = state, v = value](const Frame& frame) {
+    std::memcpy(s.ints(frame), v.ints(frame), v.size() * element_size);
+  });
+}
+
 constexpr Op table[] = {
-    {"coreml_update_state", update_state, "iOS18 states: coreml_update_state"},
+    {"coreml_update_state",
+     coreml_update_state,
+     "iOS18 states: coreml_update_state"},
     {"read_state", read_state, "iOS18 states: read_state"},
+    {"write_state", write_state, "iOS18 states: write_state"},
 };
 
 }  // namespace

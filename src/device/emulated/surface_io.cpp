@@ -1,9 +1,9 @@
 // Row-wise conversion between a surface's element type and float or int32.
 #include "device/emulated/surface_io.h"
 
+#include <algorithm>
 #include <cstring>
 
-#include "device/device.h"
 #include "host/half.h"
 
 namespace mlx_ane::emulated {
@@ -65,26 +65,6 @@ void store_row(const void* from, DType type, std::byte* to, int64_t n) {
   }
 }
 
-/// body(byte offset in the surface, element offset, elements) of each run of
-/// elements without padding.
-template <class Body>
-void each_run(const Type& type, Body&& body) {
-  auto n = elements(type.shape);
-  Port port{{}, type.shape, surface_element_bytes(type.dtype)};
-  auto cols = type.shape.empty() ? 1 : type.shape.back();
-  auto stride = row_bytes(port);
-  if (n == 0) {
-    return;
-  }
-  if (stride == cols * port.element_size) {
-    body(size_t{0}, int64_t{0}, n);
-    return;
-  }
-  for (int64_t r = 0; r < n / cols; ++r) {
-    body(r * stride, r * cols, cols);
-  }
-}
-
 }  // namespace
 
 size_t surface_element_bytes(DType type) {
@@ -104,6 +84,28 @@ size_t surface_element_bytes(DType type) {
       throw std::invalid_argument(
           std::string("a surface cannot hold ") + mil::to_string(type));
   }
+}
+
+size_t surface_bytes(const Type& type) {
+  auto bytes = surface_element_bytes(type.dtype);
+  if (!type.is_buffer()) {
+    return mlx_ane::surface_bytes({{}, type.shape, bytes});
+  }
+  int64_t last = 0;
+  for (size_t d = 0; d < type.shape.size(); ++d) {
+    auto factor = type.interleave_factors[d];
+    auto groups = std::max<int64_t>(type.shape[d] - 1, 0) / factor;
+    constexpr int64_t most = int64_t{1} << 40;
+    if (factor > most || type.strides[d] > most ||
+        (groups > 0 && type.strides[d] > most / groups) || last > most) {
+      throw std::invalid_argument(
+          "a tensor_buffer with strides " + to_string(type.strides) +
+          " is larger than any surface");
+    }
+    last += groups * type.strides[d] +
+            std::min(factor, std::max<int64_t>(type.shape[d], 1)) - 1;
+  }
+  return static_cast<size_t>(last + 1) * bytes;
 }
 
 void load_surface(const std::byte* from, const Type& type, void* to) {

@@ -115,16 +115,7 @@ def call(
     Raises:
         Unsupported: If it cannot be a program.
     """
-    key = (fun, _signature((fun, args, kwargs)))
-    if key not in blocks:
-        try:
-            blocks[key] = CompiledBlock(fun, args, kwargs)
-        except Unsupported as error:
-            blocks[key] = Unsupported(error.primitive, error.why, error.near)
-    block = blocks[key]
-    if isinstance(block, Unsupported):
-        # Anew: a traceback would keep modules alive.
-        raise Unsupported(block.primitive, block.why, block.near)
+    block = captured(fun, args, kwargs, blocks)
     given = block.captured.arguments(args, kwargs)
     frozen = block.frozen(args, kwargs)
     outputs = block.node(
@@ -140,6 +131,30 @@ def call(
         name,
     )
     return rebuild_result(block.captured.result, outputs)
+
+
+def captured(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    blocks: Blocks,
+) -> CompiledBlock:
+    """The block of ``fun(*args, **kwargs)``, of those captured so far or a new one.
+
+    Raises:
+        Unsupported: If it cannot be a program.
+    """
+    key = (fun, _signature((fun, args, kwargs)))
+    if key not in blocks:
+        try:
+            blocks[key] = CompiledBlock(fun, args, kwargs)
+        except Unsupported as error:
+            blocks[key] = Unsupported(error.primitive, error.why, error.near)
+    block = blocks[key]
+    if isinstance(block, Unsupported):
+        # Anew: a traceback would keep modules alive.
+        raise Unsupported(block.primitive, block.why, block.near)
+    return block
 
 
 class CompiledBlock(Block):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_ane import _ext
 from mlx_ane._attention import NAME, attention_device
+from mlx_ane._console import table
 from mlx_ane._exchange import Exchanged
 
 if TYPE_CHECKING:
@@ -178,17 +178,6 @@ class ConversionReport:
         elif self.attention is not None:
             lines += ["", f"no module calls MLX's {NAME}"]
         return "\n".join(lines)
-
-
-def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Left-aligned columns under a rule; the first row is the head."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def _live(stats: dict[str, float]) -> dict[str, Any]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mlx_ane.block import BlockProgram, Gemm
 from mlx_ane.chips import UNCERTAINTY, Chip
+
+#: Estimates that differ by less are not called different.
+CLEARLY = 1.1
 
 #: A value of an estimate by its name, and what it is called.
 WAYS = {
@@ -234,8 +238,7 @@ def advice(estimate: Estimate, chip: str) -> str:
         chip (str): Its name.
     """
     by, engine = estimate.engine
-    what = "a step" if estimate.what == "step" else "a forward pass"
-    ours, gpu = (f"{two_digits(s * 1e3)} ms" for s in (engine, estimate.gpu))
+    what, ours, gpu = _passes(estimate), _ms(engine), _ms(estimate.gpu)
     if engine > UNCERTAINTY * estimate.gpu:
         found = (
             f"On {chip} the GPU is faster than the engine: about {gpu} {what}; the "
@@ -252,6 +255,56 @@ def advice(estimate: Estimate, chip: str) -> str:
             f"{by}, {gpu} on the GPU; the engine leaves it free"
         )
     if estimate.cpu < engine:
-        cpu = f"{two_digits(estimate.cpu * 1e3)} ms"
+        cpu = _ms(estimate.cpu)
         found += f"; the CPU's BLAS alone (device 'cpu') is estimated at {cpu}"
     return found + "."
+
+
+def choose_granularity(
+    estimate: Estimate, chip: str, use_gpu: bool
+) -> tuple[Literal["layer", "block"], str]:
+    """The granularity that is estimated faster, and why.
+
+    Args:
+        estimate (Estimate): Of the pass that counts.
+        chip (str): Its name.
+        use_gpu (bool): Whether layers may stay on the GPU where that is faster.
+    """
+    layers, blocks = estimate.layers, estimate.blocks
+    if blocks is None:
+        return "layer", "no block can be a program"
+    found = (
+        f"{_passes(estimate)} on {chip} is estimated at {_ms(blocks)} by blocks, "
+        f"{_ms(layers)} by layers"
+    )
+    if use_gpu:
+        found += f", {_ms(estimate.gpu)} on the GPU"
+    best = min(layers, estimate.gpu) if use_gpu else layers
+    chosen: Literal["layer", "block"] = "block" if blocks < best else "layer"
+    return chosen, found
+
+
+def hint(estimate: Estimate, chip: str, granularity: str) -> str:
+    """One line on what is estimated to be faster than this granularity, or ""."""
+    layers, blocks, gpu = estimate.layers, estimate.blocks, estimate.gpu
+    here, what = layers, _passes(estimate)
+    if granularity == "block" and blocks is not None:
+        here = blocks
+    found = []
+    if blocks is not None and CLEARLY * blocks < here:
+        found.append(f"granularity 'block' ({_ms(blocks)})")
+    if CLEARLY * gpu < min(here, layers if blocks is None else blocks):
+        found.append(f"MLX's GPU, which then is not free ({_ms(gpu)})")
+    if not found:
+        return ""
+    return f"{chip} is estimated to take {_ms(here)} {what}; faster: " + ", ".join(
+        found
+    )
+
+
+def _passes(estimate: Estimate) -> str:
+    return "a step" if estimate.what == "step" else "a forward pass"
+
+
+def _ms(seconds: float) -> str:
+    return f"{two_digits(1e3 * seconds)} ms"

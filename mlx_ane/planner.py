@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import textwrap
 from collections import Counter
@@ -99,7 +100,7 @@ class PlannedBlock:
     why: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
     """What a model would ask of an engine; printed, a table and a conclusion.
 
@@ -154,10 +155,19 @@ class Plan:
         return sum({call.path: call.weight_bytes for call in self.calls}.values())
 
     @property
+    def name(self) -> str:
+        """The chip without its architecture."""
+        return self.chip.partition(" (")[0]
+
+    @property
+    def largest(self) -> Estimate:
+        """Of the largest shape: of a step if anything is trained."""
+        return max(self.estimates, key=lambda e: (math.prod(e.shape), e.what))
+
+    @property
     def advice(self) -> str:
         """One sentence for the largest shape: which device, and what to expect."""
-        largest = max(self.estimates, key=lambda e: (math.prod(e.shape), e.what))
-        return advice(largest, self.chip.partition(" (")[0])
+        return advice(self.largest, self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values, ready for JSON."""
@@ -187,6 +197,12 @@ class Plan:
             "uncertainty": UNCERTAINTY,
             "figures": {name: asdict(f) for name, f in self.figures.items()},
         }
+
+    def __repr__(self) -> str:
+        return f"<Plan: {self.advice}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         head = ("layers", "S", "K", "N", "tiles", "engine", "GPU", "CPU", "best")

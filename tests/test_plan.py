@@ -334,6 +334,8 @@ def test_the_text_fits_a_terminal_and_concludes(chip: str) -> None:
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     assert plan.advice in text
+    assert repr(plan) == f"<Plan: {plan.advice}>"
+    assert plan._repr_html_().startswith("<pre>plan for ")
     for figure in plan.figures.values():
         assert figure.source in text
     for found in plan.estimates:

@@ -104,7 +104,13 @@ def why_unwritable(path: str | Path, folder: bool = False) -> str | None:
 def wrapped(text: str) -> list[str]:
     """Lines of at most `WIDTH` columns; all but the first are indented further."""
     indent = " " * (len(text) - len(text.lstrip()) + 2)
-    return textwrap.wrap(text, WIDTH, subsequent_indent=indent)
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,  # paths
+        break_on_hyphens=False,
+    )
 
 
 def table(rows: Iterable[Sequence[str]]) -> list[str]:

@@ -381,6 +381,7 @@ def _estimate(
             why = f"the model takes no {DEFAULT_ROWS} tokens; pass batch_shape"
         else:
             estimate, name = found.largest, found.name
+            report.estimate, report.chip = estimate, name
             use_gpu = options.policy == "auto" and objective != "free_gpu"
             if auto:
                 chosen = choose_granularity(estimate, name, use_gpu)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_ane import _ext
@@ -17,6 +17,7 @@ from mlx_ane._exchange import Exchanged
 
 if TYPE_CHECKING:
     from mlx_ane.autotune import Decision
+    from mlx_ane.estimate import Estimate
 
 
 @dataclass
@@ -106,6 +107,9 @@ class ConversionReport:
     why: str = ""
     #: One line where another granularity, or the GPU, is estimated to be faster.
     hint: str = ""
+    #: Of a pass with the largest `batch_shape`, if one was given, on this chip.
+    estimate: Estimate | None = None
+    chip: str = ""
     #: Share of the time of `timed` that was spent outside these layers.
     outside: float | None = None
 
@@ -120,14 +124,18 @@ class ConversionReport:
         return {c.path: _live(counts.get(c.name, {})) for c in self.converted}
 
     @property
-    def lead(self) -> str:
-        """One sentence: how many layers, where their calls went, and fallbacks."""
-        live = list(self.placement().values())
+    def placed(self) -> str:
+        """How many blocks and layers were converted."""
         blocks = sum(not c.shape for c in self.converted)
         layers = len(self.converted) - blocks
         of = layers + sum(s.is_layer for s in self.skipped)
-        parts = [f"{blocks} blocks"] if blocks else []
-        parts.append(f"{layers} of {of} layers")
+        return f"{blocks} blocks, " * bool(blocks) + f"{layers} of {of} layers"
+
+    @property
+    def lead(self) -> str:
+        """One sentence: how many layers, where their calls went, and fallbacks."""
+        live = list(self.placement().values())
+        parts = [self.placed]
         calls = sum(row["calls"] for row in live)
         on_device = sum(row["on_device"] for row in live)
         devices = dict.fromkeys(c.device for c in self.converted)
@@ -178,6 +186,7 @@ class ConversionReport:
             "granularity": self.granularity,
             "why": self.why,
             "hint": self.hint,
+            "estimate": self.estimate and asdict(self.estimate),
             "outside": self.outside,
             "converted": [
                 {

@@ -6,10 +6,14 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+#: Columns of what is printed, on a terminal or not.
+WIDTH = 80
 
 
 class Interrupted(KeyboardInterrupt):
@@ -95,3 +99,59 @@ def why_unwritable(path: str | Path, folder: bool = False) -> str | None:
     if place != path and not place.is_dir():
         return f"is in {place}, which is no folder"
     return None if os.access(place, os.W_OK) else "cannot be written to"
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines of at most `WIDTH` columns; all but the first are indented further."""
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,  # paths
+        break_on_hyphens=False,
+    )
+
+
+def table(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Columns under a rule, numbers to the right; the first row is the head."""
+    rows = list(rows)
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
+    lines = [
+        "  ".join(
+            cell.rjust(w) if r else cell.ljust(w)
+            for cell, w, r in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell.replace(".", "").isdecimal()
+
+
+def some(paths: Sequence[str], most: int = 26) -> str:
+    """A short name for the layers at these paths: the path of one, or what they share.
+
+    Layers that LoRA wraps have the wrapper's name, and the indices of lists are "*".
+    """
+    own = [path.removesuffix(".linear") for path in paths]
+    count = f" x {len(own)}" if len(own) > 1 else ""
+    name = own[0] if own else ""
+    if count:
+        name = ", ".join(dict.fromkeys(map(_kind, own)))
+    room = most - len(count)
+    if len(name) > room:
+        # Of a path its end tells more, of several names the first.
+        cut = room - 3
+        name = f"{name[:cut]}..." if count else f"...{name[-cut:]}"
+    return name + count
+
+
+def _kind(path: str) -> str:
+    parts = ["*" if part.isdecimal() else part for part in path.split(".")]
+    last = max((i for i, part in enumerate(parts) if part != "*"), default=0)
+    return ".".join(parts[last:])

@@ -9,7 +9,7 @@ Policy = Literal["all", "frozen", "auto"]
 Precision = Literal["default", "high", "exact"]
 Objective = Literal["time", "energy", "free_gpu"]
 Attention = Literal["fused", "mlx"]
-Granularity = Literal["layer", "block"]
+Granularity = Literal["layer", "block", "auto"]
 Fallback = Literal["error", "warn", "allow"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)

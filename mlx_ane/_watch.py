@@ -20,35 +20,46 @@ T = TypeVar("T")
 Note = Callable[[T, mx.array, mx.array], None]
 
 
+#: A call of a module: the caller's item, and its arguments.
+Call = tuple[T, tuple[Any, ...], dict[str, Any]]
+
+
 def rows_of_products(
     model: nn.Module,
     layers: Sequence[tuple[T, nn.Module]],
     shape: tuple[int, ...],
     where: str,
+    modules: Sequence[tuple[T, nn.Module]] = (),
+    calls: list[Call[T]] | None = None,
 ) -> list[tuple[T, int]]:
     """Each product of a forward pass with its rows, in order; nothing is computed.
 
     The model is left as it was.
 
     Args:
-        model (nn.Module): The model, called with zeros: tokens, else numbers.
+        model (nn.Module): The model, called with zeros: numbers, else tokens.
         layers (sequence): Pairs of an item and its layer.
         shape (tuple): Shape of the input.
         where (str): The caller, for the error message.
+        modules (sequence): Pairs of an item and a module, no layer, whose calls are
+            noted too.
+        calls (list, optional): Gets these calls in order, each before those in it.
 
     Raises:
         ValueError: If the model takes no input of this shape.
     """
     errors = []
     seen: list[tuple[T, int]] = []
+    entered: list[Call[T]] = [] if calls is None else calls
 
     def note(item: T, x: mx.array, y: mx.array) -> None:
         seen.append((item, x.size // x.shape[-1]))
 
-    for dtype in (mx.int32, mx.float32):
+    for dtype in (mx.float32, mx.int32):  # tables refuse numbers, layers take both
         seen.clear()
+        entered.clear()
         try:
-            with preserved(model), watching(layers, note):
+            with preserved(model), watching(layers, note), entering(modules, entered):
                 model(mx.zeros(shape, dtype))
         except (ValueError, TypeError, IndexError) as error:
             errors.append(str(error))
@@ -87,6 +98,23 @@ def watching(layers: Sequence[tuple[T, nn.Module]], note: Note[T]) -> Iterator[N
         note (callable): Gets (item, x, y).
     """
     with classes((m, _watched(type(m), item, note)) for item, m in layers):
+        yield
+
+
+@contextmanager
+def entering(
+    modules: Sequence[tuple[T, nn.Module]], calls: list[Call[T]]
+) -> Iterator[None]:
+    """Append each call of these modules to `calls` while this is open."""
+
+    def entered(item: T, cls: Any) -> type[Any]:
+        def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            calls.append((item, args, kwargs))
+            return cls.__call__(self, *args, **kwargs)
+
+        return type(cls.__name__, (cls,), {"__call__": watched})
+
+    with classes((m, entered(item, type(m))) for item, m in modules):
         yield
 
 

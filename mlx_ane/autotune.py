@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from mlx_ane import _ext, chips
@@ -231,6 +233,16 @@ class Measurements:
                 self._add(key, seconds)
         return {device: s * scale for device, s in seconds.items()}
 
+    def products(self) -> list[tuple[int, int, int, bool, dict[str, float]]]:
+        """Plain products that are known: rows, k, n, whether frozen, and seconds."""
+        found = []
+        for key, seconds in self._read().items():
+            shape, _, form, state, precision = key.split(" ")
+            if (form, precision) == ("dense", "default"):
+                rows, k, n = map(int, shape.split("x"))
+                found.append((rows, k, n, state == "frozen", seconds))
+        return found
+
     def _read(self) -> dict[str, dict[str, float]]:
         """What the file says of this machine; nothing if it says anything else."""
         try:
@@ -288,6 +300,19 @@ def measure(
     if _ext.counters()["device_calls"] - before != calls:
         return seconds, f"{device} did not answer every call"
     return {device: best, **seconds}, None
+
+
+@cache
+def host_bandwidth() -> chips.Figure:
+    """Bytes/s of converting fp32 rows to fp16 surfaces on this machine, measured."""
+    x = np.zeros((1024, 1024), np.float32)
+    out = np.zeros((1024, 1024), np.float16)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        _ext.kernels.pack(x, out)
+        times.append(time.perf_counter() - start)
+    return chips.Figure(chips.CONVERTED * x.size / min(times), "measured here")
 
 
 def has_gpu() -> bool:

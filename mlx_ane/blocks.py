@@ -21,7 +21,14 @@ from mlx_ane._layers import CLASSES, Site
 from mlx_ane.compile import Blocks, call
 from mlx_ane.tape import Unsupported
 
-__all__ = ["BlockModule", "block_class", "find_blocks"]
+__all__ = [
+    "BlockModule",
+    "block_class",
+    "block_function",
+    "find_blocks",
+    "is_composite",
+    "why_placed",
+]
 
 #: Captures of all blocks: equal blocks share theirs, and so their programs.
 _captured: Blocks = {}
@@ -48,13 +55,13 @@ class BlockModule(Exchanged):
         if capturing():
             return plain(self, *args, **kwargs)
         device = self.device
-        reason = _why_placed(device, args, kwargs)
+        reason = why_placed(device, args, kwargs)
         if reason is not None:
             _ext.block.place(self._name, reason)
             return plain(self, *args, **kwargs)
         try:
             return call(
-                _function(self._original),
+                block_function(self._original),
                 (self, *args),
                 kwargs,
                 device=device,
@@ -99,7 +106,7 @@ def _made_class(original: type[Any]) -> type[Any]:
     return type(f"ANE{original.__name__}", (BlockModule, original), names)
 
 
-def _function(original: type[Any]) -> Any:
+def block_function(original: type[Any]) -> Any:
     """The block's function of (module, *args), without mlx-lm's grad_checkpoint.
 
     A block keeps only its inputs for the backward: it is a checkpoint already.
@@ -113,7 +120,7 @@ def _function(original: type[Any]) -> Any:
     return function
 
 
-def _why_placed(device: str, args: Any, kwargs: Any) -> str | None:
+def why_placed(device: str, args: Any, kwargs: Any) -> str | None:
     """Why a call is not for the engine, as a placement, or None."""
     if device == "cpu":
         return "device_cpu"
@@ -150,7 +157,7 @@ def _exchange_children(block: nn.Module) -> None:
         if (
             isinstance(child, nn.Module)
             and not isinstance(child, Exchanged)
-            and _is_composite(child)
+            and is_composite(child)
         ):
             exchange(
                 child,
@@ -160,7 +167,7 @@ def _exchange_children(block: nn.Module) -> None:
             )
 
 
-def _is_composite(module: nn.Module) -> bool:
+def is_composite(module: nn.Module) -> bool:
     """Whether a module is made of layers of ours."""
     layers = [m for m in module.modules() if original_class(m) in CLASSES]
     return callable(module) and bool(layers) and original_class(module) not in CLASSES
@@ -179,7 +186,7 @@ def find_blocks(sites: list[Site]) -> list[Site]:
         module = site.module
         if id(module) in inside or id(module) not in in_lists:
             continue
-        if _is_composite(module):
+        if is_composite(module):
             found.append(site)
             inside |= {id(m) for m in module.modules()}
     return found

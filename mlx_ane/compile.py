@@ -123,16 +123,7 @@ def call(
     Raises:
         Unsupported: If it cannot be a program.
     """
-    key = (fun, _signature((fun, args, kwargs)))
-    if key not in blocks:
-        try:
-            blocks[key] = _compiled(fun, args, kwargs)
-        except Unsupported as error:
-            blocks[key] = Unsupported(error.primitive, error.why, error.near)
-    block = blocks[key]
-    if isinstance(block, Unsupported):
-        # Anew: a traceback would keep modules alive.
-        raise Unsupported(block.primitive, block.why, block.near)
+    block = captured(fun, args, kwargs, blocks)
     if not _ext.block.admits(block.forward.handle, device):
         _ext.block.place(name, "over_budget")
         return plain(*args, **kwargs)
@@ -157,6 +148,30 @@ def call(
             for y, axis in zip(outputs, block.captured.row_axes, strict=True)
         ]
     return rebuild_result(block.captured.result, outputs)
+
+
+def captured(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    blocks: Blocks,
+) -> CompiledBlock:
+    """The block of ``fun(*args, **kwargs)``, of those captured so far or a new one.
+
+    Raises:
+        Unsupported: If it cannot be a program.
+    """
+    key = (fun, _signature((fun, args, kwargs)))
+    if key not in blocks:
+        try:
+            blocks[key] = _compiled(fun, args, kwargs)
+        except Unsupported as error:
+            blocks[key] = Unsupported(error.primitive, error.why, error.near)
+    block = blocks[key]
+    if isinstance(block, Unsupported):
+        # Anew: a traceback would keep modules alive.
+        raise Unsupported(block.primitive, block.why, block.near)
+    return block
 
 
 def _compiled(

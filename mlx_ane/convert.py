@@ -39,9 +39,12 @@ from mlx_ane._types import (
     Precision,
     checked_word,
 )
-from mlx_ane.autotune import Decision, Tuner
+from mlx_ane._watch import checked_shapes
+from mlx_ane.autotune import DEFAULT_ROWS, Decision, Tuner
 from mlx_ane.blocks import block_class, find_blocks
+from mlx_ane.estimate import choose_granularity, hint
 from mlx_ane.nn import Placed
+from mlx_ane.planner import planned
 from mlx_ane.report import (
     AttendingModule,
     ConversionReport,
@@ -99,7 +102,8 @@ def convert(
             stays on MLX where its GPU is best.
         batch_shape (Sequence[int] or Sequence of them, optional): Shape of the
             model's input, or several, from which policy "auto" learns the rows of
-            each layer; without it every layer is measured with 512 rows.
+            each layer; without it every layer is measured with 512 rows. With it
+            the report says where blocks, or MLX's GPU, are estimated to be faster.
         attention (str, optional): "fused" has the modules of this model attend
             through :func:`mlx_ane.fast.scaled_dot_product_attention`, on ``device``,
             or the CPU if ``precision`` is "exact"; other models do not. "mlx" and
@@ -110,6 +114,10 @@ def convert(
             lists that hold such layers, or those of them that ``class_predicate``
             says. What cannot be a program at a call is one by its children, else by
             its layers; the report says why. Gradients are those of the engine's fp16.
+            "auto": that of the two whose training step, or forward pass if nothing is
+            trained, :func:`mlx_ane.plan` estimates to be faster for ``batch_shape``,
+            or 512 tokens; with policy "auto" the estimate counts what was measured
+            here, and layers stay where MLX's GPU is estimated faster than blocks.
 
     Returns:
         ConversionReport: What was converted, what was not and why; printing it
@@ -130,7 +138,9 @@ def convert(
     _check_model(model, "convert")
     _check_predicate(class_predicate)
     defaults = _Options(device, policy, precision)
-    _check_granularity(granularity, defaults)
+    checked_word("convert", "granularity", granularity, GRANULARITIES)
+    if granularity == "block":
+        _check_block(defaults, ("all",))
     if attention is not None:
         checked_word("convert", "attention", attention, ATTENTIONS, " or None")
     sites = find_sites(model)
@@ -141,7 +151,8 @@ def convert(
             (site.module, _decide(site, class_predicate, defaults, tune, report))
             for site in sites
         ]
-        if granularity == "block":
+        _estimate(model, granularity, defaults, objective, batch_shape, report)
+        if report.granularity == "block":
             blocks = [
                 (site.module, _decide_block(site, class_predicate, defaults, report))
                 for site in find_blocks(sites)
@@ -304,13 +315,12 @@ class _Options:
         return _Options(**{**vars(self), **answer})
 
 
-def _check_granularity(granularity: str, options: _Options) -> None:
-    checked_word("convert", "granularity", granularity, GRANULARITIES)
-    plain = options.policy == "all" and options.precision in (None, "default")
-    if granularity == "block" and not plain:
+def _check_block(options: _Options, policies: tuple[Policy, ...]) -> None:
+    """Refuse options that a block cannot have."""
+    if options.policy not in policies or options.precision not in (None, "default"):
         raise NotImplementedError(
             f"[mlx_ane.convert] granularity 'block' got policy {options.policy!r} and "
-            f"precision {options.precision!r}, need 'all' and 'default'; use "
+            f"precision {options.precision!r}, need {policies[0]!r} and 'default'; use "
             f"granularity 'layer' for others."
         )
 
@@ -328,7 +338,7 @@ def _decide_block(
         if answer is False or answer is None:
             return None  # its layers were asked about too
         options = defaults.updated(site.path, answer)
-        _check_granularity("block", options)
+        _check_block(options, ("all", defaults.policy))
     report.converted.append(
         ConvertedLayer(
             site.path,
@@ -339,6 +349,46 @@ def _decide_block(
         )
     )
     return {"_device": options.device}
+
+
+def _estimate(
+    model: nn.Module,
+    granularity: Granularity,
+    options: _Options,
+    objective: Objective,
+    batch_shape: Any,
+    report: ConversionReport,
+) -> None:
+    """Has the report say which granularity is used, why, and what would be faster."""
+    auto = granularity == "auto"
+    report.granularity = "block" if granularity == "block" else "layer"
+    device = resolve(options.device, "convert")
+    why = ""
+    if device == "cpu" or options.precision == "exact":
+        why = "the CPU runs layers"
+    elif options.precision == "high":
+        why = "blocks have no precision 'high'"
+    elif options.policy == "frozen":
+        why = "blocks have no policy 'frozen'"
+    elif auto or batch_shape is not None:
+        shapes = checked_shapes(batch_shape or (1, DEFAULT_ROWS), "convert")
+        try:
+            # What was measured on the emulated engine says nothing of another.
+            found = planned(model, shapes, device="ane" if device == "ane" else None)
+        except ValueError:
+            if batch_shape is not None:
+                raise
+            why = f"the model takes no {DEFAULT_ROWS} tokens; pass batch_shape"
+        else:
+            estimate, name = found.largest, found.name
+            report.estimate, report.chip = estimate, name
+            use_gpu = options.policy == "auto" and objective != "free_gpu"
+            if auto:
+                chosen = choose_granularity(estimate, name, use_gpu)
+                report.granularity, why = chosen
+            report.hint = hint(estimate, name, "block" if auto else granularity)
+    if auto:
+        report.why = f"granularity {report.granularity!r}: {why}"
 
 
 #: Measures where a plain layer should run, by its path, for these options.

@@ -15,8 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from mlx_ane import _ext
-from mlx_ane._console import why_unwritable
-from mlx_ane.report import table
+from mlx_ane._console import table, why_unwritable
 
 #: Sums of "calls", "ms", "bytes" and "flops", by two names.
 _Sums = dict[tuple[str, str], dict[str, float]]

@@ -15,13 +15,13 @@ from mlx.utils import tree_flatten
 
 from mlx_ane import _ext
 from mlx_ane._attention import attention_device
+from mlx_ane._console import table
 from mlx_ane._exchange import Exchanged, classes, is_exchanged, originals
 from mlx_ane._layers import Site, find_sites, product_method, product_shape
 from mlx_ane._preserve import preserved
 from mlx_ane._watch import returns, watching
 from mlx_ane.blocks import BlockModule
 from mlx_ane.nn import Placed
-from mlx_ane.report import table
 
 #: |dot product| from which an engine returns infinity or zero, on any chip.
 CLIFF: float = _ext.planning.limits("h16")["overflow_from"]

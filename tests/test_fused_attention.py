@@ -74,7 +74,8 @@ def test_one_model_of_two_attends_fused(device: str, calls) -> None:
     assert [(a.path, a.kind, a.device, a.reason) for a in report.attention] == [
         (f"model.layers.{i}.self_attn", "Attention", device, "") for i in range(2)
     ]
-    assert f"model.layers.1.self_attn  Attention  {device}" in str(report)
+    assert f"model.layers.1.self_attn  Attention  {device}" in report.full()
+    assert f"attention on {device}: self_attn x 2" in str(report)
     rows = json.loads(json.dumps(report.to_dict()))["attention"]
     assert rows[0] == {
         "path": "model.layers.0.self_attn",

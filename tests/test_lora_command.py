@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import types
@@ -28,6 +29,7 @@ from mlx import nn
 
 import mlx_ane as ane
 from mlx_ane import cli
+from mlx_ane.lora import words
 
 
 def kept(folder: Path) -> dict[str, tuple[Any, ...]]:
@@ -213,6 +215,8 @@ def test_flags_before_file_before_defaults(config) -> None:
         "granularity": "layer",
         "fallback": None,
         "verify": False,
+        "report": "short",
+        "plot": None,
     }
 
 
@@ -451,3 +455,122 @@ def test_an_interruption_says_how_to_go_on(
     monkeypatch.setattr(command, "evaluate", interrupted)
     assert cli.main(["lora", *flags, "--test"]) == 130
     assert f"the trained weights are in {tmp_path}" in capsys.readouterr().err
+
+
+# -- what a person reads ----------------------------------------------------------
+
+
+def spoken(capsys, *flags: str) -> tuple[str, str]:
+    """What `mlx-ane lora` prints, each sentence in one line: stdout and stderr."""
+    capsys.readouterr()
+    assert cli.main(["lora", *flags]) == 0
+    out, err = capsys.readouterr()
+    return out.replace("\n  ", " "), err
+
+
+def test_it_speaks_before_and_after_training(models, data, tmp_path, capsys) -> None:
+    flags = [*options("lora", models, data, tmp_path), "--device", "emulated"]
+    out, err = spoken(capsys, *flags, "--granularity", "auto")
+    begin, _, end = out.partition("Trainable parameters")
+    lines = begin.splitlines()
+    assert lines[0] == (
+        "device emulated: 2 blocks, 15 of 15 layers; lora trains 0.0148 M parameters"
+    )
+    assert lines[1].startswith("granularity 'block': a step on M4 is estimated at ")
+    assert re.fullmatch(
+        r"an M4 would take \S+ \[\S+ - \S+\] ms a step of 4 x \d+ tokens "
+        r"\(an estimate\)",
+        lines[2],
+    )
+    assert "warning" not in err
+    assert re.search(
+        rf"^{ITERS} iterations in \S+ s, \d+ tokens/s, training loss \S+ to \S+, "
+        r"validation loss \S+ to \S+$",
+        end,
+        re.M,
+    )
+    assert f"adapters: {tmp_path / 'adapters.safetensors'}" in end
+    command = re.search(r"^try them: (.*)$", end, re.M).group(1)
+    assert shlex.split(command) == [
+        *("mlx_lm.generate", "--model", str(models[False])),
+        *("--adapter-path", str(tmp_path), "--prompt", "Hello"),
+    ]
+    lead = r"^2 blocks, 15 of 15 layers, 100 % of calls on emulated, 0 fallbacks, "
+    assert re.search(lead + r"\d+ % of time elsewhere$", end, re.M)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "warning"),
+    [
+        (
+            "lora",
+            ["--predicate", "up_prj"],
+            "nothing is on device emulated: "
+            "--predicate up_prj matches no path, such as model.embed_tokens",
+        ),
+        (
+            "dora",
+            [],
+            "only 1 of 15 layers is on device emulated: "
+            "DoRALinear multiplies with the weight of its linear itself",
+        ),
+        (
+            "qlora",
+            ["--precision", "high"],
+            "nothing is on device emulated: "
+            "precision 'high' is for weights that are not quantised",
+        ),
+        (
+            "lora",
+            ["--precision", "exact"],
+            "nothing is on device emulated: precision 'exact' is fp32 on the BLAS",
+        ),
+    ],
+    ids=["predicate", "dora", "high", "exact"],
+)
+def test_it_warns_where_nothing_is_on_the_device(
+    kind, flags, warning: str, models, data, tmp_path, capsys
+) -> None:
+    given = [*options(kind, models, data, tmp_path), "--device", "emulated"]
+    given[given.index("--iters") + 1] = "1"
+    out, err = spoken(capsys, *given, *flags)
+    assert f"mlx-ane lora: warning: {warning}\n" in err
+    assert "would take" not in out or kind == "dora"
+
+
+def test_validation_and_training_are_at_the_same_iterations(
+    models, data, tmp_path, capsys
+) -> None:
+    flags = options("lora", models, data, tmp_path)
+    flags += ["--device", "cpu", "--steps-per-eval", "2"]
+    file = tmp_path / "loss.png"
+    pytest.importorskip("matplotlib")
+    found = lora(capsys, *flags, "--plot", str(file))
+    assert [i["iteration"] for i in found["train"]] == [1, 2, 3, 4, 5, 6]
+    assert [i["iteration"] for i in found["validation"]] == [1, 2, 4, 6]
+    assert found["adapters"] == str(tmp_path / "adapters.safetensors")
+    assert file.read_bytes()[:4] == b"\x89PNG"
+    for wrong, need in [
+        ("loss.txt", "a file that ends with .png"),
+        ("no/x.png", "which"),
+    ]:
+        assert cli.main(["lora", *flags, "--plot", wrong]) == 1
+        assert need in capsys.readouterr().err
+
+
+def test_the_report_can_be_full(models, data, tmp_path, capsys) -> None:
+    flags = [*options("lora", models, data, tmp_path), "--device", "cpu"]
+    flags[flags.index("--iters") + 1] = "1"
+    short, _ = spoken(capsys, *flags)
+    full, _ = spoken(capsys, *flags, "--report", "full")
+    path = "model.layers.1.mlp.up_proj.linear"
+    assert path in full and path not in short
+    assert "gate_proj, up_proj x 4" in short
+
+
+def test_tokens_per_second_are_those_of_all_reports() -> None:
+    reports = [
+        {"trained_tokens": 100, "tokens_per_second": 100.0},
+        {"trained_tokens": 300, "tokens_per_second": 50.0},
+    ]
+    assert words.tokens_per_second(reports) == 300 / (1 + 4)

@@ -9,10 +9,13 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 from test_convert import LORA, Zoo, linear_to_lora_layers, tiny_llama
 
 import mlx_ane as ane
-from mlx_ane import chips, cli
+from mlx_ane import autotune, chips, cli, planner
+from mlx_ane._console import some
+from mlx_ane.estimate import Estimate, advice, milliseconds, two_digits
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -101,14 +104,16 @@ def test_cost_model_meets_reports() -> None:
     assert off == ["Qwen3-0.6B, a step, M5 Max"]  # docs/cost_model.md says why
 
 
-def test_the_page_shows_the_table() -> None:
+def test_the_page_shows_the_tables() -> None:
     page = (ROOT / "docs" / "cost_model.md").read_text()
-    assert cost_model.table() in page, "run python tools/cost_model.py --write"
+    for table in (cost_model.table(), cost_model.totals()):
+        assert table in page, "run python tools/cost_model.py --write"
 
 
 def test_every_figure_has_a_source() -> None:
     for chip in chips.CHIPS.values():
-        for figure in (chip.floor, chip.bandwidth, chip.compute):
+        figures = (chip.floor, chip.bandwidth, chip.compute, chip.gpu, chip.cpu)
+        for figure in (*figures, chip.memory, chip.host):
             assert figure.value > 0 and figure.source
         assert min(chip.watts.engine, chip.watts.cpu, chip.watts.gpu) > 0
         assert chip.watts.source
@@ -134,15 +139,240 @@ def test_chips_have_the_limits_of_their_generation(
 
 
 def test_time_is_the_sum_of_the_calls() -> None:
-    model = nn.Sequential(nn.Linear(64, 96))
+    s, k, n = 64, 64, 96
+    model = nn.Sequential(nn.Linear(k, n, bias=False))
     _, m5 = chips.find("M5")
-    plan = ane.plan(model, (64, 64), chip="M5")
-    engine = m5.seconds(2 * 64 * 64 * 96, 2 * (64 * 64 + 96 * 64 + 64 * 96))
-    host = 6 * 64 * (64 + 96) / chips.HOST_BANDWIDTH.value
-    assert plan.seconds == pytest.approx(engine + host)
-    assert ane.plan(model, [(64, 64)] * 3, chip="M5").seconds == (
-        pytest.approx(plan.seconds)
+    forward, step = ane.plan(model, (s, k), chip="M5").estimates
+    flops, host = 2 * s * k * n, m5.host.value
+    engine = m5.seconds(flops, 2 * (s * k + n * k + s * n)) + 6 * s * (k + n) / host
+    packing = 6 * k * n / host  # it is trained
+    adam = 28 * k * n / m5.memory.value
+    assert forward.layers == pytest.approx(engine + packing)
+    assert forward.blocks is None
+    assert forward.gpu == pytest.approx(m5.gpu_launch.value + flops / m5.gpu.value)
+    assert forward.cpu == pytest.approx(m5.cpu_launch.value + flops / m5.cpu.value)
+    # Nothing upstream is trained: the weight's gradient alone.
+    assert step.layers == pytest.approx(forward.layers + forward.cpu + adam)
+    assert step.gpu == pytest.approx(2 * forward.gpu + adam)
+    assert step.cpu == pytest.approx(2 * forward.cpu + adam)
+    model.freeze()
+    (frozen,) = ane.plan(model, (s, k), chip="M5").estimates
+    assert frozen.layers == pytest.approx(engine)
+
+
+def test_several_lengths_have_their_own_totals() -> None:
+    model = tiny_llama()
+    plan = ane.plan(model, [(1, 64), (2, 96)], chip="M4")
+    assert [(e.shape, e.what) for e in plan.estimates] == [
+        (shape, what) for shape in ((1, 64), (2, 96)) for what in ("forward", "step")
+    ]
+    assert plan.estimates[:2] == ane.plan(model, (1, 64), chip="M4").estimates
+    assert plan.estimates[2:] == ane.plan(model, (2, 96), chip="M4").estimates
+
+
+def test_a_large_model_as_it_was_estimated_by_hand() -> None:
+    """Qwen3-0.6B on an M4, 1024 tokens: estimates made apart from this code."""
+    for lora, layers, blocks, gpu in [
+        (True, 1993, 1021, 1132),
+        (False, 3326, 2131, 1720),
+    ]:
+        plan = ane.plan(cost_model.qwen(lora), (1, 1024), chip="M4")
+        step = plan.estimates[-1]
+        found = [1e3 * t for t in (step.layers, step.blocks, step.gpu)]
+        assert found == pytest.approx([layers, blocks, gpu], rel=0.075)
+
+
+class MLP(nn.Module):
+    """A block of two layers; forward 4 S D H operations."""
+
+    def __init__(self, d: int = 64, h: int = 96, odd: bool = False) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(d, h, bias=False), nn.Linear(h, d, bias=False)
+        self.odd = odd
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.down(nn.relu(self.up(x)))
+        return mx.sort(x, axis=-1) if self.odd else x
+
+
+class Stack(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.layers = list(blocks)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_blocks_cost_what_their_programs_move_and_compute() -> None:
+    s, d, h = 64, 64, 96
+    model, m4 = Stack(MLP(d, h)), chips.find("M4")[1]
+    forward, step = ane.plan(model, (1, s, d), chip="M4").estimates
+    flops = 4 * s * d * h
+    weights, x = 2 * d * h, s * d
+    moved, converted = 2 * (weights + 2 * x), weights + 2 * x
+    expected = m4.seconds(flops, moved) + 6 * converted / m4.host.value
+    assert forward.blocks == pytest.approx(expected)
+    # dy, x and both weights in; x and dy are host's operands, what is between is out.
+    taps = 2 * s * h
+    moved, converted = 2 * (weights + 2 * x + taps), weights + 2 * x + taps
+    engine = m4.seconds(flops, moved) + 6 * converted / m4.host.value
+    adam = 28 * weights / m4.memory.value
+    assert step.blocks == pytest.approx(forward.blocks + engine + adam, rel=0.02)
+
+
+def test_gradients_that_nothing_needs_are_not_counted() -> None:
+    model = Stack(*(MLP() for _ in range(4)))
+    everything = ane.plan(model, (1, 64, 64), chip="M4")
+    model.freeze()
+    model.layers[-1].unfreeze()
+    last = ane.plan(model, (1, 64, 64), chip="M4")
+    alone = ane.plan(Stack(model.layers[-1]), (1, 64, 64), chip="M4")
+
+    def backward(plan: ane.Plan, way: str) -> float:
+        forward, step = plan.estimates
+        return getattr(step, way) - getattr(forward, way)
+
+    for way in ("layers", "blocks", "gpu", "cpu"):
+        assert backward(last, way) == pytest.approx(backward(alone, way))
+        assert backward(last, way) < 0.3 * backward(everything, way)
+    assert everything.block_programs == 3  # the first block needs no dx
+    assert last.block_programs == 2
+    model.freeze()
+    assert [e.what for e in ane.plan(model, (1, 64, 64)).estimates] == ["forward"]
+
+
+def test_a_block_that_is_no_program_says_why_and_counts_its_layers() -> None:
+    odd, plain = Stack(MLP(odd=True)), Stack(MLP())
+    plan = ane.plan(odd, (1, 64, 64), chip="M4")
+    assert [b.path for b in plan.blocks] == ["layers.0"]
+    assert "Sort" in plan.blocks[0].why and plan.blocks[0].why in str(plan)
+    assert plan.block_programs == 0
+    assert [e.blocks for e in plan.estimates] == [None, None]
+    layers = [e.layers for e in ane.plan(plain, (1, 64, 64), chip="M4").estimates]
+    assert [e.layers for e in plan.estimates] == pytest.approx(layers)
+    few = ane.plan(plain, (1, 8, 64), chip="M4")
+    assert [b.why for b in few.blocks] == ["few rows"]
+
+
+def test_parts_of_a_block_are_programs_where_the_whole_is_not() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = MLP()
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return mx.sort(self.mlp(x), axis=-1)
+
+    model = Stack(Odd())
+    plan = ane.plan(model, (1, 64, 64), chip="M4")
+    assert [(b.path, b.why == "") for b in plan.blocks] == [
+        ("layers.0", False),
+        ("layers.0.mlp", True),
+    ]
+    whole = ane.plan(Stack(MLP()), (1, 64, 64), chip="M4").estimates
+    assert [e.blocks for e in plan.estimates] == pytest.approx(
+        [e.blocks for e in whole]
     )
+
+
+FASTER = "On M5 the GPU is faster than the engine: about 100 ms a step; the engine "
+FASTER += "frees it: expect "
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ((900, 430, 100, 700), FASTER + "about 430 ms by blocks."),
+        (
+            (900, None, 100, 700),
+            FASTER + "about 900 ms by layers; the CPU's BLAS alone (device 'cpu') is "
+            "estimated at 700 ms.",
+        ),
+        (
+            (120, 400, 100, 700),
+            "On M5 engine and GPU are too close to tell: about 120 ms a step by "
+            "layers, 100 ms on the GPU; the engine leaves it free.",
+        ),
+        (
+            (120, 40, 100, 700),
+            "On M5 the engine is faster: about 40 ms a step by blocks, 100 ms on the "
+            "GPU, which stays free.",
+        ),
+    ],
+)
+def test_advice(times, words: str) -> None:
+    seconds = [t and t / 1e3 for t in times]
+    assert advice(Estimate((1, 64), "step", *seconds), "M5") == words
+    assert "a forward pass" in advice(Estimate((1, 64), "forward", *seconds), "M5")
+
+
+def test_two_digits_and_bands() -> None:
+    numbers = [1234, 996, 99.6, 12.34, 1.96, 0.0345, 0]
+    words = ["1200", "1000", "100", "12", "2.0", "0.035", "0"]
+    assert [two_digits(n) for n in numbers] == words
+    assert milliseconds(0.403) == "400 [200 - 810]"
+
+
+def test_short_names_of_layers() -> None:
+    paths = [f"model.layers.{i}.self_attn.q_proj.linear" for i in range(3)]
+    assert some(paths) == "q_proj x 3"
+    assert some(["layers.0", "layers.12"]) == "layers.* x 2"
+    assert some(["up", "down"]) == "up, down x 2"
+    assert (
+        some(["model.layers.0.block_sparse_moe.gate"]) == "...0.block_sparse_moe.gate"
+    )
+    assert len(some([f"a{i}_long_name" for i in range(9)])) <= 26
+
+
+@pytest.mark.parametrize("chip", ["M1", "M4 Max", "M5"])
+def test_the_text_fits_a_terminal_and_concludes(chip: str) -> None:
+    plan = ane.plan(cost_model.qwen(lora=True), [(1, 8), (4, 512)], chip=chip)
+    lines = str(plan).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert plan.advice in text
+    assert repr(plan) == f"<Plan: {plan.advice}>"
+    assert plan._repr_html_().startswith("<pre>plan for ")
+    for figure in plan.figures.values():
+        assert figure.source in text
+    for found in plan.estimates:
+        for way in ("layers", "blocks", "gpu", "cpu"):
+            seconds = getattr(found, way)
+            assert seconds is None or milliseconds(seconds) in text
+    assert "trained layers are packed" not in text
+    assert "trained layers are packed" in str(ane.plan(MLP(), (1, 64, 64)))
+
+
+def test_what_this_machine_measured_counts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MLX_ANE_CACHE_DIR", str(tmp_path))
+    model = nn.Sequential(nn.Linear(64, 96, bias=False))
+    model.freeze()
+    shape, published = (64, 64), ane.plan(nn.Sequential(nn.Linear(64, 96)), (64, 64))
+    assert published.figures["host conversion, byte/s"] == chips.HOST_BANDWIDTH
+    found = planner.planned(model, [shape], device="emulated")
+    assert found.figures["host conversion, byte/s"].source == "measured here"
+    product = autotune.Product(64, 96, mx.float32, True)
+    store = autotune.Measurements("emulated")
+    store._add(product.key(64), {"emulated": 3.0, "cpu": 2.0, "gpu": 1.0})
+    (forward,) = planner.planned(model, [shape], device="emulated").estimates
+    started = chips.GPU_LAUNCH.value, chips.CPU_LAUNCH.value
+    assert forward.layers == pytest.approx(3.0)
+    assert forward.gpu == pytest.approx(1.0 + started[0])
+    assert forward.cpu == pytest.approx(2.0 + started[1])
+    text = str(planner.planned(model, [shape], device="emulated"))
+    assert "measured here, device 'emulated', 1 products" in " ".join(text.split())
+    # Another chip than this machine's is not what was measured.
+    assert ane.plan(model, shape, chip="M2").estimates[0].layers < 0.1
+
+
+def test_rates_are_those_of_the_variant() -> None:
+    base, pro, most = (chips.find(name)[1] for name in ("M5", "M5 Pro", "M5 Max"))
+    assert (base.gpu.value, pro.gpu.value, most.gpu.value) == (12.5e12, 25e12, 50e12)
+    assert "scaled from 20 to 10 GPU cores" in base.gpu.source
+    assert chips.find("M2 Max")[1].cpu.value == 2 * chips.find("h14")[1].cpu.value
 
 
 @pytest.mark.parametrize(
@@ -159,31 +389,103 @@ def test_bad_arguments(shape, chip, message: str) -> None:
         ane.plan(nn.Sequential(nn.Linear(64, 64)), shape, chip=chip)
 
 
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 96,
+    "tie_word_embeddings": False,
+}
+
+
+def plan_of(folder: Path, capsys, config: dict, *flags: str) -> dict:
+    """What `mlx-ane plan --json` says of a folder that has a config only."""
+    (folder / "config.json").write_text(json.dumps(config))
+    assert cli.main(["plan", str(folder), "--chip", "M2", *flags, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
 def test_command(tmp_path, capsys) -> None:
-    config = {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-5,
-        "vocab_size": 96,
-        "tie_word_embeddings": False,
-        "quantization": {"group_size": 32, "bits": 4, "lm_head": False},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    arguments = ["plan", str(tmp_path), "--seq", "64", "128", "--chip", "M2"]
-    assert cli.main([*arguments, "--frozen", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    config = LLAMA | {"quantization": {"group_size": 32, "bits": 4, "lm_head": False}}
+    plan = plan_of(tmp_path, capsys, config, "--seq", "64", "128")
     assert plan["chip"] == "M2 (h14)"
     assert plan["shapes"] == [[1, 64], [1, 128]]
     kinds = {call["path"]: call["kind"] for call in plan["calls"]}
-    assert kinds["model.layers.0.mlp.up_proj"] == "ANEQuantizedLinear"
+    assert kinds["model.layers.0.mlp.up_proj.linear"] == "ANEQuantizedLinear"
     assert kinds["lm_head"] == "ANELinear"
     assert plan["staged_bytes"] > 0
-    assert cli.main(arguments) == 0
+    assert len(plan["estimates"]) == 4
+    assert plan["advice"].startswith("On M2 ")
+    assert cli.main(["plan", str(tmp_path), "--seq", "64", "--chip", "M2"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("plan for M2 (h14), batch shapes (1, 64), (1, 128)")
+    assert text.startswith("plan for M2 (h14); times in ms")
     assert "ANEForge" in text
     assert cli.main(["plan", str(tmp_path / "missing")]) == 1
+
+
+def test_the_command_trains_what_it_is_told(tmp_path, capsys) -> None:
+    block = 4 * 64 * 64 - 2 * 64 * 32 + 3 * 64 * 128
+    lora = 8 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
+    for flags, trained in [
+        ((), 2 * lora),
+        (("--num-layers", "1"), lora),
+        (("--fine-tune-type", "full", "--num-layers", "1"), block + 2 * 64),
+        (("--fine-tune-type", "full", "--num-layers", "-1"), 2 * (block + 2 * 64)),
+    ]:
+        plan = plan_of(tmp_path, capsys, LLAMA, *flags)
+        assert plan["trained_parameters"] == trained
+    assert cli.main(["plan", str(tmp_path), "--num-layers", "0"]) == 1
+    assert "--num-layers is 0, need 1 or more, or -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "linear"),
+    [
+        ({}, 4.0),
+        ({"torch_dtype": "bfloat16"}, 2.0),
+        ({"dtype": "float16"}, 2.0),
+        # 4 bits, and a scale and a bias of 2 bytes each for 32 weights.
+        (
+            {
+                "dtype": "bfloat16",
+                "quantization_config": {"quant_method": "awq", "group_size": 32},
+            },
+            0.625,
+        ),
+        # 4 bits, and a scale of one byte for 32.
+        (
+            {"dtype": "bfloat16", "quantization_config": {"quant_method": "mxfp4"}},
+            0.53125,
+        ),
+        ({"dtype": "bfloat16", "quantization_config": {"quant_method": "fp8"}}, 2.0),
+    ],
+    ids=["none", "torch_dtype", "dtype", "awq", "mxfp4", "undone"],
+)
+def test_weights_are_those_of_the_checkpoint(given, linear, tmp_path, capsys) -> None:
+    plan = plan_of(tmp_path, capsys, LLAMA | given)
+    sizes = {call["path"]: call["weight_bytes"] for call in plan["calls"]}
+    assert sizes["model.layers.0.mlp.up_proj.linear"] == 64 * 128 * linear
+    assert sizes["lm_head"] == 96 * 64 * (4 if not given else 2)
+
+
+def test_weights_of_a_folder_that_has_them(tmp_path, capsys) -> None:
+    model = tiny_llama(tied=False)
+    model.set_dtype(mx.float16)
+    nn.quantize(model, 32, 8, class_predicate=lambda p, m: p.endswith("up_proj"))
+    mx.save_safetensors(
+        str(tmp_path / "model.safetensors"), dict(ane_parameters(model))
+    )
+    config = LLAMA | {"intermediate_size": 96, "vocab_size": 80}
+    config |= {"quantization": {"group_size": 32, "bits": 8}}
+    plan = plan_of(tmp_path, capsys, config)
+    sizes = {call["path"]: call["weight_bytes"] for call in plan["calls"]}
+    assert sizes["model.layers.0.mlp.up_proj.linear"] == 64 * 96 * 1.125
+    assert sizes["model.layers.0.mlp.gate_proj.linear"] == 64 * 96 * 2
+
+
+def ane_parameters(model: nn.Module) -> list:
+    return tree_flatten(model.parameters())

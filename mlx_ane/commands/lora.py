@@ -19,7 +19,7 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mlx_ane import _device, _ext
+from mlx_ane import _device, _ext, plot
 from mlx_ane._console import Interrupted, ending, explaining, to_json
 from mlx_ane._types import (
     ATTENTIONS,
@@ -30,7 +30,7 @@ from mlx_ane._types import (
     PRECISIONS,
 )
 from mlx_ane.convert import Predicate, convert
-from mlx_ane.lora import files, options
+from mlx_ane.lora import files, options, words
 from mlx_ane.report import ConversionReport
 from mlx_ane.verify import verify
 
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--granularity",
         choices=GRANULARITIES,
         help="block: a whole block of the model is a program, and its gradient "
-        "another (default: layer)",
+        "another; auto: whichever is estimated faster (default: layer)",
     )
     ours.add_argument(
         "--fallback",
@@ -102,6 +102,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="compare with plain MLX on the first batch; stop if it differs",
+    )
+    ours.add_argument(
+        "--report",
+        choices=("short", "full"),
+        help="full: the report at the end has a line for each layer",
+    )
+    ours.add_argument(
+        "--plot", metavar="F", help="draw the losses (PNG, PDF, SVG) when trained"
     )
     ours.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -118,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(to_json({**result, "placement": report.to_dict()}))
         else:
-            print(f"\n{report}\n\n{_fallbacks(result['counters'])}")
+            print(f"\n{report.full() if config.ane['report'] == 'full' else report}")
     return 0
 
 
@@ -133,7 +141,8 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
     """The steps of mlx_lm.lora with a conversion between adapters and training.
 
     Returns:
-        dict: "train" and "validation" (mlx-lm's reports), "test" (a loss or None),
+        dict: "train" and "validation" (mlx-lm's reports, whose "iteration" is the
+        one that it prints), "test" (a loss or None), "adapters" (a file or None),
         "counters" and "report".
     """
     if not (config.train or config.test):
@@ -147,12 +156,18 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
     model, tokenizer = load(config)
     train_set, valid_set, test_set = files.make_datasets(config, rows, tokenizer)
     mx.eval(model.parameters())
-    report = move(model, config)
+    batch = first_batch(train_set, config) if config.train else None
+    report = move(model, config, batch)
+    if words.is_first_process():
+        words.before(model, report, config)
+        if little := words.warning(report, config):
+            words.warn(little)
     reports = Reports(config)
-    if config.train:
+    if batch is not None:
         if config.ane["verify"]:
-            check(model, train_set, config)
-        train(model, optimizer, train_set, valid_set, config, reports)
+            check(model, batch)
+        train(model, optimizer, train_set, valid_set, config, reports, report)
+    adapters = str(Path(config.adapter_path) / "adapters.safetensors")
     try:
         test = evaluate(model, test_set, config) if config.test else None
     except KeyboardInterrupt:
@@ -162,6 +177,7 @@ def fine_tune(config: types.SimpleNamespace) -> dict[str, Any]:
         "train": reports.train,
         "validation": reports.validation,
         "test": test,
+        "adapters": adapters if config.train else None,
         "counters": _ext.counters(),
         "report": report,
     }
@@ -247,8 +263,12 @@ def _layer_names(model: nn.Module) -> list[str]:
     return [path for path, module in leaves if hasattr(module, "to_quantized")]
 
 
-def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
-    """Converts the model as the block `ane` says."""
+def move(
+    model: nn.Module,
+    config: types.SimpleNamespace,
+    batch: tuple[mx.array, mx.array] | None = None,
+) -> ConversionReport:
+    """Converts the model as the block `ane` says, for batches like this one."""
     ours = config.ane
     if ours["fallback"] is not None:
         _device.set_fallback(ours["fallback"])
@@ -262,7 +282,31 @@ def move(model: nn.Module, config: types.SimpleNamespace) -> ConversionReport:
         precision=ours["precision"],
         attention=ours["attention"] or ("mlx" if has_gpu else "fused"),
         granularity=ours["granularity"],
+        batch_shape=None if batch is None else _input_shape(batch[0]),
     )
+
+
+def _input_shape(tokens: mx.array) -> tuple[int, int]:
+    """Of the model's input: each token but the last predicts the next one."""
+    return tokens.shape[0], tokens.shape[1] - 1
+
+
+def first_batch(
+    train_set: Any, config: types.SimpleNamespace
+) -> tuple[mx.array, mx.array]:
+    """The batch that training will see first, with its lengths."""
+    trainer = _mlx_lm("tuner.trainer")
+    state = np.random.get_state()
+    found: tuple[mx.array, mx.array] = next(
+        trainer.iterate_batches(
+            train_set,
+            config.batch_size,
+            config.max_seq_length,
+            comm_group=mx.distributed.init(),
+        )
+    )
+    np.random.set_state(state)  # training draws the same batch first
+    return found
 
 
 def _predicate(patterns: list[str] | None) -> Predicate | None:
@@ -279,6 +323,7 @@ def train(
     valid_set: Any,
     config: types.SimpleNamespace,
     reports: Reports,
+    placement: ConversionReport,
 ) -> None:
     """mlx-lm's trainer with the options of mlx_lm.lora."""
     ui, trainer = _mlx_lm("cli_ui"), _mlx_lm("tuner.trainer")
@@ -288,30 +333,36 @@ def train(
     folder = Path(config.adapter_path)
     folder.mkdir(parents=True, exist_ok=True)
     _mlx_lm("utils").save_config(dict(vars(config)), folder / "adapter_config.json")
-    start = time.time()
+    start, clock = time.time(), time.perf_counter()
     try:
-        trainer.train(
-            model=model,
-            optimizer=optimizer,
-            train_dataset=train_set,
-            val_dataset=valid_set if config.val_batches else None,
-            args=trainer.TrainingArgs(
-                batch_size=config.batch_size,
-                iters=config.iters,
-                val_batches=config.val_batches,
-                steps_per_report=config.steps_per_report,
-                steps_per_eval=config.steps_per_eval,
-                steps_per_save=config.save_every,
-                adapter_file=str(folder / "adapters.safetensors"),
-                max_seq_length=config.max_seq_length,
-                grad_checkpoint=config.grad_checkpoint,
-                grad_accumulation_steps=config.grad_accumulation_steps,
-                clear_cache_threshold=config.clear_cache_threshold,
-            ),
-            training_callback=reports,
-        )
+        with placement.timed():
+            trainer.train(
+                model=model,
+                optimizer=optimizer,
+                train_dataset=train_set,
+                val_dataset=valid_set if config.val_batches else None,
+                args=trainer.TrainingArgs(
+                    batch_size=config.batch_size,
+                    iters=config.iters,
+                    val_batches=config.val_batches,
+                    steps_per_report=config.steps_per_report,
+                    steps_per_eval=config.steps_per_eval,
+                    steps_per_save=config.save_every,
+                    adapter_file=str(folder / "adapters.safetensors"),
+                    max_seq_length=config.max_seq_length,
+                    grad_checkpoint=config.grad_checkpoint,
+                    grad_accumulation_steps=config.grad_accumulation_steps,
+                    clear_cache_threshold=config.clear_cache_threshold,
+                ),
+                training_callback=reports,
+            )
     except KeyboardInterrupt:
         raise _interrupted(config, folder, start) from None
+    if words.is_first_process():
+        seconds = time.perf_counter() - clock
+        words.after(config, seconds, reports.train, reports.validation)
+        if config.ane["plot"]:
+            reports.plot(config.ane["plot"])
 
 
 def _interrupted(
@@ -349,24 +400,17 @@ def make_optimizer(config: types.SimpleNamespace) -> mlx.optimizers.Optimizer:
         )
 
 
-def check(model: nn.Module, train_set: Any, config: types.SimpleNamespace) -> None:
-    """Compares with plain MLX on the first batch that training will see.
+def check(model: nn.Module, batch: tuple[mx.array, mx.array]) -> None:
+    """Compares with plain MLX on a batch.
 
     Args:
         model (nn.Module): The converted model.
-        train_set (Dataset): mlx-lm's, cached.
-        config (SimpleNamespace): The options.
+        batch (tuple): Tokens and lengths, as mlx-lm's trainer gives them to the loss.
 
     Raises:
         RuntimeError: If a layer, the loss or a gradient is further off than allowed.
     """
-    trainer = _mlx_lm("tuner.trainer")
-    state = np.random.get_state()
-    batch = next(
-        trainer.iterate_batches(train_set, config.batch_size, config.max_seq_length)
-    )
-    np.random.set_state(state)  # training draws the same batch first
-    found = verify(model, *batch, loss=trainer.default_loss)
+    found = verify(model, *batch, loss=_mlx_lm("tuner.trainer").default_loss)
     _mlx_lm("cli_ui").rprint(found)
     if not found.passed:
         raise RuntimeError(
@@ -416,13 +460,15 @@ class Reports:
             self._next.on_train_loss_report(info)
 
     def on_val_loss_report(self, info: dict[str, Any]) -> None:
-        self.validation.append(info)
+        # mlx-lm counts the steps before it; the others the one that it prints it at.
+        self.validation.append({**info, "iteration": info["iteration"] + 1})
         if self._next is not None:
             self._next.on_val_loss_report(info)
 
-
-def _fallbacks(counts: dict[str, int]) -> str:
-    causes = [
-        f"{k[9:]}: {n}" for k, n in counts.items() if k.startswith("fallback_") and n
-    ]
-    return f"fallbacks: {', '.join(causes) or 'none'}"
+    def plot(self, path: str) -> None:
+        """Draw both losses by iteration."""
+        curves = {
+            "training": [(i["iteration"], i["train_loss"]) for i in self.train],
+            "validation": [(i["iteration"], i["val_loss"]) for i in self.validation],
+        }
+        plot.losses({k: v for k, v in curves.items() if v}, path)

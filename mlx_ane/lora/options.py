@@ -22,7 +22,7 @@ import mlx.optimizers
 from mlx.optimizers import schedulers
 
 from mlx_ane import optimizers
-from mlx_ane._console import closest, ending
+from mlx_ane._console import closest, ending, why_unwritable
 from mlx_ane._types import DEVICES
 
 #: Options of ours with their defaults: flags, or the block `ane:` of the YAML file.
@@ -37,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
     "granularity": "layer",
     "fallback": None,
     "verify": False,
+    "report": "short",
+    "plot": None,
 }
 
 OPTIMIZERS = {
@@ -287,6 +289,24 @@ def schedule(at: Place, value: Any) -> dict[str, Any]:
     return found
 
 
+#: Endings of a plot's file.
+PLOTS = (".png", ".pdf", ".svg")
+
+
+def plot_file(at: Place, value: Any) -> str:
+    """A file that can be drawn to, with matplotlib installed."""
+    if Path(text(at, value)).suffix.lower() not in PLOTS:
+        raise at.wrong(value, f"a file that ends with {', '.join(PLOTS)}")
+    why = why_unwritable(value)
+    if why:
+        raise ValueError(f"[mlx_ane.lora] {at} is {value!r}, which {why}.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(
+            f"[mlx_ane.lora] {at} needs matplotlib; run: pip install 'mlx-ane[plot]'"
+        )
+    return str(value)
+
+
 FEATURES = {
     name: text
     for name in ("prompt_feature", "completion_feature", "chat_feature", "text_feature")
@@ -332,6 +352,7 @@ OPTIONS: dict[str, Check] = {
     "report_to": reporters,
     "device": choice(DEVICES),
     "predicate": expressions,
+    "plot": plot_file,
 }
 
 #: Options that only a YAML file has.

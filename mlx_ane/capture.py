@@ -532,7 +532,11 @@ def rebuild(tree: Any, leaf: Leaves) -> Any:
         copied.__kwdefaults__ = value.__kwdefaults__
         return copied
 
-    return walk(tree, "", True)
+    new = walk(tree, "", True)
+    # They hold each other and `seen`: arrays would wait for the garbage collector,
+    # and an optimizer could not update them in place.
+    del items, walk, function
+    return new
 
 
 def _is_filled(cell: types.CellType) -> bool:

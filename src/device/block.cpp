@@ -39,20 +39,6 @@ int64_t rows_of(const Port& port) {
   return rows;
 }
 
-/// The largest magnitude; NaN if there is one.
-float largest(const MatrixView& x) {
-  thread_local std::vector<float> row;
-  row.resize(static_cast<size_t>(x.cols));
-  uint32_t bits = 0;
-  for (int64_t r = 0; r < x.rows; ++r) {
-    host::copy_rows(x.block(r, 0, 1, x.cols), row.data(), x.cols);
-    bits = std::max(bits, host::loops().row_norm(row.data(), x.cols).max_bits);
-  }
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 MatrixView as_packed(const MatrixView& x, const BlockPart& part) {
   return part.transposed ? x.transposed() : x;
 }
@@ -111,7 +97,7 @@ class DeviceBlock {
     float cotangent = 0.0f;
     for (int i = 0; i < static_cast<int>(call_.x.size()); ++i) {
       if (i < block_.cotangents) {
-        auto value = largest(call_.x[i]);
+        auto value = host::largest(call_.x[i]);
         cotangent = std::isnan(value) ? value : std::max(cotangent, value);
       } else if (!call_.frozen[i] && !fits(call_.x[i])) {
         return false;
@@ -127,7 +113,7 @@ class DeviceBlock {
   }
 
   static bool fits(const MatrixView& x) {
-    return largest(x) <= 65504.0f;  // false for NaN
+    return host::largest(x) <= 65504.0f;  // false for NaN
   }
 
   bool is_cotangent(const BlockPort& port) const {
@@ -171,7 +157,11 @@ class DeviceBlock {
     try {
       auto surface = device_.make_surface(own->bytes());
       pack(port, *surface, "stage", Counter::weights_staged_bytes);
-      staged->fill({{surface, {}}});
+      auto& part = port.parts[0];  // optimizers write ports of one part
+      auto x = as_packed(call_.x[part.input], part);
+      auto stride = row_bytes(port.port);
+      staged->fill(
+          {{surface, {}, {0, x.rows, 0, x.cols, part.row, stride}}});
       return surface;
     } catch (...) {
       staged->abandon();
@@ -320,6 +310,16 @@ BlockProgram::BlockProgram(
 }
 
 BlockProgram::~BlockProgram() = default;
+
+bool BlockProgram::has_own_port(int input) const {
+  return std::all_of(inputs.begin(), inputs.end(), [&](auto& port) {
+    auto& parts = port.parts;
+    return parts.size() == 1 ||
+           std::none_of(parts.begin(), parts.end(), [&](auto& part) {
+             return part.input == input;
+           });
+  });
+}
 
 Source BlockProgram::source(mil::Dialect dialect) const {
   Source source{mil::write(program_, dialect), {}, {}, {}};

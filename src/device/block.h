@@ -66,6 +66,9 @@ class BlockProgram {
 
   Source source(mil::Dialect dialect) const;
 
+  /// Whether no port holds this input beside others.
+  bool has_own_port(int input) const;
+
   /// The program in fp32 on the CPU, nothing rounded: what a placed or failed
   /// call is computed by. x: one view an input; y: one dense (rows, columns)
   /// array an output, without padding.
@@ -78,8 +81,8 @@ class BlockProgram {
   mutable std::unique_ptr<emulated::Graph> graph_;
 };
 
-/// One call. Owners name the buffers of inputs that are frozen: their ports
-/// stay on the device between calls.
+/// One call. Owners name the buffers of inputs that are frozen, or kept up to
+/// date by an optimizer: their ports stay on the device between calls.
 struct BlockCall {
   std::shared_ptr<const BlockProgram> program;
   std::vector<MatrixView> x;

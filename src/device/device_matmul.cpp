@@ -429,15 +429,24 @@ class DeviceMatmul {
         bytes);
     auto& own = program_->inputs[1];
     auto surface = keep ? device_.make_surface(own->bytes()) : own;
+    TilePlace place{
+        columns.begin,
+        columns.size,
+        depth.begin,
+        depth.size,
+        0,
+        program_->input_row_bytes[1],
+        plan_.layout,
+        device_.limits().log2_max_sum / 2};
     auto scales = pack_operand(
         w,
         *surface,
-        program_->input_row_bytes[1],
+        place.row_bytes,
         columns.padded,
         depth.padded,
-        plan_.layout,
+        place.layout,
         device_.limits());
-    return {std::move(surface), std::move(scales)};
+    return {std::move(surface), std::move(scales), place};
   }
 
   void run_tile(

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "device/programs.h"
+#include "device/weight_update.h"
 #include "trace/counters.h"
 
 namespace mlx_ane {
@@ -74,8 +75,11 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     if (&part != &parts[0]) {
       key.companions.push_back(part.owner);
     }
-    auto offset = static_cast<const char*>(part.x.data) -
-                  static_cast<const char*>(part.owner.get());
+    // The first's address is in the key.
+    auto offset = &part == &parts[0]
+                      ? 0
+                      : static_cast<const char*>(part.x.data) -
+                            static_cast<const char*>(part.owner.get());
     key.port.insert(
         key.port.end(),
         {part.row,
@@ -182,11 +186,72 @@ void WeightStore::discard(const std::shared_ptr<StagedWeight>& weight) {
   }
 }
 
-void WeightStore::release(const void* owner) {
+bool WeightStore::owns(const Owner& owner) {
   std::lock_guard lock(mutex_);
-  if (auto buffer = buffers_.find(owner); buffer != buffers_.end()) {
-    drop(buffer);
+  return buffers_.contains(owner.get());
+}
+
+WeightStore::Entries WeightStore::take(const Owner& owner) {
+  std::lock_guard lock(mutex_);
+  auto buffer = buffers_.find(owner.get());
+  if (buffer == buffers_.end()) {
+    return {};
   }
+  auto entries = buffer->second.entries;
+  drop(buffer);
+  return entries;
+}
+
+std::vector<std::shared_ptr<WeightUpdate>> WeightStore::renew(
+    Entries taken,
+    const Owner& owner,
+    const void* from,
+    void* to,
+    size_t bytes,
+    bool in_place) {
+  std::vector<std::shared_ptr<WeightUpdate>> updates;
+  std::lock_guard lock(mutex_);
+  trained_[owner.get()] = owner;
+  if (!in_place && ++clock_ % sweep_interval == 0) {
+    sweep();
+  }
+  for (auto& [old_key, entry] : taken) {
+    auto offset = static_cast<const char*>(old_key.data) -
+                  static_cast<const char*>(from);
+    MatrixView w{
+        static_cast<const char*>(to) + offset,
+        old_key.type,
+        old_key.rows,
+        old_key.cols,
+        old_key.row_stride,
+        old_key.col_stride};
+    auto elements =
+        (w.rows - 1) * w.row_stride + (w.cols - 1) * w.col_stride + 1;
+    auto end = offset + elements * static_cast<int64_t>(size_of(w.type));
+    bool inside = offset >= 0 && w.row_stride >= 0 && w.col_stride >= 0 &&
+                  end <= static_cast<int64_t>(bytes);
+    // Entries of several buffers would have to wait for all of them.
+    if (!inside || !old_key.companions.empty() || !make_room(entry.bytes, 0)) {
+      continue;
+    }
+    auto key = old_key;
+    key.data = w.data;
+    auto& buffer = buffers_[owner.get()];
+    buffer.owner = owner;
+    auto fresh = std::make_shared<StagedWeight>();
+    buffer.entries[key] = {fresh, entry.rows, entry.bytes, entry.used};
+    bytes_ += entry.bytes;
+    updates.push_back(
+        std::make_shared<WeightUpdate>(
+            *key.device, w, std::move(entry.weight), fresh, in_place));
+  }
+  return updates;
+}
+
+bool WeightStore::trained(const Owner& owner) {
+  std::lock_guard lock(mutex_);
+  auto known = trained_.find(owner.get());
+  return known != trained_.end() && !known->second.expired();
 }
 
 void WeightStore::sweep() {
@@ -197,6 +262,7 @@ void WeightStore::sweep() {
     }
     buffer = next;
   }
+  std::erase_if(trained_, [](auto& known) { return known.second.expired(); });
 }
 
 void WeightStore::clear() {

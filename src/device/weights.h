@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -15,10 +16,24 @@
 
 namespace mlx_ane {
 
+/// Where a tile's values come from and how they lie in its surface.
+struct TilePlace {
+  int64_t row = 0;  // of the weight, as are the next three
+  int64_t rows = 0;
+  int64_t column = 0;
+  int64_t columns = 0;
+  int64_t first = 0;  // row of the surface where they begin
+  size_t row_bytes = 0;
+  Layout layout = Layout::natural;
+  /// Norm of scaled rows (kernels::row_scales); none: values as they are.
+  std::optional<int> log2_norm = {};
+};
+
 /// One (depth, column) tile of a weight on the device.
 struct WeightTile {
   std::shared_ptr<Surface> surface;
   kernels::RowScales scales;
+  TilePlace place;
 };
 
 /// A weight's tiles, depth-major, filled by the first task that claims them.
@@ -50,11 +65,17 @@ class StagedWeight {
   std::vector<WeightTile> tiles_;
 };
 
+class WeightUpdate;
+
 /// An entry shares ownership of the buffer it was packed from, so that its
 /// address can neither be freed nor written in place while the entry lives.
 class WeightStore {
+  struct Key;
+  struct Entry;
+
  public:
   using Owner = std::shared_ptr<const void>;
+  using Entries = std::map<Key, Entry>;
 
   /// The entry of this view of `owner`'s buffer, made if new, or null where it
   /// would exceed the budget. Scan-resistant LRU as ExecutableCache. Call while
@@ -84,8 +105,29 @@ class WeightStore {
   /// Drops an entry that no call has filled: its call was placed on the BLAS.
   void discard(const std::shared_ptr<StagedWeight>& weight);
 
-  /// Drops every entry made from this buffer: its owner is about to write it.
-  void release(const void* owner);
+  /// Whether an entry shares ownership of this buffer.
+  bool owns(const Owner& owner);
+
+  /// Takes every entry made from this buffer out of the store, which shares its
+  /// ownership no more: an optimizer is about to write it.
+  Entries take(const Owner& owner);
+
+  /// Entries taken from a parameter, now of its updated values, which `owner`'s
+  /// buffer will hold at `to`: each is filled by the update that is returned
+  /// for it. The parameter was `bytes` contiguous bytes at `from` (0: entries
+  /// are dropped); `in_place` if nobody else can read it any more. Call while
+  /// encoding the optimizer's task.
+  std::vector<std::shared_ptr<WeightUpdate>> renew(
+      Entries taken,
+      const Owner& owner,
+      const void* from,
+      void* to,
+      size_t bytes,
+      bool in_place);
+
+  /// Whether renew() knows this buffer: an optimizer keeps its entries up to
+  /// date, so that they are worth making.
+  bool trained(const Owner& owner);
 
   void clear();
 
@@ -131,7 +173,7 @@ class WeightStore {
   };
   struct Buffer {
     Owner owner;
-    std::map<Key, Entry> entries;
+    Entries entries;
   };
 
   std::shared_ptr<StagedWeight> get(
@@ -144,6 +186,7 @@ class WeightStore {
   std::mutex mutex_;
   std::map<const void*, Buffer> buffers_;
   std::map<const void*, uint64_t> asked_;  // clock_ at the last refusal
+  std::map<const void*, std::weak_ptr<const void>> trained_;
   size_t bytes_ = 0;
   size_t limit_ = quarter_of_memory();
   uint64_t clock_ = 0;

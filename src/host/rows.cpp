@@ -1,9 +1,13 @@
 // Rows of a matrix view of any type and strides as contiguous fp32.
 #include "host/rows.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstdlib>
+#include <vector>
 
 #include "host/half.h"
+#include "host/loops.h"
 
 namespace mlx_ane::host {
 
@@ -57,6 +61,17 @@ void copy_rows(const MatrixView& x, float* dst, int64_t ld) {
       gather<uint16_t>(x, dst, ld, bfloat_to_float);
       break;
   }
+}
+
+float largest(const MatrixView& x) {
+  thread_local std::vector<float> row;
+  row.resize(static_cast<size_t>(x.cols));
+  uint32_t bits = 0;
+  for (int64_t r = 0; r < x.rows; ++r) {
+    copy_rows(x.block(r, 0, 1, x.cols), row.data(), x.cols);
+    bits = std::max(bits, loops().row_norm(row.data(), x.cols).max_bits);
+  }
+  return std::bit_cast<float>(bits);
 }
 
 FloatRows float_rows(const MatrixView& x, float* scratch) {

@@ -18,4 +18,7 @@ FloatRows float_rows(const MatrixView& x, float* scratch);
 /// Row-major fp32 copy of the view, rows `ld` elements apart.
 void copy_rows(const MatrixView& x, float* dst, int64_t ld);
 
+/// The largest magnitude; NaN if there is one.
+float largest(const MatrixView& x);
+
 }  // namespace mlx_ane::host

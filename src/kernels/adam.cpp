@@ -114,6 +114,22 @@ host::AdamConstants constants_of(const AdamStep& step) {
       .gradient_scale = step.gradient_scale};
 }
 
+AdamTensor part(const AdamTensor& t, int64_t begin, int64_t n) {
+  return {
+      at(t.p, t.p_type, begin),
+      at(t.g, t.g_type, begin),
+      at(t.m, t.state_type, begin),
+      at(t.v, t.state_type, begin),
+      at(t.p_out, t.p_type, begin),
+      at(t.m_out, t.state_type, begin),
+      at(t.v_out, t.state_type, begin),
+      n,
+      t.p_type,
+      t.g_type,
+      t.state_type,
+      t.offset + begin};
+}
+
 void adam(const AdamTensor& t, const AdamStep& step) {
   host::AdamConstants constants = constants_of(step);
   if (t.p_type == Float::f32 && t.g_type == Float::f32 &&

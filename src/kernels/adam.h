@@ -68,6 +68,9 @@ struct AdamTensor {
   int64_t offset = 0;
 };
 
+/// Elements begin .. begin + n of a tensor.
+AdamTensor part(const AdamTensor& tensor, int64_t begin, int64_t n);
+
 void adam(const AdamTensor& tensor, const AdamStep& step);
 
 /// The same as a plain scalar loop at -O2, to compare with.

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "device/weights.h"
+#include "device/weight_update.h"
 #include "host/bytes.h"
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
@@ -100,7 +100,51 @@ struct TensorTask {
   void* p_out;
   void* m_out;
   void* v_out;
+  std::vector<std::shared_ptr<WeightUpdate>> staged;
 };
+
+/// Rows of a parameter that are updated and then packed at a time: what they
+/// take stays in L2.
+constexpr int64_t band_elements = 16384;
+
+/// The rows of `staged` that are the parameter's elements one by one, as wide
+/// as a row; 0 where an entry has others.
+int64_t common_row(
+    const std::vector<std::shared_ptr<WeightUpdate>>& staged,
+    const void* p,
+    int64_t n) {
+  auto row = staged[0]->weight().cols;
+  bool common = std::all_of(staged.begin(), staged.end(), [&](auto& update) {
+    auto& w = update->weight();
+    return w.data == p && w.rows * w.cols == n && w.cols == row &&
+           w.col_stride == 1 && w.row_stride == row;
+  });
+  return common ? row : 0;
+}
+
+/// Adam on a parameter that engines hold: its new rows are packed while they
+/// are in cache.
+void adam_and_pack(
+    const kernels::AdamTensor& tensor,
+    const kernels::AdamStep& step,
+    const std::vector<std::shared_ptr<WeightUpdate>>& staged) {
+  for (auto& update : staged) {
+    update->begin();
+  }
+  auto row = common_row(staged, tensor.p_out, tensor.n);
+  auto rows = row ? std::max<int64_t>(1, band_elements / row / 32) * 32 : 0;
+  auto band = row ? rows * row : tensor.n;
+  for (int64_t i = 0; i < tensor.n; i += band) {
+    auto n = std::min(band, tensor.n - i);
+    kernels::adam(kernels::part(tensor, i, n), step);
+    for (auto& update : staged) {
+      update->write(row ? i / row : 0, row ? (i + n) / row : update->rows());
+    }
+  }
+  for (auto& update : staged) {
+    update->finish();
+  }
+}
 
 struct UpdateTask {
   const float* gate;
@@ -128,23 +172,30 @@ struct UpdateTask {
         pass_through(p, t.p_out);
         pass_through(m, t.m_out);
         pass_through(v, t.v_out);
+        for (auto& update : t.staged) {
+          update->keep();
+        }
         continue;
       }
       auto g = t.g.view();
       step.seed = number << 20 | (first + i);
-      kernels::adam(
-          {p.data,
-           g.data,
-           m.data,
-           v.data,
-           t.p_out,
-           t.m_out,
-           t.v_out,
-           p.cols,
-           p.type,
-           g.type,
-           m.type},
-          step);
+      kernels::AdamTensor tensor{
+          p.data,
+          g.data,
+          m.data,
+          v.data,
+          t.p_out,
+          t.m_out,
+          t.v_out,
+          p.cols,
+          p.type,
+          g.type,
+          m.type};
+      if (t.staged.empty()) {
+        kernels::adam(tensor, step);
+      } else {
+        adam_and_pack(tensor, step, t.staged);
+      }
     }
   }
 
@@ -155,18 +206,25 @@ struct UpdateTask {
   }
 };
 
-/// Waits, once a step, for encoded tasks that still read a parameter, such as
-/// its dx product: they keep it from being donated. Also drops staged copies of
-/// the parameters, which are about to be stale and share their ownership.
-void wait_for_readers(const std::vector<mx::array>& inputs, mx::Stream s) {
+/// Takes the staged copies of the parameters, which share their ownership. Waits
+/// first, once a step, for encoded tasks that still read a parameter, such as
+/// its dx product: they keep it from being donated, and may stage it.
+std::vector<WeightStore::Entries> take_staged(
+    const std::vector<mx::array>& inputs, mx::Stream s) {
   bool held = false;
   for (size_t i = 1; i < inputs.size(); i += 4) {
-    weight_store().release(inputs[i].data_shared_ptr().get());
-    held |= !inputs[i].is_tracer() && !inputs[i].is_donatable();
+    auto& buffer = inputs[i].data_shared_ptr();
+    int owners = weight_store().owns(buffer) ? 2 : 1;
+    held |= !inputs[i].is_tracer() && buffer.use_count() > owners;
   }
   if (held) {
     wait_for(s);
   }
+  std::vector<WeightStore::Entries> staged;
+  for (size_t i = 1; i < inputs.size(); i += 4) {
+    staged.push_back(weight_store().take(inputs[i].data_shared_ptr()));
+  }
+  return staged;
 }
 
 /// Gives `out` the buffer of `in` if nobody else holds it, else a new one; true
@@ -291,7 +349,7 @@ void AdamUpdate::eval_cpu(
 
 void AdamUpdate::encode(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
-  wait_for_readers(inputs, stream());
+  auto staged = take_staged(inputs, stream());
   UpdateTask task{inputs[0].data<float>(), {}, options_.adam, options_.first};
   task.tensors.reserve(outputs.size() / 3);
   int64_t donated = 0;
@@ -307,13 +365,22 @@ void AdamUpdate::encode(
         HostMatrix::flat(v),
         nullptr,
         nullptr,
-        nullptr};
-    donated += donate_or_allocate(p, outputs[3 * i]);
+        nullptr,
+        {}};
+    bool in_place = donate_or_allocate(p, outputs[3 * i]);
+    donated += in_place;
     donated += donate_or_allocate(m, outputs[3 * i + 1]);
     donated += donate_or_allocate(v, outputs[3 * i + 2]);
     tensor.p_out = outputs[3 * i].data<void>();
     tensor.m_out = outputs[3 * i + 1].data<void>();
     tensor.v_out = outputs[3 * i + 2].data<void>();
+    tensor.staged = weight_store().renew(
+        std::move(staged[i]),
+        outputs[3 * i].data_shared_ptr(),
+        p.data<void>(),
+        tensor.p_out,
+        p.flags().row_contiguous ? p.nbytes() : 0,
+        in_place);
     task.tensors.push_back(std::move(tensor));
   }
   auto allocated = static_cast<int64_t>(outputs.size()) - donated;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "device/runner.h"
+#include "device/weights.h"
 #include "host/half.h"
 #include "host/rows.h"
 #include "ops/failure.h"
@@ -166,8 +167,11 @@ void ANEBlock::eval_cpu(
   for (size_t i = 0; i < inputs.size(); ++i) {
     task.x.push_back(HostMatrix::rows(inputs[i]));
     task.flat.push_back(HostMatrix::flat(inputs[i]));
-    task.call.frozen.push_back(
-        options_.frozen[i] ? inputs[i].data_shared_ptr() : nullptr);
+    auto& owner = inputs[i].data_shared_ptr();
+    bool kept = options_.frozen[i] ||
+                (options_.program->has_own_port(static_cast<int>(i)) &&
+                 weight_store().trained(owner));
+    task.call.frozen.push_back(kept ? owner : nullptr);
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
     auto size = static_cast<int64_t>(outputs[i].size());

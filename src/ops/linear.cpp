@@ -148,9 +148,10 @@ void ANELinear::eval_cpu(
     return;
   }
   MatmulCall call{{}, w, bias, out, nullptr, layer_, options_.high_precision};
-  if (options_.frozen && !options_.high_precision) {
-    call.staged = staged_weight(
-        *device, out.rows, *layer_, inputs[1].data_shared_ptr(), w);
+  auto& owner = inputs[1].data_shared_ptr();
+  if (!options_.high_precision &&
+      (options_.frozen || weight_store().trained(owner))) {
+    call.staged = staged_weight(*device, out.rows, *layer_, owner, w);
   }
   tasks.dispatch(
       DeviceTask{

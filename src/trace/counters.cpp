@@ -33,6 +33,7 @@ constexpr std::array<const char*, n_counters> counter_names = {
     "block_packed_bytes",
     "weights_packed_bytes",
     "weights_staged_bytes",
+    "weights_updated_bytes",
     "weight_store_hits",
     "weight_store_misses",
     "weight_store_over_budget",

@@ -17,6 +17,7 @@ from mlx_ane._device import resolve
 from mlx_ane.block import Block, BlockProgram, Operand
 from mlx_ane.capture import output_dtypes, rows_of
 from mlx_ane.tape import Unsupported
+from mlx_ane.translate import choose
 
 __all__ = ["compile"]
 
@@ -123,7 +124,7 @@ def call(
     Raises:
         Unsupported: If it cannot be a program.
     """
-    block = captured(fun, args, kwargs, blocks)
+    block = captured(fun, args, kwargs, blocks, right_forms(device))
     if not _ext.block.admits(block.forward.handle, device):
         _ext.block.place(name, "over_budget")
         return plain(*args, **kwargs)
@@ -155,16 +156,19 @@ def captured(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     blocks: Blocks,
+    right: frozenset[str] | None = None,
 ) -> CompiledBlock:
     """The block of ``fun(*args, **kwargs)``, of those captured so far or a new one.
+
+    It is written in the `right_forms` given.
 
     Raises:
         Unsupported: If it cannot be a program.
     """
-    key = (fun, _signature((fun, args, kwargs)))
+    key = (fun, right, _signature((fun, args, kwargs)))
     if key not in blocks:
         try:
-            blocks[key] = _compiled(fun, args, kwargs)
+            blocks[key] = _compiled(fun, args, kwargs, right)
         except Unsupported as error:
             blocks[key] = Unsupported(error.primitive, error.why, error.near)
     block = blocks[key]
@@ -174,8 +178,40 @@ def captured(
     return block
 
 
+def right_forms(device: str) -> frozenset[str] | None:
+    """What was found right on a device; None: nothing is known of it.
+
+    Entries are "form=choice" of :data:`mlx_ane.translate.FORMS`, and "ports=N" for
+    programs of N inputs.
+    """
+    return None
+
+
 def _compiled(
-    fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    right: frozenset[str] | None,
+) -> CompiledBlock:
+    """A block in forms that are right, of as many inputs as are right."""
+    forms = choose(right)
+    block = _padded(fun, args, kwargs, forms)
+    counts = [int(r[6:]) for r in right or () if r.startswith("ports=")]
+    if not counts or block.inputs() <= max(counts):
+        return block
+    if "weights=rows" in (right or ()):
+        block = _padded(fun, args, kwargs, forms | {"weights": "rows"})
+    if (n := block.inputs()) > max(counts):
+        why = f"{n} inputs of a program, {max(counts)} are right on this machine"
+        raise Unsupported("Input", why)
+    return block
+
+
+def _padded(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    forms: dict[str, str],
 ) -> CompiledBlock:
     """A block of as many rows as its bucket, or as the arguments have.
 
@@ -185,10 +221,10 @@ def _compiled(
     rows = next((n for n in BUCKETS if n >= size), size)
     if rows != size:
         try:
-            return CompiledBlock(fun, args, kwargs, rows=rows)
+            return CompiledBlock(fun, args, kwargs, rows, forms)
         except Unsupported:
             pass
-    return CompiledBlock(fun, args, kwargs)
+    return CompiledBlock(fun, args, kwargs, None, forms)
 
 
 class CompiledBlock(Block):
@@ -199,14 +235,19 @@ class CompiledBlock(Block):
         fun: Callable[..., Any],
         args: Sequence[Any],
         kwargs: dict[str, Any],
-        *,
-        rows: int | None = None,
+        rows: int | None,
+        forms: dict[str, str],
     ) -> None:
         def spread(args: Any, kwargs: Any) -> Any:
             return fun(*args, **kwargs)
 
-        super().__init__(spread, args, kwargs, rows=rows)
+        super().__init__(spread, args, kwargs, rows=rows, **forms)
         self.dtypes = output_dtypes(spread, args, kwargs)
+
+    def inputs(self) -> int:
+        """The most inputs that one of its programs has."""
+        programs = (self.forward, self.backward(self.differentiable))
+        return max(len(p.program.ports) for p in programs)
 
     def frozen(self, args: Any, kwargs: Any) -> list[bool]:
         """For each input of the body, whether it is a module's frozen parameter."""

@@ -8,7 +8,7 @@ the program; numbers are constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -30,7 +30,7 @@ from mlx_ane.builder import (
 from mlx_ane.recognise import FAR, GRADIENTS, recognise
 from mlx_ane.tape import Node, Tape, Unsupported, ranges
 
-__all__ = ["FORMS", "PRIMITIVES", "Primitive", "translate"]
+__all__ = ["FORMS", "PRIMITIVES", "Primitive", "choose", "translate"]
 
 
 def translate(tape: Tape, **forms: str) -> Program:
@@ -66,6 +66,24 @@ def translate(tape: Tape, **forms: str) -> Program:
         results = made if isinstance(made, list) else [made]
         builder.values.update(zip(node.outputs, results, strict=True))
     return builder.program()
+
+
+def choose(right: Collection[str] | None) -> dict[str, str]:
+    """The forms to translate with: of each, the first choice that is right.
+
+    Args:
+        right: What was found right on a machine, such as "sigmoid=tanh"; None if
+            nothing is known. A form of which no choice is right keeps its first.
+
+    Returns:
+        dict[str, str]: For `translate`; only what differs from the default.
+    """
+    chosen = {}
+    for form, (choices, _) in FORMS.items():
+        found = [c for c in choices if right is None or f"{form}={c}" in right]
+        if found and found[0] != choices[0]:
+            chosen[form] = found[0]
+    return chosen
 
 
 Emit = Callable[..., Any]

@@ -229,7 +229,7 @@ def _attending(
         if cls is not None or reason:
             kind = type(site.module).__name__
             report.attention.append(
-                AttendingModule(site.path, kind, site.module, reason)
+                AttendingModule(site.path or kind, kind, site.module, reason)
             )
     return found
 

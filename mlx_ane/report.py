@@ -71,6 +71,7 @@ class SkippedLayer:
 class AttendingModule:
     """A module that calls MLX's scaled_dot_product_attention, by ours or MLX's."""
 
+    #: Its path, or the class name of the model itself.
     path: str
     #: Class name, such as MultiHeadAttention.
     kind: str

@@ -64,6 +64,13 @@ def test_layers_of_a_shape_are_one_line(engine: str) -> None:
         assert re.search(rf"^{path}\.linear +ANELinear ", full, re.M)
 
 
+def test_a_model_that_attends_itself_has_a_name() -> None:
+    model = nn.MultiHeadAttention(64, 4)
+    report = ane.convert(model, device="emulated", attention="fused")
+    assert "attention on emulated: MultiHeadAttention\n" in f"{report}\n"
+    assert report.to_dict()["attention"][0]["path"] == "MultiHeadAttention"
+
+
 def test_prompts_and_notebooks_show_the_summary() -> None:
     report = ane.convert(tiny_llama(), device="cpu")
     assert repr(report) == f"<ConversionReport: {report.lead}>"

@@ -373,8 +373,10 @@ def _estimate(
     elif auto or batch_shape is not None:
         shapes = checked_shapes(batch_shape or (1, DEFAULT_ROWS), "convert")
         try:
-            # What was measured on the emulated engine says nothing of another.
-            found = planned(model, shapes, device="ane" if device == "ane" else None)
+            if device == "ane":
+                found = planned(model, shapes, device=device)
+            else:  # what the emulated engine takes says nothing of its chip
+                found = planned(model, shapes, _ext.device_info(device)["chip"])
         except ValueError:
             if batch_shape is not None:
                 raise

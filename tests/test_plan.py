@@ -372,7 +372,7 @@ def test_what_this_machine_measured_counts(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MLX_ANE_CACHE_DIR", str(tmp_path))
     model = nn.Sequential(nn.Linear(64, 96, bias=False))
     model.freeze()
-    shape, published = (64, 64), ane.plan(nn.Sequential(nn.Linear(64, 96)), (64, 64))
+    shape, published = (64, 64), ane.plan(model, (64, 64), chip="M4")
     assert published.figures["host conversion, byte/s"] == chips.HOST_BANDWIDTH
     found = planner.planned(model, [shape], device="emulated")
     assert found.figures["host conversion, byte/s"].source == "measured here"

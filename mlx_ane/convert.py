@@ -229,7 +229,7 @@ def _attending(
         if cls is not None or reason:
             kind = type(site.module).__name__
             report.attention.append(
-                AttendingModule(site.path, kind, site.module, reason)
+                AttendingModule(site.path or kind, kind, site.module, reason)
             )
     return found
 
@@ -373,8 +373,10 @@ def _estimate(
     elif auto or batch_shape is not None:
         shapes = checked_shapes(batch_shape or (1, DEFAULT_ROWS), "convert")
         try:
-            # What was measured on the emulated engine says nothing of another.
-            found = planned(model, shapes, device="ane" if device == "ane" else None)
+            if device == "ane":
+                found = planned(model, shapes, device=device)
+            else:  # what the emulated engine takes says nothing of its chip
+                found = planned(model, shapes, _ext.device_info(device)["chip"])
         except ValueError:
             if batch_shape is not None:
                 raise

@@ -71,6 +71,7 @@ class SkippedLayer:
 class AttendingModule:
     """A module that calls MLX's scaled_dot_product_attention, by ours or MLX's."""
 
+    #: Its path, or the class name of the model itself.
     path: str
     #: Class name, such as MultiHeadAttention.
     kind: str
@@ -230,8 +231,14 @@ class ConversionReport:
     def __str__(self) -> str:
         live = self.placement()
         lines = [*wrapped(self.lead), *wrapped(self.why), *wrapped(self.hint)]
+        inside = {
+            id(m) for c in self.converted if not c.shape for m in c.layer.modules()
+        } - {id(c.layer) for c in self.converted if not c.shape}
         groups = _grouped(
-            (c, (_dims(c.shape), c.device, c.kind)) for c in self.converted
+            (c, (_dims(c.shape), c.device, c.kind))
+            for c in self.converted
+            # A block's program makes the products of its layers.
+            if live[c.path]["calls"] or id(c.layer) not in inside
         )
         if groups:
             head = ("layers", "N x K", "device", "calls", "on it", "ms")

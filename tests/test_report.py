@@ -64,6 +64,24 @@ def test_layers_of_a_shape_are_one_line(engine: str) -> None:
         assert re.search(rf"^{path}\.linear +ANELinear ", full, re.M)
 
 
+def test_layers_whose_products_a_block_makes_are_left_out(engine: str) -> None:
+    model = lora_model()
+    report = ane.convert(model, device=engine, granularity="block")
+    mx.eval(model(mx.zeros(TOKENS, mx.int32)))
+    assert re.search(rf"^layers\.\* x 2 +{engine} +2 +2 ", str(report), re.M)
+    assert "q_proj, o_proj x 4" not in str(report)
+    assert "model.layers.0.self_attn.q_proj.linear" in report.full()
+    mx.eval(model(mx.zeros((1, 8), mx.int32)))  # few rows: by layers
+    assert "q_proj, o_proj x 4" in str(report)
+
+
+def test_a_model_that_attends_itself_has_a_name() -> None:
+    model = nn.MultiHeadAttention(64, 4)
+    report = ane.convert(model, device="emulated", attention="fused")
+    assert "attention on emulated: MultiHeadAttention\n" in f"{report}\n"
+    assert report.to_dict()["attention"][0]["path"] == "MultiHeadAttention"
+
+
 def test_prompts_and_notebooks_show_the_summary() -> None:
     report = ane.convert(tiny_llama(), device="cpu")
     assert repr(report) == f"<ConversionReport: {report.lead}>"
@@ -127,7 +145,7 @@ def test_what_is_faster_is_said(times, granularity: str, faster: str | None) -> 
 
 def test_auto_takes_what_is_estimated_faster() -> None:
     model = lora_model()
-    found = ane.plan(model, (4, 256))
+    found = ane.plan(model, (4, 256), chip="M4")
     step = found.estimates[1]
     assert step.blocks < step.layers
     report = ane.convert(
@@ -153,8 +171,8 @@ def test_auto_counts_what_was_measured(tmp_path, monkeypatch) -> None:
     seen = []
 
     def planned(model, shapes, chip=None, device=None):
-        seen.append((shapes, device))
-        return real(model, shapes, chip, "emulated")
+        seen.append((shapes, chip, device))
+        return real(model, shapes, device="emulated")
 
     real = planner.planned
     monkeypatch.setattr(sys.modules["mlx_ane.convert"], "planned", planned)
@@ -163,7 +181,8 @@ def test_auto_counts_what_was_measured(tmp_path, monkeypatch) -> None:
         autotune, "measure", lambda *_: ({"emulated": 1e-3, "cpu": 9e-3}, None)
     )
     report = ane.convert(model, **options, objective="free_gpu", batch_shape=TOKENS)
-    assert seen == [([TOKENS], None)]  # the emulated engine's times are no chip's
+    # The emulated engine's own times are no chip's: none is asked for.
+    assert seen == [([TOKENS], "h16g", None)]
     assert "measured here, device 'emulated', 5 products" in str(
         real(model, [TOKENS], device="emulated")
     ).replace("\n    ", " ")

@@ -194,6 +194,9 @@ _MLX |= {
     "Sqrt": lambda x, a, _: (mx.rsqrt if a and a[0] else mx.sqrt)(x[0]),
     "Log": lambda x, a, _: (mx.log2, mx.log10, mx.log)[a[0] if a else 2](x[0]),
     "AddMM": lambda x, a, _: mx.addmm(x[2], x[0], x[1], a[0], a[1]),
+    "ArgReduce": lambda x, a, _: (mx.argmax if a[0] else mx.argmin)(
+        x[0], axis=a[1], keepdims=True
+    ),
     "GatherAxis": lambda x, a, _: mx.take_along_axis(x[0], x[1], a[0]),
 }
 _REDUCE = (mx.all, mx.any, mx.sum, mx.prod, mx.min, mx.max)

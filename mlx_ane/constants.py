@@ -167,8 +167,8 @@ def _int4_table(weight: Array, axis: int) -> Constant:
         means = np.diff(sums[edges]) / np.maximum(counts, 1)
         table = np.sort(np.where(counts > 0, means, table))
     table = table.astype(np.float16)
-    edges = (table[1:].astype(np.float32) + table[:-1]) / 2
-    codes = np.searchsorted(edges, weight.ravel()).astype(np.uint8)
+    middles = (table[1:].astype(np.float32) + table[:-1]) / 2
+    codes = np.searchsorted(middles, weight.ravel()).astype(np.uint8)
     low, high = codes[::2], codes[1::2]
     packed = low | np.resize(np.append(high, 0), low.size).astype(np.uint8) << 4
     operands = {
@@ -220,7 +220,7 @@ def encode_quantised(parts: Quantised) -> Constant | None:
     offsets = np.divide(-biases, scales, out=np.zeros_like(scales), where=scales != 0)
     dtype = "uint4" if parts.bits <= 4 else "uint8"
     whole = np.rint(offsets)
-    tries = [("fp16", offsets.astype(np.float16))]
+    tries: list[tuple[str, Array]] = [("fp16", offsets.astype(np.float16))]
     if whole.min() >= 0 and whole.max() < 2 ** (4 if parts.bits <= 4 else 8):
         tries.insert(0, (dtype, whole.astype(np.uint8)))
     scale = scales.astype(np.float16)

@@ -58,12 +58,12 @@ Array = npt.NDArray[Any]
 NATURAL = {"slice": "slice", "concat": "concat", "rsqrt": "rsqrt"}
 #: Operations that give integers of integers.
 INTEGER = frozenset(
-    "reshape transpose slice_by_size slice_by_index concat identity add sub mul maximum "
-    "minimum reduce_sum reduce_max".split()
+    "reshape transpose slice_by_size slice_by_index concat identity add sub mul "
+    "maximum minimum reduce_sum reduce_max".split()
 )
 #: Operations that give something else of integers.
 OF_INTEGERS = frozenset(
-    "cast gather equal not_equal greater greater_equal less less_equal".split()
+    "reduce_argmax reduce_argmin cast gather gather_nd equal not_equal greater greater_equal less less_equal".split()
 )
 
 
@@ -245,7 +245,7 @@ class CoreML(Builder):
     def binary(self, op: str, x: Operand, y: Operand) -> Operand:
         if not (self.is_integer(x) or self.is_integer(y)):
             return super().binary(op, x, y)
-        if op in ("add", "sub") and is_all(y, 0) or op == "mul" and is_all(y, 1):
+        if (op in ("add", "sub") and is_all(y, 0)) or (op == "mul" and is_all(y, 1)):
             return x
         left, right = (self._whole(o) for o in self._same_rank(x, y))
         return self.emit(op, _broadcast_values(left, right), x=left, y=right)
@@ -271,20 +271,25 @@ class CoreML(Builder):
 
     def _whole(self, x: Operand) -> Value | int:
         """An operand of an operation on integers."""
+        if isinstance(x, np.ndarray) and x.size == 1 and x == x.astype(np.int32):
+            return int(x.item())
+        return self.whole(x)
+
+    def whole(self, x: Operand) -> Value:
+        """The operand as a tensor of integers."""
         if isinstance(x, Value):
             if not self.is_integer(x):
                 raise Unsupported("AsType", "integers meet floats")
             return x
-        whole = x.astype(np.int32)
-        if (whole != x).any():
+        array = x.astype(np.int32)
+        if (array != x).any():
             raise Unsupported("AsType", "integers meet floats")
-        if whole.size == 1:
-            return int(whole.item())
-        table = self.constant(
-            Constant("const", {"val": ("int32", whole)}, whole), "table", "int32"
-        )
-        self.integers.add(table.name)
-        return table
+        key = ("integers", array.shape, array.tobytes())
+        if key not in self.known:
+            made = Constant("const", {"val": ("int32", array)}, array)
+            self.known[key] = self.constant(made, "table", "int32")
+            self.integers.add(self.known[key].name)
+        return self.known[key]
 
     def function(self, name: str) -> str:
         """The finished function as MIL text."""
@@ -310,15 +315,15 @@ class CoreML(Builder):
         return f"  func {name}<ios18>({given}) {{\n{body}\n  }} -> ({returned});\n"
 
     def _output(self, index: int, v: str, port: Port) -> Value:
-        x = self.full(v)
-        if isinstance(x, np.ndarray):
+        whole = self.full(v)
+        if isinstance(whole, np.ndarray):
             raise Unsupported("Output", f"output {index} does not depend on an input")
-        x = self.reshape(x, port.shape)
+        x: Value = self.reshape(whole, port.shape)  # type: ignore[assignment]
         if (port.dtype == "int32") != self.is_integer(x):
             x = self.emit("cast", port.shape, port.dtype, x=x, dtype=port.dtype)
         elif port.dtype == "fp32":
             x = self.emit("cast", port.shape, "fp32", x=x, dtype="fp32")
-        return x  # type: ignore[no-any-return]
+        return x
 
     def _text(self, line: Emitted, names: Mapping[str, str]) -> str:
         made = self.stored.get(line.name)
@@ -357,30 +362,45 @@ def row(*names: str, mil: str) -> Callable[[Emit], Emit]:
     return enter
 
 
-@row("Gather", mil="gather")
-def _gather(b: CoreML, n: Node, x: Operand, *indices: Operand) -> Operand:
+@row("Gather", mil="gather, gather_nd")
+def _gather(b: CoreML, n: Node, x: Operand, *_: Operand) -> Operand:
     axes, sizes = n.arguments
-    if len(axes) != 1 or sizes[axes[0]] != 1:
-        raise Unsupported("Gather", "need whole rows along one axis")
-    axis, index = b.axis(n.inputs[0], axes[0]), indices[0]
     whole, part = (b.tape.types[v].shape for v in (n.inputs[0], n.outputs[0]))
-    if tuple(sizes) != tuple(1 if i == axes[0] else s for i, s in enumerate(whole)):
-        raise Unsupported("Gather", "need whole rows along one axis")
-    if isinstance(index, np.ndarray):
-        wide = np.broadcast_to(index, b.shape(n.inputs[1])).ravel().astype(int)
-        flat: Any = (wide % whole[axes[0]]).tolist()
-    elif b.is_integer(index):
-        wide_index = b.full(n.inputs[1])
-        flat = b.reshape(wide_index, (int(np.prod(wide_index.shape)),))
-    else:
-        raise Unsupported("Gather", "the indices are computed from floats")
-    rows = len(flat) if isinstance(flat, list) else flat.shape[0]
+    if tuple(sizes) != tuple(1 if i in axes else s for i, s in enumerate(whole)):
+        raise Unsupported("Gather", "need whole rows")
+    indices = [
+        _indices(b, v, whole[a]) for v, a in zip(n.inputs[1:], axes, strict=True)
+    ]
+    rows = indices[0].shape[0]
     x = b.tensor(b.full(n.inputs[0]))
+    if len(axes) > 1:  # the first axes: see tape.run
+        columns = [b.whole(b.reshape(i, (rows, 1))) for i in indices]
+        places = b.emit(
+            "concat", (rows, len(axes)), values=columns, axis=1, interleave=False
+        )
+        y: Operand = b.emit(
+            "gather_nd",
+            (rows, *whole[len(axes) :]),
+            x=b.reshape(x, whole),
+            indices=places,
+        )
+        return b.reshape(y, four_axes(part))
+    axis = b.axis(n.inputs[0], axes[0])
     shape = (*x.shape[:axis], rows, *x.shape[axis + 1 :])
-    y: Operand = b.emit("gather", shape, x=x, indices=flat, axis=axis)
+    y = b.emit("gather", shape, x=x, indices=b.whole(indices[0]), axis=axis)
     if axes[0]:  # the new axes come first
         y = b.transpose(y, [axis, *(i for i in range(len(shape)) if i != axis)])
     return b.reshape(y, four_axes(part))
+
+
+def _indices(b: CoreML, v: str, size: int) -> Operand:
+    """Indices of an axis of this size, flat."""
+    index = b.full(v)
+    if isinstance(index, np.ndarray):
+        return index.ravel() % size
+    if not b.is_integer(index):
+        raise Unsupported("Gather", "the indices are computed from floats")
+    return b.reshape(index, (int(np.prod(index.shape)),))
 
 
 @row("Convolution", mil="conv")

@@ -283,9 +283,11 @@ def _random_bits(x: list[mx.array], a: tuple[Any, ...], out: Type) -> mx.array:
 
 @run_as("Gather")
 def _gather(x: list[mx.array], a: tuple[Any, ...], out: Type) -> mx.array:
-    axes, sizes = a
-    if len(axes) != 1 or sizes[axes[0]] != 1:
-        raise Unsupported("Gather", "need whole rows along one axis")
-    rank = x[1].ndim
-    y = mx.take(mx.moveaxis(x[0], axes[0], 0), x[1], axis=0)
-    return mx.expand_dims(y, rank + axes[0]).reshape(out.shape)
+    (rows, *indices), (axes, sizes) = x, a
+    if len(indices) == 1 and sizes[axes[0]] == 1:
+        rank = indices[0].ndim
+        y = mx.take(mx.moveaxis(rows, axes[0], 0), indices[0], axis=0)
+        return mx.expand_dims(y, rank + axes[0]).reshape(out.shape)
+    if list(axes) != list(range(len(axes))) or any(sizes[i] != 1 for i in axes):
+        raise Unsupported("Gather", "need whole rows along one axis, or the first ones")
+    return rows[tuple(indices)].reshape(out.shape)

@@ -63,7 +63,8 @@ INTEGER = frozenset(
 )
 #: Operations that give something else of integers.
 OF_INTEGERS = frozenset(
-    "reduce_argmax reduce_argmin cast gather gather_nd equal not_equal greater greater_equal less less_equal".split()
+    "reduce_argmax reduce_argmin cast gather gather_nd "
+    "equal not_equal greater greater_equal less less_equal".split()
 )
 
 

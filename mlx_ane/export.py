@@ -485,7 +485,7 @@ class _Function:
             raise RuntimeError(
                 f"[mlx_ane.export] the package's function {self.name} has a relative "
                 f"error of {own:.1e} against MLX, need {LIMIT:.0e} or less; fp16 may "
-                "not hold its values, see docs/coreml.md."
+                "not hold its values."
             )
         return error, own
 
@@ -505,9 +505,9 @@ def _named(error: Unsupported) -> NotImplementedError:
     """The primitive, and the module that it came from."""
     near = re.sub(r"^fun\.?(modules\.)?", "", error.near).rpartition(".")[0]
     place = f" in {near}" if near else ""
-    return NotImplementedError(
-        f"[mlx_ane.export] {error.primitive}{place}: {error.why}."
-    )
+    unknown = error.why in ("it has no translation", "it cannot be run again")
+    why = "it has no form in Core ML" if unknown else error.why
+    return NotImplementedError(f"[mlx_ane.export] {error.primitive}{place}: {why}.")
 
 
 def _paths(captured: Captured) -> list[str]:

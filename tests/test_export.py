@@ -398,7 +398,7 @@ def test_what_a_deployment_cannot_hold_is_named(path: Path) -> None:
         ane.export(model, path, tokens)
     assert 'use deployment="macOS15"' in str(caught.value)
     nn.quantize(plain := nn.Sequential(nn.Linear(64, 64)), mode="mxfp4", group_size=32)
-    with pytest.raises(NotImplementedError, match="layers.0 is quantised as mxfp4"):
+    with pytest.raises(NotImplementedError, match=r"layers\.0 is quantised as mxfp4"):
         ane.export(plain, path, X, deployment="macOS15")
 
 

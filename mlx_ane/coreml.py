@@ -42,7 +42,7 @@ from mlx_ane.constants import (
     encode,
     encode_quantised,
 )
-from mlx_ane.recognise import GRADIENTS, recognise
+from mlx_ane.recognise import GRADIENTS, Patterns, Tree, pattern, recognise
 from mlx_ane.tape import Node, Tape, Unsupported
 from mlx_ane.translate import PRIMITIVES, emit
 
@@ -121,7 +121,7 @@ def write_function(
     Raises:
         Unsupported: A primitive has no translation, or none for these arguments.
     """
-    tape = recognise(tape, GRADIENTS)
+    tape = recognise(tape, GRADIENTS + POOLS)
     builder = CoreML(tape, inputs, outputs, weights, settings)
     emit(builder, TABLE)
     text = builder.function(name)
@@ -437,6 +437,90 @@ def _convolution(b: CoreML, n: Node, x: Operand, _: Operand) -> Operand:
         groups=groups,
     )
     return b.reshape(b.transpose(y, (0, 2, 3, 1)), four_axes(out))
+
+
+# Pools: MLX makes windows of six axes, (B, H, W, h, w, C), and reduces h and w.
+
+POOLS: Patterns = []
+
+
+@pattern("Reshape", POOLS)
+def _find_pool(tree: Tree, node: Node) -> list[Node] | None:
+    reduced = tree.match(node.inputs[0], "Reduce")
+    if reduced is None or reduced.arguments[0] not in (2, 5):
+        return None
+    if len(tree.shape(reduced.inputs[0])) != 6 or list(reduced.arguments[1]) != [3, 4]:
+        return None
+    batch, rows, columns, *_, channels = tree.shape(reduced.inputs[0])
+    found = _windows(tree, reduced)
+    if found is None or tree.shape(node.outputs[0]) != (batch, rows, columns, channels):
+        return None
+    x, kernel, stride, low, high = found
+    arguments = (reduced.arguments[0] == 5, kernel, stride, low, high)
+    return [Node("Pool", arguments, (x,), node.outputs)]
+
+
+Window = tuple[int, ...]
+
+
+def _windows(
+    tree: Tree, reduced: Node
+) -> tuple[str, Window, Window, Window, Window] | None:
+    """x (B, H, W, C), and kernel, stride and padding of the windows over it."""
+    _, rows, columns, h, w, channels = tree.shape(reduced.inputs[0])
+    turned = tree.match(reduced.inputs[0], "Transpose")
+    if turned is not None:  # side by side: a reshape of x
+        apart = tree.match(turned.inputs[0], "Reshape", "Unflatten")
+        if apart is None or list(turned.arguments[0]) != [0, 1, 3, 2, 4, 5]:
+            return None
+        x = apart.inputs[0]
+        if tree.shape(x)[1:] != (rows * h, columns * w, channels):
+            return None
+        return x, (h, w), (h, w), (0, 0), (0, 0)
+    strided = tree.match(reduced.inputs[0], "AsStrided")
+    flat = strided and tree.match(strided.inputs[0], "Flatten", "Reshape")
+    if not strided or not flat or len(tree.shape(flat.inputs[0])) != 4:
+        return None
+    x, low, high = flat.inputs[0], (0, 0), (0, 0)
+    _, height, width, _ = tree.shape(x)
+    batch, down, right, *inner = strided.arguments[1]
+    row = width * channels
+    if [batch, *inner] != [height * row, row, channels, 1] or strided.arguments[2]:
+        return None
+    padded = tree.match(x, "Pad")
+    if padded is not None:
+        value, largest = tree.scalar(padded.inputs[1]), reduced.arguments[0] == 5
+        if list(padded.arguments[0]) != [0, 1, 2, 3] or value is None:
+            return None
+        if value != 0 if not largest else value > -1e30:
+            return None
+        x, low, high = (
+            padded.inputs[0],
+            tuple(padded.arguments[1][1:3]),
+            tuple(padded.arguments[2][1:3]),
+        )
+    return x, (h, w), (down // row, right // channels), low, high
+
+
+@row("Pool", mil="max_pool, avg_pool")
+def _pool(b: CoreML, n: Node, x: Operand) -> Operand:
+    largest, kernel, stride, low, high = n.arguments
+    batch, rows, columns, channels = b.tape.types[n.outputs[0]].shape
+    given: dict[str, Any] = {
+        "x": b.transpose(b.tensor(b.full(n.inputs[0])), (0, 3, 1, 2)),
+        "kernel_sizes": kernel,
+        "strides": stride,
+        "pad_type": "custom",
+        "pad": [p for pair in zip(low, high, strict=True) for p in pair],
+        "ceil_mode": False,
+    }
+    shape = (batch, channels, rows, columns)
+    if largest:
+        y: Operand = b.emit("max_pool", shape, **given)
+    else:  # MLX divides by the number of elements itself, padding included
+        mean = b.emit("avg_pool", shape, exclude_padding_from_average=False, **given)
+        y = b.mul(mean, float(kernel[0] * kernel[1]))
+    return b.transpose(y, (0, 2, 3, 1))
 
 
 @row("ArgReduce", mil="reduce_argmax, reduce_argmin")

@@ -155,9 +155,14 @@ def export(
         >>> print(report)
     """
     version = _version(weights, deployment)
+    mil.spec.check_path(path)
     examples = [_example(i, x) for i, x in enumerate(example_inputs)]
     store = Store()
     settings = Settings(weights, version, store)
+    if type(fun) is type(mx.compile(abs)):
+        raise ValueError(
+            "[mlx_ane.export] fun is compiled by mx.compile, need the function itself."
+        )
     copied, quantised = _prepare(fun, version, deployment)
     functions = [_Function.of("main", copied, examples, fun, names)]
     for length in _lengths(lengths, examples, deployment):
@@ -175,10 +180,19 @@ def export(
         metadata=metadata,
     )
     file = store.writer.getvalue() if store.used else b""
-    mil.spec.save(path, model, file)
     main = functions[0]
-    compressed = weights != "float16" or bool(quantised)
-    errors = [f.compare(path, fun, compressed) for f in functions] if check else []
+    errors = []
+    if check:
+        # What the package will hold is what runs.
+        engine = emulated.Program(
+            mil.spec.read(model).text(),
+            {mil.spec.WEIGHTS: file},
+            limits="off",
+            memory_budget=1 << 40,
+        )
+        compressed = weights != "float16" or bool(quantised)
+        errors = [f.compare(engine, fun, compressed) for f in functions]
+    mil.spec.save(path, model, file)
     operations: dict[str, int] = {}
     for op in program.functions[0].operations:
         if op.op != "const" and not op.op.startswith("constexpr_"):
@@ -460,14 +474,10 @@ class _Function:
         return made.text
 
     def compare(
-        self, path: Any, fun: Callable[..., Any], compressed: bool
+        self, engine: emulated.Program, fun: Callable[..., Any], compressed: bool
     ) -> tuple[float, float]:
-        """Relative errors of what the package holds: against MLX, and against MLX with
-        the weights as they are stored, the same if they are not compressed."""
-        program, files = mil.spec.load(path)
-        engine = emulated.Program(
-            program.text(), files, limits="off", memory_budget=1 << 40
-        )
+        """Relative errors against MLX, and against MLX with the weights as they are
+        stored, the same if they are not compressed."""
         given = {
             p.name: _numpy(x) for p, x in zip(self.inputs, self.examples, strict=True)
         }

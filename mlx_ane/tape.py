@@ -265,6 +265,11 @@ def _pad(x: list[mx.array], a: tuple[Any, ...], _: Type) -> mx.array:
     return mx.pad(x[0], widths, constant_values=x[1])
 
 
+@run_as("AsStrided")
+def _as_strided(x: list[mx.array], a: tuple[Any, ...], _: Type) -> mx.array:
+    return mx.as_strided(x[0], *a)
+
+
 @run_as("Convolution")
 def _convolution(x: list[mx.array], a: tuple[Any, ...], _: Type) -> mx.array:
     stride, low, high, kernel, dilation, groups, flip = a

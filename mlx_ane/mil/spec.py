@@ -27,7 +27,7 @@ from mlx_ane import _ext
 from mlx_ane.mil.program import Program
 from mlx_ane.mil.weights import Writer
 
-__all__ = ["WEIGHTS", "load", "read", "save", "version", "write"]
+__all__ = ["WEIGHTS", "check_path", "load", "read", "save", "version", "write"]
 
 #: Path of a package's weights, as constants name it.
 WEIGHTS = "@model_path/weights/weight.bin"
@@ -110,13 +110,8 @@ def read(model: bytes) -> Program:
     return Program(_ext.mil.read_spec(bytes(model)))
 
 
-def save(path: str | os.PathLike[str], model: bytes, weights: bytes = b"") -> None:
-    """Write a model and its weights as a package; an older package is replaced.
-
-    Args:
-        path (str): The folder to make, ``*.mlpackage``.
-        model (bytes): What `write` returns.
-        weights (bytes): Content of the weight file, if the model names one.
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that `save` could not write a package to.
 
     Raises:
         ValueError: Another name, or something else is there.
@@ -130,6 +125,21 @@ def save(path: str | os.PathLike[str], model: bytes, weights: bytes = b"") -> No
         raise ValueError(
             f"[mlx_ane.mil.spec] {folder} is there and no package; remove it first."
         )
+
+
+def save(path: str | os.PathLike[str], model: bytes, weights: bytes = b"") -> None:
+    """Write a model and its weights as a package; an older package is replaced.
+
+    Args:
+        path (str): The folder to make, ``*.mlpackage``.
+        model (bytes): What `write` returns.
+        weights (bytes): Content of the weight file, if the model names one.
+
+    Raises:
+        ValueError: Another name, or something else is there.
+    """
+    check_path(path)
+    folder = Path(path)
     items = {"model.mlmodel": "CoreML Model Specification"}
     if weights:
         items["weights"] = "CoreML Model Weights"

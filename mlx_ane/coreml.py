@@ -25,14 +25,14 @@ from mlx_ane.builder import (
     Operand,
     Shape,
     Value,
-    _check_range,
-    _line,
-    _names,
-    _near,
-    _tensor,
+    check_range,
     four_axes,
     is_all,
+    line_text,
+    names_in,
     operand,
+    tensor_type,
+    within_range,
 )
 from mlx_ane.constants import (
     Constant,
@@ -182,7 +182,7 @@ class CoreML(Builder):
 
     def encode(self, weight: Array, axis: int) -> Constant:
         """A weight as it is to be stored; each index of `axis` has its own scale."""
-        _check_range(weight)
+        check_range(weight)
         return encode(weight, axis, self.settings.way, self.settings.version)
 
     def constant(
@@ -197,7 +197,7 @@ class CoreML(Builder):
         self.taken.add(name)
         shape = made.values.shape
         self.stored[name] = made
-        self.lines.append(Emitted(name, _tensor(kind, shape), made.op, {}))
+        self.lines.append(Emitted(name, tensor_type(kind, shape), made.op, {}))
         return Value(name, shape)
 
     def array(self, v: str) -> Array:
@@ -234,7 +234,7 @@ class CoreML(Builder):
 
     def port(self, array: Array) -> Value:
         """A table as a constant of the program."""
-        _check_range(array)
+        check_range(array)
         table = array.astype(np.float16)
         key = ("table", table.shape, table.tobytes())
         if key not in self.known:
@@ -265,7 +265,7 @@ class CoreML(Builder):
         if self.is_integer(x) or self.is_integer(y):
             left, right = (self._whole(o) for o in self._same_rank(x, y))
         else:
-            left, right = (self._number(_near(o)) for o in self._same_rank(x, y))
+            left, right = (self._number(within_range(o)) for o in self._same_rank(x, y))
         shape = _broadcast_values(left, right)
         holds = self.emit(op, shape, "bool", x=left, y=right)
         return self.emit("cast", shape, x=holds, dtype="fp16")
@@ -301,17 +301,19 @@ class CoreML(Builder):
             )
         ]
         live = self._live([x.name for x in values])
-        read = {n for line in live for n in _names(line)}
+        read = {n for line in live for n in names_in(line)}
         names: dict[str, str] = {}
         for x, port in zip(values, self.results, strict=True):
             if INNER.fullmatch(x.name) and x.name not in read and x.name not in names:
                 names[x.name] = port.name
             else:  # what is also read inside leaves through a copy
-                kind = _tensor(port.dtype, port.shape)
+                kind = tensor_type(port.dtype, port.shape)
                 source = {"x": names.get(x.name, x.name)}
                 live.append(Emitted(port.name, kind, "identity", source))
         body = "\n".join(f"    {self._text(line, names)}" for line in live)
-        given = ", ".join(f"{_tensor(p.dtype, p.shape)} {p.name}" for p in self.given)
+        given = ", ".join(
+            f"{tensor_type(p.dtype, p.shape)} {p.name}" for p in self.given
+        )
         returned = ", ".join(p.name for p in self.results)
         return f"  func {name}<ios18>({given}) {{\n{body}\n  }} -> ({returned});\n"
 
@@ -329,15 +331,15 @@ class CoreML(Builder):
     def _text(self, line: Emitted, names: Mapping[str, str]) -> str:
         made = self.stored.get(line.name)
         if made is None:
-            return _line(line, names)
+            return line_text(line, names)
         if line.name in self.sources:
             v = self.sources[line.name]
             self.decoded[v] = made.values.reshape(self.tape.types[v].shape)
         store = self.settings.store
         operands = {k: store.literal(*v) for k, v in made.operands.items()}
         if made.op == "const":
-            return _line(replace(line, literal=operands["val"]), names)
-        return _line(replace(line, arguments=operands), names)
+            return line_text(replace(line, literal=operands["val"]), names)
+        return line_text(replace(line, arguments=operands), names)
 
 
 def _broadcast_values(*operands: Any) -> Shape:

@@ -394,6 +394,27 @@ def test_refusals(
     assert not path.exists()
 
 
+@pytest.mark.parametrize("way", ["float16", "int8", "int4"])
+def test_convolutions(way: str, path: Path) -> None:
+    weight = mx.random.normal((64, 3, 2, 32)) / 14  # (O, h, w, I / groups)
+
+    def convolve(x: mx.array, weight: mx.array = weight) -> mx.array:
+        padding = ([1, 0], [2, 3])
+        return mx.conv_general(x, weight, (2, 1), padding, (1, 2), groups=2)
+
+    x = mx.random.normal((2, 9, 12, 64))
+    report = ane.export(convolve, path, x, weights=way, deployment="macOS15")
+    assert report.operations["conv"] == 1
+    assert report.program_error is not None and report.program_error < 2e-3
+    tolerance = {"float16": 2e-3, "int8": 1e-2, "int4": 0.15}[way]
+    assert error(run(path, x)["output"], convolve(x)) < tolerance
+    opened(path)
+    assert (
+        report.weight_bytes
+        < weight.size * {"float16": 2, "int8": 1, "int4": 0.6}[way] + 1024
+    )
+
+
 @pytest.mark.parametrize(
     "pool",
     [

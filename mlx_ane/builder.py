@@ -237,7 +237,7 @@ class Builder:
         key = (op, tuple(given.items()), shape, kind)
         if key not in self.known:
             name = f"v{len(self.lines)}"
-            self.lines.append(Emitted(name, _tensor(kind, shape), op, given))
+            self.lines.append(Emitted(name, tensor_type(kind, shape), op, given))
             self.known[key] = Value(name, shape)
         return self.known[key]
 
@@ -250,8 +250,10 @@ class Builder:
             kind, literal = "bool", f"bool({str(value).lower()})"
         elif isinstance(value, int):
             kind, literal = "int32", f"int32({value})"
+        elif isinstance(value, str):
+            kind, literal = "string", f'string("{value}")'
         elif isinstance(value, (list, tuple)):
-            kind = _tensor("int32", (len(value),))
+            kind = tensor_type("int32", (len(value),))
             literal = f"{kind}([{', '.join(map(str, value))}])"
         else:
             kind, literal = "fp16", f"fp16({float(np.float16(value)).hex()})"
@@ -264,7 +266,7 @@ class Builder:
 
     def port(self, array: Array) -> Value:
         """A table as an input of the program."""
-        _check_range(array)
+        check_range(array)
         table = array.astype(np.float16)
         key = ("table", table.shape, table.tobytes())
         if key not in self.known:
@@ -305,7 +307,7 @@ class Builder:
         if op == "real_div" and isinstance(y, np.ndarray):
             return self.binary("mul", x, 1 / y)
         if op in ("add", "sub", "maximum", "minimum"):
-            x, y = _near(x), _near(y)
+            x, y = within_range(x), within_range(y)
         x, y = self._same_rank(x, y)
         shape = _broadcast(x, y)
         left, right = self._number(x), self._number(y)
@@ -331,7 +333,7 @@ class Builder:
 
     def _number(self, x: Operand) -> Value | float:
         if isinstance(x, np.ndarray) and x.size == 1:
-            _check_range(x)
+            check_range(x)
             number = float(x.item())
             if number and abs(number) < 2.0**-24:
                 raise Unsupported("Constant", f"{number} is below fp16's range")
@@ -480,7 +482,7 @@ class Builder:
         """1 where the comparison holds, else 0."""
         if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
             return np.asarray(_NUMPY[op](x, y), np.float64)
-        x, y = _near(x), _near(y)
+        x, y = within_range(x), within_range(y)
         if self.forms["compare"] == "select":
             x, y = self._same_rank(x, y)
             shape = _broadcast(x, y)
@@ -497,7 +499,7 @@ class Builder:
 
     def choose(self, where: Operand, x: Operand, y: Operand) -> Operand:
         """x where the indicator is 1, y where it is 0."""
-        x, y = _near(x), _near(y)
+        x, y = within_range(x), within_range(y)
         if self.forms["select"] == "select" and isinstance(where, Value):
             where, x, y = self._same_rank(where, x, y)
             cond = self.emit(
@@ -515,7 +517,7 @@ class Builder:
         """The finished program."""
         values = [self._result(v, i) for i, v in enumerate(self.tape.outputs)]
         live = self._live([v.name for v in values])
-        read = [a for line in live for a in _names(line)]
+        read = [a for line in live for a in names_in(line)]
         names, results = {}, []
         for i, (v, value) in enumerate(zip(self.tape.outputs, values, strict=True)):
             name = f"o{i:03d}"
@@ -530,11 +532,11 @@ class Builder:
                 arguments["y"] = self._argument(1.0)
                 live = [n for n in self.lines if n in live or n.name == arguments["y"]]
             op = "mul" if len(values) == 1 else "identity"
-            live.append(Emitted(name, _tensor("fp16", value.shape), op, arguments))
-        used = {a for line in live for a in _names(line)}
+            live.append(Emitted(name, tensor_type("fp16", value.shape), op, arguments))
+        used = {a for line in live for a in names_in(line)}
         ports = [p for p in self.ports if p.name in used]
-        inputs = ", ".join(f"{_tensor('fp16', p.shape)} {p.name}" for p in ports)
-        body = "\n".join(f"    {_line(line, names)}" for line in live)
+        inputs = ", ".join(f"{tensor_type('fp16', p.shape)} {p.name}" for p in ports)
+        body = "\n".join(f"    {line_text(line, names)}" for line in live)
         outputs = ", ".join(r.name for r in results)
         text = (
             "program(1.3)\n{\n"
@@ -556,15 +558,17 @@ class Builder:
         for line in reversed(self.lines):
             if line.name in reached:
                 live.append(line)
-                reached.update(_names(line))
+                reached.update(names_in(line))
         return live[::-1]
 
 
-def _names(line: Emitted) -> list[str]:
+def names_in(line: Emitted) -> list[str]:
+    """The values that a line reads."""
     return [n for a in line.arguments.values() for n in a.strip("()").split(", ")]
 
 
-def _line(line: Emitted, renamed: Mapping[str, str]) -> str:
+def line_text(line: Emitted, renamed: Mapping[str, str]) -> str:
+    """A line of MIL, its value renamed if it is in `renamed`."""
     name = renamed.get(line.name, line.name)
     arguments = ", ".join(f"{k} = {v}" for k, v in line.arguments.items())
     value = f", val = {line.literal}" if line.literal else ""
@@ -573,18 +577,20 @@ def _line(line: Emitted, renamed: Mapping[str, str]) -> str:
     )
 
 
-def _tensor(kind: str, shape: Shape) -> str:
+def tensor_type(kind: str, shape: Shape) -> str:
+    """MIL's name of a tensor type."""
     return f"tensor<{kind}, [{', '.join(map(str, shape))}]>"
 
 
-def _near(x: Operand) -> Operand:
+def within_range(x: Operand) -> Operand:
     """Infinity, and what stands for it in masks, as a number that fp16 can add."""
     if isinstance(x, Value) or (np.abs(x) <= 60000).all():
         return x
     return np.where(np.abs(x) > 60000, np.sign(x) * -FAR, x)
 
 
-def _check_range(array: Array) -> None:
+def check_range(array: Array) -> None:
+    """Refuse numbers that fp16 does not hold."""
     largest = np.abs(array).max(initial=0)
     if not largest <= 65504:
         raise Unsupported("Constant", f"{largest} is past fp16's range")

@@ -280,15 +280,16 @@ class DeviceMatmul {
   /// Loads the call's programs, at most two: depth tiles are of one size, and
   /// so are column tiles.
   std::optional<trace::Placement> supports() {
-    program_ = get(plan_.rows.front());
+    auto found = get(plan_.rows.front());
+    program_ = found.program;
     if (!program_) {
       if (call_.staged) {
         weight_store().discard(call_.staged);
       }
-      return trace::Placement::over_budget;
+      return found.reason;
     }
     bool one = plan_.rows.back().padded == plan_.rows.front().padded;
-    tail_ = one ? program_ : get(plan_.rows.back());
+    tail_ = one ? program_ : get(plan_.rows.back()).program;
     if (!tail_) {
       tail_ = program_;
     }
@@ -407,7 +408,7 @@ class DeviceMatmul {
     const WeightTile& weight;
   };
 
-  std::shared_ptr<LoadedProgram> get(const Tile& rows) {
+  FoundProgram get(const Tile& rows) {
     return executable_cache().get(
         device_,
         MatmulShape{
@@ -426,11 +427,12 @@ class DeviceMatmul {
         keep ? Counter::weights_staged_bytes : Counter::weights_packed_bytes,
         bytes);
     auto& own = program_->inputs[1];
-    auto surface = keep ? device_.make_surface(own->bytes()) : own;
+    auto& port = program_->input_ports.back();
+    auto surface = keep ? device_.make_surface(own->bytes(), port) : own;
     auto scales = pack_operand(
         w,
         *surface,
-        program_->input_row_bytes[1],
+        program_->input_row_bytes.back(),
         columns.padded,
         depth.padded,
         plan_.layout,
@@ -451,7 +453,8 @@ class DeviceMatmul {
     // Both inputs in surfaces of one size: staged weights may have grown.
     auto& x_surface = program->inputs[0];
     if (x_surface->bytes() != operands.weight.surface->bytes()) {
-      x_surface = device_.make_surface(operands.weight.surface->bytes());
+      x_surface = device_.make_surface(
+          operands.weight.surface->bytes(), program->input_ports[0]);
     }
     RowScales x_scales;
     {

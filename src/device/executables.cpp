@@ -38,6 +38,7 @@ size_t all_bytes(
          source.outputs.size() * std::max(largest(source.outputs), least);
 }
 
+/// Null where the system would run the program elsewhere.
 std::shared_ptr<LoadedProgram> load(
     Device& device, const ProgramShape& shape, const Source& source) {
   trace::Span span("compile", "", source.text.size(), 0);
@@ -45,12 +46,18 @@ std::shared_ptr<LoadedProgram> load(
   auto program = std::make_shared<LoadedProgram>();
   program->shape = shape;
   program->executable = device.compile(source);
+  if (program->executable->elsewhere()) {
+    return nullptr;
+  }
+  program->input_ports = source.inputs;
   for (auto& input : source.inputs) {
-    program->inputs.push_back(device.make_surface(input_bytes(shape, source)));
+    program->inputs.push_back(
+        device.make_surface(input_bytes(shape, source), input));
     program->input_row_bytes.push_back(row_bytes(input));
   }
   for (auto& output : source.outputs) {
-    program->outputs.push_back(device.make_surface(largest(source.outputs)));
+    program->outputs.push_back(
+        device.make_surface(largest(source.outputs), output));
     program->output_row_bytes.push_back(row_bytes(output));
   }
   return program;
@@ -86,14 +93,16 @@ void LoadedProgram::evaluate(
   }
 }
 
-std::shared_ptr<LoadedProgram> ExecutableCache::get(
-    Device& device, const ProgramShape& shape) {
+FoundProgram ExecutableCache::get(Device& device, const ProgramShape& shape) {
   std::lock_guard lock(mutex_);
   ++clock_;
   Key key{&device, shape};
   if (auto found = entries_.find(key); found != entries_.end()) {
     found->second.used = clock_;
-    return found->second.program;
+    return {found->second.program};
+  }
+  if (elsewhere_.contains(key)) {
+    return {nullptr, trace::Placement::by_coreml};
   }
   auto asked = std::exchange(asked_[key], clock_);
   auto& refusals = refusals_[&device];
@@ -105,19 +114,23 @@ std::shared_ptr<LoadedProgram> ExecutableCache::get(
   bool room = has_room(device, bytes);
   if (!room || clock_ < refusals.until) {
     if (auto program = larger(key)) {
-      return program;
+      return {program};
     }
     if (clock_ < refusals.until || !make_room(device, bytes, asked)) {
-      return nullptr;
+      return {};
     }
   }
   try {
     auto program = load(device, shape, source);
+    if (!program) {
+      elsewhere_.insert(key);
+      return {nullptr, trace::Placement::by_coreml};
+    }
     entries_[key] = {program, bytes, clock_};
     bytes_ += bytes;
     asked_.erase(key);
     refusals.wait = 0;
-    return program;
+    return {program};
   } catch (const DeviceError& error) {
     if (error.cause != Cause::cap_reached) {
       throw;
@@ -125,7 +138,7 @@ std::shared_ptr<LoadedProgram> ExecutableCache::get(
     // The cap is shared with other users of the engine and may count compiles.
     refusals.wait = std::min(2 * refusals.wait + 1, max_wait);
     refusals.until = clock_ + refusals.wait;
-    return larger(key);
+    return {larger(key)};
   }
 }
 
@@ -213,6 +226,7 @@ void ExecutableCache::clear() {
     entry = next;
   }
   asked_.clear();
+  elsewhere_.clear();
   refusals_.clear();
 }
 

@@ -98,7 +98,8 @@ class AppleDevice : public Device {
   const Limits& limits() const override {
     return used().limits;
   }
-  std::shared_ptr<Surface> make_surface(size_t bytes) override;
+  std::shared_ptr<Surface> make_surface(
+      size_t bytes, const Port& port) override;
   std::shared_ptr<Executable> compile(const Source& source) override;
   // oMLX: a wedged driver never signals; 30 s is far beyond any program.
   std::chrono::milliseconds evaluate_bound() const override {
@@ -141,9 +142,10 @@ Route& AppleDevice::available_route() {
   return *state.route;
 }
 
-std::shared_ptr<Surface> AppleDevice::make_surface(size_t bytes) {
+std::shared_ptr<Surface> AppleDevice::make_surface(
+    size_t bytes, const Port& port) {
   auto& route = available_route();
-  return route.make_surface(round_surface(bytes, used().limits));
+  return route.make_surface(round_surface(bytes, used().limits), port);
 }
 
 std::shared_ptr<Executable> AppleDevice::compile(const Source& source) {

@@ -69,8 +69,8 @@ std::vector<std::shared_ptr<Surface>> make_surfaces(
     bytes = std::max(bytes, surface_bytes(port));
   }
   std::vector<std::shared_ptr<Surface>> surfaces;
-  for (size_t i = 0; i < ports.size(); ++i) {
-    surfaces.push_back(device.make_surface(bytes));
+  for (auto& port : ports) {
+    surfaces.push_back(device.make_surface(bytes, port));
   }
   return surfaces;
 }

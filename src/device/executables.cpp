@@ -45,13 +45,23 @@ std::shared_ptr<LoadedProgram> load(
   auto program = std::make_shared<LoadedProgram>();
   program->shape = shape;
   program->executable = device.compile(source);
-  for (auto& input : source.inputs) {
-    program->inputs.push_back(device.make_surface(input_bytes(shape, source)));
-    program->input_row_bytes.push_back(row_bytes(input));
+  auto rows = [&](const std::vector<Port>& ports, size_t& bytes) {
+    std::vector<size_t> out;
+    for (auto& port : ports) {
+      out.push_back(program->executable->row_bytes(port));
+      bytes = std::max(bytes, surface_bytes(port, out.back()));
+    }
+    return out;
+  };
+  auto bytes = input_bytes(shape, source);
+  program->input_row_bytes = rows(source.inputs, bytes);
+  for (size_t i = 0; i < source.inputs.size(); ++i) {
+    program->inputs.push_back(device.make_surface(bytes));
   }
-  for (auto& output : source.outputs) {
-    program->outputs.push_back(device.make_surface(largest(source.outputs)));
-    program->output_row_bytes.push_back(row_bytes(output));
+  bytes = largest(source.outputs);
+  program->output_row_bytes = rows(source.outputs, bytes);
+  for (size_t i = 0; i < source.outputs.size(); ++i) {
+    program->outputs.push_back(device.make_surface(bytes));
   }
   return program;
 }

@@ -55,7 +55,7 @@ auto matmul_source_tuple(
     const std::string& layout,
     const std::string& dialect) {
   auto source = matmul_source(
-      {s, k, n, layout == "natural" ? Layout::natural : Layout::channels_first},
+      {s, k, n, layout_named(layout)},
       dialect == "ios16" ? mil::Dialect::ios16 : mil::Dialect::ios18);
   return std::tuple(
       source.text, to_tuples(source.inputs), to_tuples(source.outputs));

@@ -83,7 +83,11 @@ size_t row_bytes(const Port& port) {
 }
 
 size_t surface_bytes(const Port& port) {
-  auto bytes = row_bytes(port);
+  return surface_bytes(port, row_bytes(port));
+}
+
+size_t surface_bytes(const Port& port, size_t row_bytes) {
+  auto bytes = row_bytes;
   for (size_t i = 0; i + 1 < port.shape.size(); ++i) {
     bytes *= static_cast<size_t>(port.shape[i]);
   }

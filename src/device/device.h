@@ -64,6 +64,8 @@ struct Source {
 /// Bytes of a row (the last axis) with its padding, and of a whole surface.
 size_t row_bytes(const Port& port);
 size_t surface_bytes(const Port& port);
+/// The same with rows so many bytes apart.
+size_t surface_bytes(const Port& port, size_t row_bytes);
 
 /// A quarter of physical memory: the default budget of a cache.
 size_t quarter_of_memory();
@@ -108,6 +110,11 @@ class Executable {
   /// nothing. Such a program is not evaluated: its calls are placed.
   virtual std::optional<std::string> elsewhere() const {
     return std::nullopt;
+  }
+  /// Bytes from one row of this port to the next: padded to 64, or what the
+  /// engine says itself.
+  virtual size_t row_bytes(const Port& port) const {
+    return mlx_ane::row_bytes(port);
   }
   /// Runs once, synchronously. Surfaces are in the order of Source::inputs and
   /// Source::outputs; the device binds them by name. Throws DeviceError. Not

@@ -50,15 +50,23 @@ std::shared_ptr<LoadedProgram> load(
     return nullptr;
   }
   program->input_ports = source.inputs;
+  auto rows = [&](const std::vector<Port>& ports, size_t& bytes) {
+    std::vector<size_t> out;
+    for (auto& port : ports) {
+      out.push_back(program->executable->row_bytes(port));
+      bytes = std::max(bytes, surface_bytes(port, out.back()));
+    }
+    return out;
+  };
+  auto bytes = input_bytes(shape, source);
+  program->input_row_bytes = rows(source.inputs, bytes);
   for (auto& input : source.inputs) {
-    program->inputs.push_back(
-        device.make_surface(input_bytes(shape, source), input));
-    program->input_row_bytes.push_back(row_bytes(input));
+    program->inputs.push_back(device.make_surface(bytes, input));
   }
+  bytes = largest(source.outputs);
+  program->output_row_bytes = rows(source.outputs, bytes);
   for (auto& output : source.outputs) {
-    program->outputs.push_back(
-        device.make_surface(largest(source.outputs), output));
-    program->output_row_bytes.push_back(row_bytes(output));
+    program->outputs.push_back(device.make_surface(bytes, output));
   }
   return program;
 }

@@ -12,6 +12,10 @@ endif()
 enable_language(OBJC)
 file(GLOB APPLE_SOURCES CONFIGURE_DEPENDS src/device/apple/*.cpp
      src/device/apple/*.m)
+if(MLX_ANE_PUBLIC_ONLY)
+  list(FILTER APPLE_SOURCES EXCLUDE REGEX
+       "/(binding|client|e5rt|in_memory|private)\\.cpp$")
+endif()
 target_sources(mlx_ane_core PRIVATE ${APPLE_SOURCES})
 set_source_files_properties(
   src/device/apple/objc_guard.m PROPERTIES COMPILE_OPTIONS

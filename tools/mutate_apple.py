@@ -17,7 +17,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 APPLE = "src/device/apple"
-TESTS = ("test_apple_device", "test_apple_variants", "test_apple_accelerate")
+TESTS = (
+    "test_apple_device",
+    "test_apple_coreml",
+    "test_apple_variants",
+    "test_apple_accelerate",
+)
 
 
 @dataclass
@@ -122,6 +127,96 @@ MUTATIONS = [
         f"{APPLE}/e5rt.cpp",
         "if (code == 0) {",
         "if (code >= 0) {",
+    ),
+    Mutation(
+        "Core ML plan ignored",
+        f"{APPLE}/coreml_placement.cpp",
+        "if (!out.elsewhere && !send<ObjcBool>(device",
+        "if (false && !send<ObjcBool>(device",
+    ),
+    Mutation(
+        "Core ML rounding ignored",
+        f"{APPLE}/coreml.cpp",
+        "if (rounding == Fingerprint::cpu && knows_rounding_) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "Core ML rounding trusted on M1",
+        f"{APPLE}/coreml.cpp",
+        'known && !chip.starts_with("h13")',
+        "known.has_value()",
+    ),
+    Mutation(
+        "Core ML on any device",
+        f"{APPLE}/coreml_abi.h",
+        "cpu_and_engine = 3",
+        "cpu_and_engine = 2",
+    ),
+    Mutation(
+        "Core ML backings taken for written",
+        f"{APPLE}/coreml.cpp",
+        "if (!surface.holds(array)) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "Core ML copy without strides",
+        f"{APPLE}/coreml_surface.cpp",
+        "at += rest % port.shape[axis] * stride[axis];",
+        "at += rest % port.shape[axis] * stride[rank - 1];",
+    ),
+    Mutation(
+        "Core ML waits for ever",
+        f"{APPLE}/coreml.cpp",
+        "if (!run_bounded(body, bound + std::chrono::seconds(1))) {",
+        "if (!run_bounded(body, std::chrono::milliseconds(0))) {",
+    ),
+    Mutation(
+        "Core ML handler not bounded",
+        f"{APPLE}/coreml_block.cpp",
+        "state.changed.wait_until(lock, deadline, [&] { return state.done; })",
+        "(state.changed.wait(lock, [&] { return state.done; }), true)",
+    ),
+    Mutation(
+        "block that does not own what it captures",
+        f"{APPLE}/coreml_block.h",
+        "has_copy_dispose = 1 << 25",
+        "has_copy_dispose = 0",
+    ),
+    Mutation(
+        "block that is not let go",
+        f"{APPLE}/coreml_block.h",
+        "std::destroy_at(&static_cast<const Literal*>(block)->body);",
+        "static_cast<void>(block);",
+    ),
+    Mutation(
+        "pixel buffer of another geometry",
+        f"{APPLE}/coreml_surface.cpp",
+        "height *= static_cast<size_t>(port.shape[i]);",
+        "height = static_cast<size_t>(port.shape[i]);",
+    ),
+    Mutation(
+        "leaked pixel buffer",
+        f"{APPLE}/coreml_surface.cpp",
+        "CFRelease(buffer);",
+        "static_cast<void>(buffer);",
+    ),
+    Mutation(
+        "no package in the place of memory",
+        f"{APPLE}/coreml.cpp",
+        "if (!out.model && !out.elsewhere) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "compiled package left behind",
+        f"{APPLE}/coreml.cpp",
+        "fs::remove_all(file, ignored);",
+        "static_cast<void>(file);",
+    ),
+    Mutation(
+        "hang tried again as a package",
+        f"{APPLE}/coreml.cpp",
+        "error.cause != Cause::hang &&",
+        "",
     ),
     Mutation(
         "wrong BLAS label",

@@ -49,6 +49,17 @@ add_framework(double_ane_old old AppleNeuralEngine ${DOUBLES}/ane.m
               DOUBLE_OLD_MACOS)
 add_framework(double_ane_moved moved AppleNeuralEngine ${DOUBLES}/ane.m
               DOUBLE_MISSPELT)
+foreach(folder frameworks old)
+  # Before macOS 14.4 there is no compute plan.
+  add_framework(
+    double_coreml_${folder}
+    ${folder}
+    CoreML
+    ${DOUBLES}/coreml.m
+    $<$<STREQUAL:${folder},old>:DOUBLE_OLD_MACOS>)
+  add_framework(double_corevideo_${folder} ${folder} CoreVideo
+                ${DOUBLES}/coreml_video.c)
+endforeach()
 add_framework(double_espresso frameworks Espresso ${DOUBLES}/espresso.c)
 
 # The engine registers itself, so its object goes into every program.

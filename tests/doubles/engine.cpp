@@ -8,6 +8,8 @@
 #include "device/emulated/emulated.h"
 #include "device/emulated/faults.h"
 #include "doubles.h"
+#include "mil/limits.h"
+#include "mil/spec.h"
 
 namespace mlx_ane {
 
@@ -65,11 +67,12 @@ void load(void* handle, double_status* status) {
   checked(status, [&] { program(handle).load(); });
 }
 
-void evaluate(
+void run(
     void* handle,
     const double_memory* inputs,
     const double_memory* outputs,
-    double_status* status) {
+    double_status* status,
+    bool exact) {
   auto gather = [](const double_memory* memory, size_t count) {
     std::vector<SurfaceBytes> bytes;
     for (size_t i = 0; i < count; ++i) {
@@ -78,14 +81,30 @@ void evaluate(
     }
     return bytes;
   };
-  auto& run = program(handle);
+  auto& loaded = program(handle);
   checked(status, [&] {
-    run.evaluate(
+    loaded.evaluate(
         0,
-        gather(inputs, run.inputs(0).size()),
-        gather(outputs, run.outputs(0).size()),
-        emulated::options().exact);
+        gather(inputs, loaded.inputs(0).size()),
+        gather(outputs, loaded.outputs(0).size()),
+        exact);
   });
+}
+
+void evaluate(
+    void* handle,
+    const double_memory* inputs,
+    const double_memory* outputs,
+    double_status* status) {
+  run(handle, inputs, outputs, status, emulated::options().exact);
+}
+
+void evaluate_as_cpu(
+    void* handle,
+    const double_memory* inputs,
+    const double_memory* outputs,
+    double_status* status) {
+  run(handle, inputs, outputs, status, false);
 }
 
 void unload(void* handle) {
@@ -108,6 +127,54 @@ const char* port_name(void* handle, int output, size_t index) {
   return ports(handle, output).at(index).name.c_str();
 }
 
+const int64_t* port_shape(
+    void* handle, int output, size_t index, size_t* rank) {
+  auto& shape = ports(handle, output).at(index).type.shape;
+  *rank = shape.size();
+  return shape.data();
+}
+
+/// A Core ML model in memory.
+struct Model {
+  mil::Program program;
+  std::string text;
+};
+
+void* read_model(const void* bytes, size_t size, double_status* status) {
+  std::unique_ptr<Model> made;
+  checked(status, [&] {
+    auto program = mil::read_spec({static_cast<const char*>(bytes), size});
+    // Core ML takes every dialect: the one that the engine here wants.
+    auto limits = mil::limits_of(emulated::options().chip);
+    auto text = mil::write(
+        program,
+        limits.verbose_dialect ? mil::Dialect::ios16 : mil::Dialect::ios18);
+    made = std::make_unique<Model>(Model{std::move(program), std::move(text)});
+  });
+  return made.release();
+}
+
+const Model& model(void* handle) {
+  return *static_cast<Model*>(handle);
+}
+
+size_t model_operations(void* handle) {
+  return model(handle).program.functions.at(0).operations.size();
+}
+
+const char* model_operation(void* handle, size_t index) {
+  return model(handle).program.functions.at(0).operations.at(index).op.c_str();
+}
+
+const char* model_text(void* handle, size_t* size) {
+  *size = model(handle).text.size();
+  return model(handle).text.data();
+}
+
+void free_model(void* handle) {
+  delete static_cast<Model*>(handle);
+}
+
 int refuses_surface() {
   bool refused = false;
   for (auto& injected : emulated::injected_faults(emulated::Site::surface)) {
@@ -125,6 +192,13 @@ constexpr double_engine engine = {
     destroy,
     port_count,
     port_name,
+    port_shape,
+    evaluate_as_cpu,
+    read_model,
+    model_operations,
+    model_operation,
+    model_text,
+    free_model,
 };
 
 [[maybe_unused]] const bool registered = (double_set_engine(&engine), true);

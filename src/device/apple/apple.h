@@ -8,12 +8,12 @@
 
 namespace mlx_ane {
 
-/// The engine through AppleNeuralEngine.framework, or through Espresso where
-/// MLX_ANE_ROUTE or the stored verdict says so. Never throws for a machine
+/// The engine through the first route that this machine has, or through the one
+/// that MLX_ANE_ROUTE or the stored verdict names. Never throws for a machine
 /// without an engine: unavailable() says why.
 std::unique_ptr<Device> make_ane_device();
 
-/// The engine through one route, "in_memory" or "e5rt".
+/// The engine through one route, one of ane_routes().
 std::unique_ptr<Device> make_ane_device(const std::string& route);
 
 }  // namespace mlx_ane

@@ -1,6 +1,8 @@
 // The `ane` device: chooses a route and knows this machine's limits.
+#include <algorithm>
 #include <cstdlib>
 #include <mutex>
+#include <vector>
 
 #include "device/apple/apple.h"
 #include "device/apple/route.h"
@@ -22,17 +24,21 @@ std::string value_of(const Verdict& verdict, const char* key) {
 }
 
 std::string checked_route(const std::string& route) {
-  if (route != "in_memory" && route != "e5rt") {
+  auto& known = ane_routes();
+  if (std::find(known.begin(), known.end(), route) == known.end()) {
+    std::string names;
+    for (auto& name : known) {
+      names += (names.empty() ? "" : ", ") + name;
+    }
     throw std::invalid_argument(
-        "[mlx_ane] got route \"" + route + "\", need in_memory or e5rt.");
+        "[mlx_ane] got route \"" + route + "\", need one of " + names + ".");
   }
   return route;
 }
 
 /// MLX_ANE_ROUTE, else the verdict's, else "".
 std::string chosen_route(const Verdict& verdict) {
-  if (auto set =
-          host::choice_variable("MLX_ANE_ROUTE", {"in_memory", "e5rt"})) {
+  if (auto set = host::choice_variable("MLX_ANE_ROUTE", ane_routes())) {
     return *set;
   }
   auto found = value_of(verdict, "route");
@@ -41,7 +47,16 @@ std::string chosen_route(const Verdict& verdict) {
 
 std::unique_ptr<Route> make_route(
     const std::string& name, const std::string& chip) {
-  return name == "e5rt" ? make_e5rt_route() : make_in_memory_route(chip);
+#ifndef MLX_ANE_PUBLIC_ONLY
+  if (name == "in_memory") {
+    return make_in_memory_route(chip);
+  }
+  if (name == "e5rt") {
+    return make_e5rt_route();
+  }
+#endif
+  static_cast<void>(name);
+  return make_coreml_route(chip);
 }
 
 /// Limits of the chip, or the strictest of all for one that nobody reported.
@@ -71,18 +86,21 @@ struct State {
       : verdict(stored_verdict().value_or(Verdict{})), facts(engine_facts()) {
     limits = limits_for(facts["chip"], verdict);
     auto name = route_name.empty() ? chosen_route(verdict) : route_name;
-    route = make_route(name, limits.chip);
+    auto names = name.empty() ? ane_routes() : std::vector{name};
+    route = make_route(names[0], limits.chip);
     missing = route->unavailable();
-    if (missing && name.empty()) {
-      auto second = make_route("e5rt", limits.chip);
-      if (!second->unavailable()) {
-        route = std::move(second);
+    for (size_t i = 1; missing && i < names.size(); ++i) {
+      auto next = make_route(names[i], limits.chip);
+      if (!next->unavailable()) {
+        route = std::move(next);
         missing.reset();
       }
     }
+#ifndef MLX_ANE_PUBLIC_ONLY
     if (!missing && facts["hasANE"] == "no") {
       missing = "this Mac has no Neural Engine";
     }
+#endif
   }
 };
 
@@ -161,6 +179,7 @@ std::map<std::string, std::string> AppleDevice::info() const {
     facts["selftest_" + key] = value;
   }
   facts["route"] = state.route->name();
+  facts.merge(state.route->facts());
   facts["chip"] = state.limits.chip;
   facts["os_build"] = os_build();
   return facts;

@@ -29,7 +29,7 @@ struct Library {
 
   Library() {
     void* handle = nullptr;
-    missing = open_framework("Espresso", &handle);
+    missing = open_private_framework("Espresso", &handle);
     if (missing) {
       return;
     }

@@ -25,11 +25,6 @@ constexpr const char* request_selector =
     "requestWithInputs:inputIndices:outputs:outputIndices:weightsBuffer:"
     "perfStats:procedureIndex:";
 
-struct Selector {
-  const char* cls;
-  bool of_class;
-  const char* name;
-};
 /// The classes and selectors that this route needs.
 constexpr Selector needed[] = {
     {"_ANEInMemoryModelDescriptor",
@@ -352,23 +347,10 @@ class InMemoryRoute : public Route {
 
 std::optional<std::string> InMemoryRoute::find_missing() {
   void* handle = nullptr;
-  if (auto error = open_framework("AppleNeuralEngine", &handle)) {
+  if (auto error = open_private_framework("AppleNeuralEngine", &handle)) {
     return error;
   }
-  for (auto& selector : needed) {
-    auto cls = objc_getClass(selector.cls);
-    if (cls == nullptr) {
-      return "class " + std::string(selector.cls) + " is missing on this macOS";
-    }
-    // A class method is an instance method of the class's class.
-    auto holder = selector.of_class ? object_getClass(reinterpret_cast<id>(cls))
-                                    : reinterpret_cast<Class>(cls);
-    if (!class_respondsToSelector(holder, sel_registerName(selector.name))) {
-      return "selector " + std::string(selector.of_class ? "+[" : "-[") +
-             selector.cls + " " + selector.name + "] is missing on this macOS";
-    }
-  }
-  return std::nullopt;
+  return missing_selector(needed);
 }
 
 }  // namespace

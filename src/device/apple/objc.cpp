@@ -20,6 +20,23 @@ bool responds(id object, const char* selector) {
              object_getClass(object), sel_registerName(selector));
 }
 
+std::optional<std::string> missing_selector(std::span<const Selector> needed) {
+  for (auto& selector : needed) {
+    auto cls = objc_getClass(selector.cls);
+    if (cls == nullptr) {
+      return "class " + std::string(selector.cls) + " is missing on this macOS";
+    }
+    // A class method is an instance method of the class's class.
+    auto holder = selector.of_class ? object_getClass(reinterpret_cast<id>(cls))
+                                    : reinterpret_cast<Class>(cls);
+    if (!class_respondsToSelector(holder, sel_registerName(selector.name))) {
+      return "selector " + std::string(selector.of_class ? "+[" : "-[") +
+             selector.cls + " " + selector.name + "] is missing on this macOS";
+    }
+  }
+  return std::nullopt;
+}
+
 IMP implementation(id object, const char* selector) {
   Class cls = object_getClass(object);
   SEL name = sel_registerName(selector);

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <exception>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,6 +22,15 @@ id class_named(const char* name);
 IMP implementation(id object, const char* selector);
 
 bool responds(id object, const char* selector);
+
+/// A method that a route needs, of a class or of its objects.
+struct Selector {
+  const char* cls;
+  bool of_class;
+  const char* name;
+};
+/// The first of them that this macOS lacks, as a sentence.
+std::optional<std::string> missing_selector(std::span<const Selector> needed);
 
 /// [object selector:arguments...]. A message to nil returns R(). Through the
 /// method's own address: objc_msgSend's variadic form breaks on arm64.

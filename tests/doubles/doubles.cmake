@@ -12,12 +12,13 @@ set(DOUBLES ${CMAKE_CURRENT_LIST_DIR})
 set(DOUBLES_DIR ${CMAKE_BINARY_DIR}/doubles)
 
 # What macOS links directly, and the state that all doubles share.
-add_library(mlx_ane_doubles SHARED ${DOUBLES}/state.c ${DOUBLES}/system.m
+add_library(mlx_ane_doubles SHARED ${DOUBLES}/state.c ${DOUBLES}/machine.c
+                                   ${DOUBLES}/system.m
                                    ${DOUBLES}/accelerate.c)
 target_compile_options(mlx_ane_doubles
                        PRIVATE $<$<COMPILE_LANGUAGE:OBJC>:${GNUSTEP_FLAGS}>)
 target_include_directories(mlx_ane_doubles PUBLIC ${DOUBLES})
-target_link_libraries(mlx_ane_doubles PUBLIC gnustep-base objc m)
+target_link_libraries(mlx_ane_doubles PUBLIC gnustep-base objc m ${CMAKE_DL_LIBS})
 set_target_properties(
   mlx_ane_doubles
   PROPERTIES C_VISIBILITY_PRESET default
@@ -50,6 +51,10 @@ add_framework(double_ane_old old AppleNeuralEngine ${DOUBLES}/ane.m
 add_framework(double_ane_moved moved AppleNeuralEngine ${DOUBLES}/ane.m
               DOUBLE_MISSPELT)
 add_framework(double_espresso frameworks Espresso ${DOUBLES}/espresso.c)
+# A machine without Espresso.
+file(MAKE_DIRECTORY ${DOUBLES_DIR}/no_espresso)
+file(CREATE_LINK ../frameworks/AppleNeuralEngine.framework
+     ${DOUBLES_DIR}/no_espresso/AppleNeuralEngine.framework SYMBOLIC)
 
 # The engine registers itself, so its object goes into every program.
 add_library(mlx_ane_double_engine OBJECT ${DOUBLES}/engine.cpp)

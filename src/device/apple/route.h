@@ -10,10 +10,13 @@
 
 namespace mlx_ane::apple {
 
+/// The values of MLX_ANE_ROUTE, in the order in which they are tried.
+inline constexpr const char* routes[] = {"in_memory", "client", "e5rt"};
+
 class Route {
  public:
   virtual ~Route() = default;
-  /// "in_memory" or "e5rt", the values of MLX_ANE_ROUTE.
+  /// One of `routes`.
   virtual std::string_view name() const = 0;
   /// The first class, selector or symbol that this macOS lacks, as a sentence.
   virtual std::optional<std::string> unavailable() const = 0;
@@ -23,10 +26,15 @@ class Route {
 };
 
 /// AppleNeuralEngine.framework's _ANEInMemoryModel; `chip` names the cache.
-std::unique_ptr<Route> make_in_memory_route(std::string chip);
+/// Files lie in a folder of ours, or `by_id` in the one that the framework
+/// names, the form that most reports confirm.
+std::unique_ptr<Route> make_in_memory_route(std::string chip, bool by_id);
 
-/// Espresso.framework's e5rt C API.
-std::unique_ptr<Route> make_e5rt_route();
+/// AppleNeuralEngine.framework's _ANEClient.
+std::unique_ptr<Route> make_client_route(std::string chip);
+
+/// Espresso.framework's e5rt C API, on the engine or on the CPU.
+std::unique_ptr<Route> make_e5rt_route(bool on_cpu);
 
 /// "processor", "model" and "chip" (h13 ... h17s, or unknown) of this machine,
 /// and what the framework's _ANEDeviceInfo answers, by selector.

@@ -10,7 +10,7 @@
 
 #include "bindings.h"
 #include "mil/check.h"
-#include "mil/weights.h"
+#include "mil/spec.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -148,6 +148,53 @@ void bind_program(nb::module_& m) {
       "A Program; ValueError with line, column and a caret.");
 }
 
+using Texts = std::vector<std::pair<std::string, std::string>>;
+using Shapes =
+    std::vector<std::pair<std::string, std::vector<std::vector<int64_t>>>>;
+
+void bind_spec(nb::module_& m) {
+  m.def(
+      "model_spec",
+      [](const mil::Program& program,
+         int version,
+         const std::string& description,
+         const std::string& author,
+         const std::string& license,
+         const std::string& model_version,
+         const Texts& user_defined,
+         const Shapes& shapes,
+         mil::WeightWriter* weights) {
+        auto bytes = mil::model_spec(
+            program,
+            {version,
+             description,
+             author,
+             license,
+             model_version,
+             user_defined,
+             shapes,
+             weights});
+        return nb::bytes(bytes.data(), bytes.size());
+      },
+      "program"_a,
+      "version"_a,
+      "description"_a,
+      "author"_a,
+      "license"_a,
+      "model_version"_a,
+      "user_defined"_a,
+      "shapes"_a,
+      "weights"_a.none(),
+      "Bytes of a Core ML Model.");
+  m.def("spec_version", &mil::spec_version, "program"_a);
+  m.def(
+      "read_spec",
+      [](nb::bytes model) {
+        return mil::read_spec({model.c_str(), model.size()});
+      },
+      "model"_a);
+}
+
 void bind_check(nb::module_& m) {
   nb::class_<mil::Rule>(m, "Rule")
       .def_prop_ro("id", [](const mil::Rule& r) { return r.id; })
@@ -261,6 +308,7 @@ void bind_mil(nb::module_& m) {
   bind_program(m);
   bind_check(m);
   bind_weights(m);
+  bind_spec(m);
 }
 
 }  // namespace mlx_ane

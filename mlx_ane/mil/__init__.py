@@ -1,4 +1,4 @@
-"""Programs for the Neural Engine as text: parse, write, check.
+"""Programs for the Neural Engine: parse, write, check, as text or for Core ML.
 
 MIL (Model Intermediate Language) is the text that the engine's compiler reads.
 
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlx_ane import _ext
-from mlx_ane.mil import weights
+from mlx_ane.mil import spec, weights
 from mlx_ane.mil.program import Blob, Constant, Function, Operation, Program, Value
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "check",
     "parse",
     "rules",
+    "spec",
     "weights",
 ]
 

@@ -49,7 +49,8 @@ class Writer:
     """Collects arrays for one weight file, chunks aligned to 64 bytes."""
 
     def __init__(self) -> None:
-        self._writer = _ext.mil.WeightWriter()
+        #: The writer of the extension module.
+        self.handle = _ext.mil.WeightWriter()
 
     def add(self, array: npt.ArrayLike, dtype: str | None = None) -> int:
         """Append an array.
@@ -81,11 +82,11 @@ class Writer:
                 f"[mlx_ane.mil.weights] array is {values.dtype} with elements that "
                 f"{name} does not hold; round and clip it first."
             )
-        return int(self._writer.add(name, stored.tobytes()))
+        return int(self.handle.add(name, stored.tobytes()))
 
     def getvalue(self) -> bytes:
         """The file so far."""
-        return bytes(self._writer.bytes())
+        return bytes(self.handle.bytes())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file to `path`."""

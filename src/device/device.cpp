@@ -25,7 +25,7 @@ class NoEngine : public Device {
   const Limits& limits() const override {
     return limits_;
   }
-  std::shared_ptr<Surface> make_surface(size_t) override {
+  std::shared_ptr<Surface> make_surface(size_t, const Port&) override {
     throw DeviceError(Cause::unavailable, *unavailable());
   }
   std::shared_ptr<Executable> compile(const Source&) override {

@@ -106,6 +106,11 @@ class SurfaceLock {
 class Executable {
  public:
   virtual ~Executable() = default;
+  /// Why the system would run the program elsewhere than on the device, or
+  /// nothing. Such a program is not evaluated: its calls are placed.
+  virtual std::optional<std::string> elsewhere() const {
+    return std::nullopt;
+  }
   /// Bytes from one row of this port to the next: padded to 64, or what the
   /// engine says itself.
   virtual size_t row_bytes(const Port& port) const {
@@ -129,9 +134,11 @@ class Device {
   /// Why this device cannot be used here, or nothing if it can.
   virtual std::optional<std::string> unavailable() const = 0;
   virtual const Limits& limits() const = 0;
-  /// At least `bytes` bytes, rounded up to the limits' minimum; may throw
+  /// At least `bytes` bytes, rounded up to the limits' minimum, in rows for
+  /// `port`: Core ML takes no surface of another geometry. May throw
   /// DeviceError{out_of_memory}.
-  virtual std::shared_ptr<Surface> make_surface(size_t bytes) = 0;
+  virtual std::shared_ptr<Surface> make_surface(
+      size_t bytes, const Port& port = {}) = 0;
   /// Compiles and loads. Throws DeviceError{compile_failed, load_failed,
   /// cap_reached}.
   virtual std::shared_ptr<Executable> compile(const Source& source) = 0;

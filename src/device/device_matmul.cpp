@@ -305,17 +305,18 @@ class DeviceMatmul {
   /// Loads the call's programs, at most two: depth tiles are of one size, and
   /// so are column tiles.
   std::optional<trace::Placement> supports() {
-    program_ = get(plan_.rows.front());
+    auto found = get(plan_.rows.front());
+    program_ = found.program;
     if (!program_) {
       if (call_.staged) {
         weight_store().discard(call_.staged);
       }
-      return trace::Placement::over_budget;
+      return found.reason;
     }
     // Where x and w share a surface, w lies below the rows of one program.
     bool one =
         single() || plan_.rows.back().padded == plan_.rows.front().padded;
-    tail_ = one ? program_ : get(plan_.rows.back());
+    tail_ = one ? program_ : get(plan_.rows.back()).program;
     if (!tail_) {
       tail_ = program_;
     }
@@ -438,7 +439,7 @@ class DeviceMatmul {
     const WeightTile& weight;
   };
 
-  std::shared_ptr<LoadedProgram> get(const Tile& rows) {
+  FoundProgram get(const Tile& rows) {
     return executable_cache().get(
         device_,
         MatmulShape{
@@ -457,7 +458,8 @@ class DeviceMatmul {
         keep ? Counter::weights_staged_bytes : Counter::weights_packed_bytes,
         bytes);
     auto& own = program_->inputs.back();
-    auto surface = keep ? device_.make_surface(own->bytes()) : own;
+    auto& port = program_->input_ports.back();
+    auto surface = keep ? device_.make_surface(own->bytes(), port) : own;
     Place place{
         program_->input_row_bytes.back(),
         columns.padded,
@@ -482,7 +484,8 @@ class DeviceMatmul {
     auto& w_surface = operands.weight.surface;
     auto& x_surface = program->inputs[0];
     if (x_surface->bytes() != w_surface->bytes()) {
-      x_surface = device_.make_surface(w_surface->bytes());
+      x_surface =
+          device_.make_surface(w_surface->bytes(), program->input_ports[0]);
     }
     auto& y_surface = *program->outputs[0];
     auto y_row_bytes = program->output_row_bytes[0];

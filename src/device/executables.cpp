@@ -39,6 +39,7 @@ size_t all_bytes(
          source.outputs.size() * std::max(largest(source.outputs), least);
 }
 
+/// Null where the system would run the program elsewhere.
 std::shared_ptr<LoadedProgram> load(
     Device& device, const ProgramShape& shape, const Source& source) {
   trace::Span span("compile", "", source.text.size(), 0);
@@ -46,6 +47,10 @@ std::shared_ptr<LoadedProgram> load(
   auto program = std::make_shared<LoadedProgram>();
   program->shape = shape;
   program->executable = device.compile(source);
+  if (program->executable->elsewhere()) {
+    return nullptr;
+  }
+  program->input_ports = source.inputs;
   auto rows = [&](const std::vector<Port>& ports, size_t& bytes) {
     std::vector<size_t> out;
     for (auto& port : ports) {
@@ -56,13 +61,13 @@ std::shared_ptr<LoadedProgram> load(
   };
   auto bytes = input_bytes(shape, source);
   program->input_row_bytes = rows(source.inputs, bytes);
-  for (size_t i = 0; i < source.inputs.size(); ++i) {
-    program->inputs.push_back(device.make_surface(bytes));
+  for (auto& input : source.inputs) {
+    program->inputs.push_back(device.make_surface(bytes, input));
   }
   bytes = largest(source.outputs);
   program->output_row_bytes = rows(source.outputs, bytes);
-  for (size_t i = 0; i < source.outputs.size(); ++i) {
-    program->outputs.push_back(device.make_surface(bytes));
+  for (auto& output : source.outputs) {
+    program->outputs.push_back(device.make_surface(bytes, output));
   }
   return program;
 }
@@ -97,15 +102,17 @@ void LoadedProgram::evaluate(
   }
 }
 
-std::shared_ptr<LoadedProgram> ExecutableCache::get(
-    Device& device, const ProgramShape& shape) {
+FoundProgram ExecutableCache::get(Device& device, const ProgramShape& shape) {
   std::unique_lock lock(mutex_);
   Key key{&device, shape};
   loaded_.wait(lock, [&] { return !loading_.contains(key); });
   ++clock_;
   if (auto found = entries_.find(key); found != entries_.end()) {
     found->second.used = clock_;
-    return found->second.program;
+    return {found->second.program};
+  }
+  if (elsewhere_.contains(key)) {
+    return {nullptr, trace::Placement::by_coreml};
   }
   auto asked = std::exchange(asked_[key], clock_);
   auto& refusals = refusals_[&device];
@@ -118,11 +125,11 @@ std::shared_ptr<LoadedProgram> ExecutableCache::get(
   std::vector<std::shared_ptr<LoadedProgram>> evicted;
   if (!room || clock_ < refusals.until) {
     if (auto program = larger(key)) {
-      return program;
+      return {program};
     }
     if (clock_ < refusals.until || !make_room(device, bytes, asked, evicted)) {
       lock.unlock();
-      return nullptr;  // and unloads what was evicted in vain
+      return {};  // and unloads what was evicted in vain
     }
   }
   loading_[key] = bytes;
@@ -147,16 +154,20 @@ std::shared_ptr<LoadedProgram> ExecutableCache::get(
     auto& refusals = refusals_[&device];
     refusals.wait = std::min(2 * refusals.wait + 1, max_wait);
     refusals.until = clock_ + refusals.wait;
-    return larger(key);
+    return {larger(key)};
   }
   if (failure) {
     std::rethrow_exception(failure);
+  }
+  if (!program) {
+    elsewhere_.insert(key);
+    return {nullptr, trace::Placement::by_coreml};
   }
   entries_[key] = {program, bytes, clock_};
   bytes_ += bytes;
   asked_.erase(key);
   refusals_[&device].wait = 0;
-  return program;
+  return {program};
 }
 
 bool ExecutableCache::has_room(Device& device, size_t bytes) {
@@ -254,6 +265,7 @@ void ExecutableCache::clear() {
     entry = next;
   }
   asked_.clear();
+  elsewhere_.clear();
   refusals_.clear();
 }
 

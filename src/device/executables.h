@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <vector>
 
 #include "device/device.h"
@@ -20,6 +21,7 @@ struct LoadedProgram {
   std::shared_ptr<Executable> executable;
   std::vector<std::shared_ptr<Surface>> inputs;   // of one size
   std::vector<std::shared_ptr<Surface>> outputs;  // of one size
+  std::vector<Port> input_ports;
   std::vector<size_t> input_row_bytes;
   std::vector<size_t> output_row_bytes;
   bool tables_written = false;  // the fixed ports of a block
@@ -36,15 +38,22 @@ struct LoadedProgram {
       int64_t flops);
 };
 
+/// A program, or null and why its calls are placed.
+struct FoundProgram {
+  std::shared_ptr<LoadedProgram> program;
+  trace::Placement reason = trace::Placement::over_budget;
+};
+
 /// Scan-resistant LRU: evicts a program only for a shape that has missed since
 /// the program's last use, so that the programs of a step stay.
 class ExecutableCache {
  public:
   /// The program of this shape, compiled at its first use. Over the budget, or
   /// where the device refuses more programs, a loaded one of a larger row
-  /// bucket or null: then the call is placed on the BLAS. Throws DeviceError.
-  /// One thread compiles a shape, others that want it wait; no mutex is held.
-  std::shared_ptr<LoadedProgram> get(Device& device, const ProgramShape& shape);
+  /// bucket or none; none where the system would run it elsewhere. One thread
+  /// compiles a shape, others that want it wait; no mutex is held. Throws
+  /// DeviceError.
+  FoundProgram get(Device& device, const ProgramShape& shape);
 
   /// Forgets a program that must not be called again (a hang).
   void drop(const std::shared_ptr<LoadedProgram>& program);
@@ -90,6 +99,7 @@ class ExecutableCache {
   std::map<Key, size_t> loading_;  // bytes of what other threads load now
   Entries entries_;
   std::map<Key, uint64_t> asked_;  // clock_ at the last miss of a shape
+  std::set<Key> elsewhere_;  // what the system would not run on the device
   std::map<Device*, Refusals> refusals_;
   size_t bytes_ = 0;
   size_t limit_ = quarter_of_memory();

@@ -79,7 +79,7 @@ class WeightStore {
       Device& device,
       const std::vector<Part>& parts,
       size_t bytes,
-      size_t row_bytes);
+      const Port& port);
 
   /// Drops an entry that no call has filled: its call was placed on the BLAS.
   void discard(const std::shared_ptr<StagedWeight>& weight);

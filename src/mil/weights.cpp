@@ -139,6 +139,31 @@ std::optional<uint64_t> packed_bytes(DType dtype, uint64_t elements) {
   return (elements * width + 7) / 8;
 }
 
+std::vector<std::byte> pack(DType dtype, std::span<const uint8_t> elements) {
+  int width = bits(dtype);
+  uint64_t count = elements.size() / element_bytes(dtype);
+  std::vector<std::byte> packed(*packed_bytes(dtype, count));
+  if (width < 8) {
+    check_range(elements, dtype);
+    pack_bits(elements, width, packed.data());
+  } else if (!elements.empty()) {
+    std::memcpy(packed.data(), elements.data(), packed.size());
+  }
+  return packed;
+}
+
+std::vector<uint8_t> unpack(
+    DType dtype, std::span<const std::byte> packed, uint64_t count) {
+  std::vector<uint8_t> elements(count * element_bytes(dtype));
+  int width = bits(dtype);
+  if (width < 8) {
+    unpack_bits(packed, width, dtype == DType::int4, elements);
+  } else if (!elements.empty()) {
+    std::memcpy(elements.data(), packed.data(), elements.size());
+  }
+  return elements;
+}
+
 WeightFile::WeightFile(std::span<const std::byte> file) : file_(file) {
   if (file.size() < header_bytes) {
     fail(
@@ -276,15 +301,8 @@ std::span<const std::byte> WeightFile::payload(
 
 Constant WeightFile::constant(uint64_t offset, const Type& type) const {
   auto packed = payload(offset, type);
-  std::vector<uint8_t> elements(
-      static_cast<size_t>(element_count(type)) * element_bytes(type.dtype));
-  int width = bits(type.dtype);
-  if (width < 8) {
-    unpack_bits(packed, width, type.dtype == DType::int4, elements);
-  } else if (!elements.empty()) {
-    std::memcpy(elements.data(), packed.data(), elements.size());
-  }
-  return {type, std::move(elements)};
+  auto count = static_cast<uint64_t>(element_count(type));
+  return {type, unpack(type.dtype, packed, count)};
 }
 
 WeightWriter::WeightWriter() : bytes_(header_bytes) {
@@ -300,25 +318,18 @@ uint64_t WeightWriter::add(DType dtype, std::span<const uint8_t> elements) {
         " bytes, need a multiple of " + std::to_string(size) + " for " +
         to_string(dtype));
   }
-  int width = bits(dtype);
-  if (width < 8) {
-    check_range(elements, dtype);
-  }
-  uint64_t count = elements.size() / size;
-  uint64_t packed = *packed_bytes(dtype, count);
+  auto packed = pack(dtype, elements);
+  uint64_t width = bits(dtype), count = elements.size() / size;
+  uint64_t unused = packed.size() * 8 - count * width;
   uint64_t offset = bytes_.size();
   uint64_t data = offset + header_bytes;
-  bytes_.resize(align(data + packed));
+  bytes_.resize(align(data + packed.size()));
   store(bytes_, offset, sentinel);
   store(bytes_, offset + 4, code);
-  store(bytes_, offset + 8, packed);
+  store<uint64_t>(bytes_, offset + 8, packed.size());
   store(bytes_, offset + 16, data);
-  store(bytes_, offset + 24, width < 8 ? packed * 8 - count * width : 0);
-  if (width < 8) {
-    pack_bits(elements, width, bytes_.data() + data);
-  } else if (!elements.empty()) {
-    std::memcpy(bytes_.data() + data, elements.data(), elements.size());
-  }
+  store(bytes_, offset + 24, unused);
+  std::copy(packed.begin(), packed.end(), bytes_.begin() + data);
   store(bytes_, 0, ++chunks_);
   return offset;
 }

@@ -80,5 +80,12 @@ class WeightWriter {
 /// Bytes that `elements` elements of `dtype` take in a file; nothing if that
 /// overflows.
 std::optional<uint64_t> packed_bytes(DType dtype, uint64_t elements);
+/// Elements (element_bytes(dtype) bytes each) as a file holds them, and back:
+/// those of sub-byte types share bytes, the first in the lowest bits.
+/// std::invalid_argument for sub-byte values out of range.
+std::vector<std::byte> pack(DType dtype, std::span<const uint8_t> elements);
+/// `packed` must have packed_bytes(dtype, elements) bytes.
+std::vector<uint8_t> unpack(
+    DType dtype, std::span<const std::byte> packed, uint64_t elements);
 
 }  // namespace mlx_ane::mil

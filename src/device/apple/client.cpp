@@ -111,7 +111,7 @@ class ClientRoute : public Route {
     }();
     return missing;
   }
-  std::shared_ptr<Surface> make_surface(size_t bytes) override {
+  std::shared_ptr<Surface> make_surface(size_t bytes, const Port&) override {
     return std::make_shared<IOSurfaceMemory>(bytes);
   }
   std::shared_ptr<Executable> compile(const Source& source) override {

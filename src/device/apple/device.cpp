@@ -122,6 +122,9 @@ class Aligned : public Executable {
   std::map<std::string, std::string> facts() const override {
     return inner_->facts();
   }
+  std::optional<std::string> elsewhere() const override {
+    return inner_->elsewhere();
+  }
   void evaluate(
       std::span<Surface* const> inputs,
       std::span<Surface* const> outputs) override {
@@ -144,7 +147,8 @@ class AppleDevice : public Device {
   const Limits& limits() const override {
     return used().limits;
   }
-  std::shared_ptr<Surface> make_surface(size_t bytes) override;
+  std::shared_ptr<Surface> make_surface(
+      size_t bytes, const Port& port) override;
   std::shared_ptr<Executable> compile(const Source& source) override;
   std::chrono::milliseconds evaluate_bound() const override {
     return bounds().evaluate;
@@ -186,9 +190,10 @@ Route& AppleDevice::available_route() {
   return *state.route;
 }
 
-std::shared_ptr<Surface> AppleDevice::make_surface(size_t bytes) {
+std::shared_ptr<Surface> AppleDevice::make_surface(
+    size_t bytes, const Port& port) {
   auto& route = available_route();
-  return route.make_surface(round_surface(bytes, used().limits));
+  return route.make_surface(round_surface(bytes, used().limits), port);
 }
 
 std::shared_ptr<Executable> AppleDevice::compile(const Source& source) {

@@ -370,7 +370,7 @@ class E5Route : public Route {
   std::optional<std::string> unavailable() const override {
     return library().missing;
   }
-  std::shared_ptr<Surface> make_surface(size_t bytes) override {
+  std::shared_ptr<Surface> make_surface(size_t bytes, const Port&) override {
     return std::make_shared<BufferMemory>(bytes);
   }
   std::shared_ptr<Executable> compile(const Source& source) override {

@@ -21,7 +21,8 @@ class Route {
   /// The first class, selector or symbol that this macOS lacks, as a sentence.
   virtual std::optional<std::string> unavailable() const = 0;
   /// `bytes` is already rounded.
-  virtual std::shared_ptr<Surface> make_surface(size_t bytes) = 0;
+  virtual std::shared_ptr<Surface> make_surface(
+      size_t bytes, const Port& port) = 0;
   virtual std::shared_ptr<Executable> compile(const Source& source) = 0;
 };
 

@@ -78,7 +78,7 @@ std::vector<Memory> make_memory(
     bytes = std::max(bytes, surface_bytes(port, memory.back().row_bytes));
   }
   for (auto& one : memory) {
-    one.surface = device.make_surface(bytes);
+    one.surface = device.make_surface(bytes, *one.port);
   }
   return memory;
 }

@@ -167,8 +167,8 @@ MUTATIONS = [
     Mutation(
         "Core ML waits for ever",
         f"{APPLE}/coreml.cpp",
-        "if (!run_bounded(body, bound + std::chrono::seconds(1))) {",
-        "if (!run_bounded(body, std::chrono::milliseconds(0))) {",
+        "within(bound + std::chrono::seconds(1), ",
+        "within(std::chrono::milliseconds(0), ",
     ),
     Mutation(
         "Core ML handler not bounded",

@@ -103,6 +103,7 @@ const std::vector<std::string>& ane_routes() {
   static const std::vector<std::string> names = {
 #ifndef MLX_ANE_PUBLIC_ONLY
       "in_memory",
+      "client",
       "e5rt",
 #endif
       "coreml"};

@@ -116,6 +116,10 @@ class Executable {
   virtual size_t row_bytes(const Port& port) const {
     return mlx_ane::row_bytes(port);
   }
+  /// What the engine told of the loaded program, for doctor.
+  virtual std::map<std::string, std::string> facts() const {
+    return {};
+  }
   /// Runs once, synchronously. Surfaces are in the order of Source::inputs and
   /// Source::outputs; the device binds them by name. Throws DeviceError. Not
   /// reentrant: the caller serialises calls of one executable.

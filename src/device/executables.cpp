@@ -3,6 +3,7 @@
 #include "device/executables.h"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include "device/watchdog.h"
@@ -102,9 +103,10 @@ void LoadedProgram::evaluate(
 }
 
 FoundProgram ExecutableCache::get(Device& device, const ProgramShape& shape) {
-  std::lock_guard lock(mutex_);
-  ++clock_;
+  std::unique_lock lock(mutex_);
   Key key{&device, shape};
+  loaded_.wait(lock, [&] { return !loading_.contains(key); });
+  ++clock_;
   if (auto found = entries_.find(key); found != entries_.end()) {
     found->second.used = clock_;
     return {found->second.program};
@@ -120,34 +122,52 @@ FoundProgram ExecutableCache::get(Device& device, const ProgramShape& shape) {
                                       : mil::Dialect::ios18);
   auto bytes = all_bytes(device, shape, source);
   bool room = has_room(device, bytes);
+  std::vector<std::shared_ptr<LoadedProgram>> evicted;
   if (!room || clock_ < refusals.until) {
     if (auto program = larger(key)) {
       return {program};
     }
-    if (clock_ < refusals.until || !make_room(device, bytes, asked)) {
-      return {};
+    if (clock_ < refusals.until || !make_room(device, bytes, asked, evicted)) {
+      lock.unlock();
+      return {};  // and unloads what was evicted in vain
     }
   }
+  loading_[key] = bytes;
+  lock.unlock();
+  evicted.clear();
+  std::shared_ptr<LoadedProgram> program;
+  std::exception_ptr failure;
+  bool refused = false;
   try {
-    auto program = load(device, shape, source);
-    if (!program) {
-      elsewhere_.insert(key);
-      return {nullptr, trace::Placement::by_coreml};
-    }
-    entries_[key] = {program, bytes, clock_};
-    bytes_ += bytes;
-    asked_.erase(key);
-    refusals.wait = 0;
-    return {program};
+    program = load(device, shape, source);
   } catch (const DeviceError& error) {
-    if (error.cause != Cause::cap_reached) {
-      throw;
-    }
+    refused = error.cause == Cause::cap_reached;
+    failure = std::current_exception();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  lock.lock();
+  loading_.erase(key);
+  loaded_.notify_all();
+  if (refused) {
     // The cap is shared with other users of the engine and may count compiles.
+    auto& refusals = refusals_[&device];
     refusals.wait = std::min(2 * refusals.wait + 1, max_wait);
     refusals.until = clock_ + refusals.wait;
     return {larger(key)};
   }
+  if (failure) {
+    std::rethrow_exception(failure);
+  }
+  if (!program) {
+    elsewhere_.insert(key);
+    return {nullptr, trace::Placement::by_coreml};
+  }
+  entries_[key] = {program, bytes, clock_};
+  bytes_ += bytes;
+  asked_.erase(key);
+  refusals_[&device].wait = 0;
+  return {program};
 }
 
 bool ExecutableCache::has_room(Device& device, size_t bytes) {
@@ -155,11 +175,19 @@ bool ExecutableCache::has_room(Device& device, size_t bytes) {
       std::count_if(entries_.begin(), entries_.end(), [&](const auto& entry) {
         return entry.first.first == &device;
       });
+  for (auto& [key, coming] : loading_) {
+    resident += key.first == &device;
+    bytes += coming;
+  }
   return resident < device.limits().resident_programs &&
          bytes_ + bytes <= limit_;
 }
 
-bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
+bool ExecutableCache::make_room(
+    Device& device,
+    size_t bytes,
+    uint64_t asked,
+    std::vector<std::shared_ptr<LoadedProgram>>& evicted) {
   if (bytes > limit_) {
     return false;
   }
@@ -168,7 +196,7 @@ bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
     if (oldest == entries_.end() || oldest->second.used > asked) {
       return false;
     }
-    erase(oldest);
+    evicted.push_back(take(oldest));
     trace::add(trace::Counter::executables_evicted);
   }
   return true;
@@ -208,9 +236,11 @@ std::shared_ptr<LoadedProgram> ExecutableCache::larger(const Key& key) {
   return nullptr;
 }
 
-void ExecutableCache::erase(Entries::iterator entry) {
+std::shared_ptr<LoadedProgram> ExecutableCache::take(Entries::iterator entry) {
+  auto program = std::move(entry->second.program);
   bytes_ -= entry->second.bytes;
   entries_.erase(entry);
+  return program;
 }
 
 void ExecutableCache::drop(const std::shared_ptr<LoadedProgram>& program) {
@@ -220,16 +250,17 @@ void ExecutableCache::drop(const std::shared_ptr<LoadedProgram>& program) {
         return candidate.second.program == program;
       });
   if (entry != entries_.end()) {
-    erase(entry);
+    take(entry);  // the caller holds it
   }
 }
 
 void ExecutableCache::clear() {
+  std::vector<std::shared_ptr<LoadedProgram>> gone;  // unloaded when unlocked
   std::lock_guard lock(mutex_);
   for (auto entry = entries_.begin(); entry != entries_.end();) {
     auto next = std::next(entry);
     if (entry->second.program.use_count() == 1) {
-      erase(entry);
+      gone.push_back(take(entry));
     }
     entry = next;
   }
@@ -239,6 +270,7 @@ void ExecutableCache::clear() {
 }
 
 void ExecutableCache::set_limit(size_t bytes) {
+  std::vector<std::shared_ptr<LoadedProgram>> gone;  // unloaded when unlocked
   std::lock_guard lock(mutex_);
   limit_ = bytes;
   while (bytes_ > limit_) {
@@ -246,7 +278,7 @@ void ExecutableCache::set_limit(size_t bytes) {
     if (oldest == entries_.end()) {
       return;
     }
-    erase(oldest);
+    gone.push_back(take(oldest));
     trace::add(trace::Counter::executables_evicted);
   }
 }

@@ -1,6 +1,7 @@
 // Loaded programs and their cache, bounded in number and bytes.
 #pragma once
 
+#include <condition_variable>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -49,7 +50,8 @@ class ExecutableCache {
  public:
   /// The program of this shape, compiled at its first use. Over the budget, or
   /// where the device refuses more programs, a loaded one of a larger row
-  /// bucket or none; none where the system would run it elsewhere. Throws
+  /// bucket or none; none where the system would run it elsewhere. One thread
+  /// compiles a shape, others that want it wait; no mutex is held. Throws
   /// DeviceError.
   FoundProgram get(Device& device, const ProgramShape& shape);
 
@@ -81,13 +83,20 @@ class ExecutableCache {
   };
 
   bool has_room(Device& device, size_t bytes);
-  bool make_room(Device& device, size_t bytes, uint64_t asked);
+  bool make_room(
+      Device& device,
+      size_t bytes,
+      uint64_t asked,
+      std::vector<std::shared_ptr<LoadedProgram>>& evicted);
   /// The idle program unused for longest, of one device or of all.
   Entries::iterator oldest_idle(const Device* device);
   std::shared_ptr<LoadedProgram> larger(const Key& key);
-  void erase(Entries::iterator entry);
+  /// Moves an entry out; unloading it may wait, so not under the mutex.
+  std::shared_ptr<LoadedProgram> take(Entries::iterator entry);
 
   std::mutex mutex_;
+  std::condition_variable loaded_;
+  std::map<Key, size_t> loading_;  // bytes of what other threads load now
   Entries entries_;
   std::map<Key, uint64_t> asked_;  // clock_ at the last miss of a shape
   std::set<Key> elsewhere_;  // what the system would not run on the device

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "apple_helpers.h"
+#include "device/apple/bounds.h"
 #include "device/device_matmul.h"
 #include "device/emulated/emulated.h"
 #include "device/executables.h"
@@ -26,7 +27,9 @@ struct Machine {
     auto options = emulated::options();
     options.exact = true;
     emulated::configure(options);
-    setenv("DOUBLES_LOAD_BOUND", "150", 1);
+    auto bounds = apple::bounds();
+    bounds.open = std::chrono::milliseconds(150);
+    apple::set_bounds(bounds);
     executable_cache().clear();
     restore_devices();
     trace::reset_counters();
@@ -286,7 +289,8 @@ TEST(a_load_that_hangs_is_given_up) {
   Machine machine("ml_hang", 1);
   auto failure = failure_of([&] { Matmul matmul(*machine.device); });
   CHECK(failure.cause == Cause::hang);
-  CHECK(has(failure.text, "did not load a model within 150 ms"));
+  CHECK(has(
+      failure.text, "Core ML's load of a model did not return within 1150 ms"));
   CHECK(abandoned_calls() == 1);
   double_clear_faults();
   settle();

@@ -391,7 +391,7 @@ static void let_go(void) {
     return nil;
   }
   if (double_fault("ml_hang")) {
-    double_hang();
+    double_block();
   }
   if (double_fault("ml_anec")) {
     *error = make_error("Error in declaring network: ANECCompile() FAILED.");
@@ -563,8 +563,8 @@ static void let_go(void) {
   for (size_t i = 0; ignored && i < count; ++i) {
     outputs[i].bytes = calloc(1, outputs[i].size);
   }
-  (double_fault("ml_cpu") ? engine->evaluate_as_cpu : engine->evaluate)(
-      program, inputs, outputs, &status);
+  int on_cpu = double_fault("ml_cpu") != NULL;
+  engine->evaluate(program, on_cpu, inputs, outputs, &status);
   NSMutableDictionary* results = [NSMutableDictionary dictionary];
   for (size_t i = 0; i < count; ++i) {
     NSString* name =

@@ -68,7 +68,7 @@ void double_clear_faults(void) {
   }
 }
 
-void double_hang(void) {
+void double_block(void) {
   pthread_mutex_lock(&mutex);
   for (unsigned before = clears; before == clears;) {
     pthread_cond_wait(&cleared, &mutex);

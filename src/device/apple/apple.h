@@ -13,7 +13,18 @@ namespace mlx_ane {
 /// without an engine: unavailable() says why.
 std::unique_ptr<Device> make_ane_device();
 
-/// The engine through one route, one of ane_routes().
+/// One way into the engine; an empty word asks the environment and the verdict.
+struct Way {
+  std::string route;    // one of ane_routes()
+  std::string staging;  // in_memory's files: "url" (a folder of ours) or "id"
+  bool on_cpu = false;  // e5rt's CPU, to test who computed (fingerprint.h)
+  /// Rows begin at multiples of so many bytes, where the engine tells nothing;
+  /// 0 is 64. maderix#35 needs 128 on M5.
+  size_t row_alignment = 0;
+};
+
+std::unique_ptr<Device> make_ane_device(const Way& way);
+/// The engine through one route.
 std::unique_ptr<Device> make_ane_device(const std::string& route);
 
 }  // namespace mlx_ane

@@ -1,10 +1,10 @@
 // The Core ML route: public API only; Core ML decides where a program runs, and
 // is asked.
 #include <chrono>
-#include <cstdlib>
 #include <mutex>
 #include <vector>
 
+#include "device/apple/bounds.h"
 #include "device/apple/coreml_block.h"
 #include "device/apple/coreml_package.h"
 #include "device/apple/coreml_placement.h"
@@ -13,7 +13,6 @@
 #include "device/apple/route.h"
 #include "device/apple/staging.h"
 #include "device/apple/system.h"
-#include "device/watchdog.h"
 #include "mil/chips.h"
 #include "mil/spec.h"
 
@@ -24,38 +23,28 @@ namespace {
 using namespace coreml;
 namespace fs = std::filesystem;
 
-/// A load that takes longer is given up: reports have loads that never end.
-std::chrono::milliseconds load_bound() {
-#if defined(MLX_ANE_DOUBLES_DIR)
-  if (auto chosen = std::getenv("DOUBLES_LOAD_BOUND")) {
-    return std::chrono::milliseconds(std::atoi(chosen));
-  }
-#endif
-  return std::chrono::seconds(60);
-}
-
 constexpr const char* asset_selector = "modelAssetWithSpecificationData:error:";
 constexpr const char* load_asset_selector =
     "loadModelAsset:configuration:completionHandler:";
+constexpr const char* load_url_selector =
+    "loadContentsOfURL:configuration:completionHandler:";
 
-constexpr Selector needed[] = {
-    {"MLModelAsset", true, asset_selector},
-    {"MLModel", true, load_asset_selector},
-    {"MLModel", true, "compileModelAtURL:completionHandler:"},
-    {"MLModel", true, "modelWithContentsOfURL:configuration:error:"},
-    {"MLModel", true, "availableComputeDevices"},
-    {"MLModel", false, "predictionFromFeatures:options:error:"},
-    {"MLModelConfiguration", false, "setComputeUnits:"},
-    {"MLComputePlan", true, load_asset_selector},
-    {"MLComputePlan",
-     true,
-     "loadContentsOfURL:configuration:completionHandler:"},
-    {"MLComputePlan", false, "computeDeviceUsageForMLProgramOperation:"},
-    {"MLMultiArray", false, "initWithPixelBuffer:shape:"},
-    {"MLMultiArray", false, "getBytesWithHandler:"},
-    {"MLFeatureValue", true, "featureValueWithMultiArray:"},
-    {"MLDictionaryFeatureProvider", false, "initWithDictionary:error:"},
-    {"MLPredictionOptions", false, "setOutputBackings:"},
+constexpr std::initializer_list<Selector> needed = {
+    {"MLModelAsset", true, asset_selector, "ppp"},
+    {"MLModel", true, load_asset_selector, "vppp"},
+    {"MLModel", true, "compileModelAtURL:completionHandler:", "vpp"},
+    {"MLModel", true, "modelWithContentsOfURL:configuration:error:", "pppp"},
+    {"MLModel", true, "availableComputeDevices", "p"},
+    {"MLModel", false, "predictionFromFeatures:options:error:", "pppp"},
+    {"MLModelConfiguration", false, "setComputeUnits:", "vi"},
+    {"MLComputePlan", true, load_asset_selector, "vppp"},
+    {"MLComputePlan", true, load_url_selector, "vppp"},
+    {"MLComputePlan", false, "computeDeviceUsageForMLProgramOperation:", "pp"},
+    {"MLMultiArray", false, "initWithPixelBuffer:shape:", "ppp"},
+    {"MLMultiArray", false, "getBytesWithHandler:", "vp"},
+    {"MLFeatureValue", true, "featureValueWithMultiArray:", "pp"},
+    {"MLDictionaryFeatureProvider", false, "initWithDictionary:error:", "ppp"},
+    {"MLPredictionOptions", false, "setOutputBackings:", "vp"},
 };
 
 /// How the programs of this process were placed, for device_info.
@@ -88,6 +77,8 @@ id configuration() {
 struct Loaded {
   Ref model;
   std::optional<std::string> elsewhere;
+  /// What is known of where it runs.
+  std::string placement;
   /// Files that the model may read while it lives, removed with it.
   std::vector<fs::path> files;
 
@@ -197,8 +188,7 @@ class Loader {
     auto url = compiled.wait(
         deadline_, Cause::compile_failed, "Core ML's compilation of a package");
     out.files.push_back(to_text(send(url.get(), "path")));
-    ask_plan(
-        "loadContentsOfURL:configuration:completionHandler:", url.get(), out);
+    ask_plan(load_url_selector, url.get(), out);
     if (out.elsewhere) {
       return;
     }
@@ -256,10 +246,10 @@ class Loader {
     bool asked = rounding == Fingerprint::cpu ||
                  (planned_ && rounding == Fingerprint::unknown);
     std::lock_guard lock(record().mutex);
-    auto words = out.elsewhere ? "on the CPU"
-                 : asked       ? to_string(Fingerprint::cpu)
-                               : to_string(rounding);
-    ++record().programs[words];
+    out.placement = out.elsewhere ? "on the CPU"
+                    : asked       ? to_string(Fingerprint::cpu)
+                                  : to_string(rounding);
+    ++record().programs[out.placement];
     if (out.elsewhere) {
       record().last_elsewhere = *out.elsewhere;
     }
@@ -294,7 +284,7 @@ class Loader {
 
 /// Loads on a worker, as any of Core ML's calls may never return.
 Loaded load_bounded(const Source& source, bool knows_rounding) {
-  auto bound = load_bound();
+  auto bound = bounds().open;
   struct Call {
     Source source;
     std::optional<Loaded> loaded;
@@ -307,13 +297,8 @@ Loaded load_bounded(const Source& source, bool knows_rounding) {
       call->loaded = Loader(call->source, knows_rounding, deadline).load();
     });
   };
-  // A handler that is late ends the worker first, which says at what.
-  if (!run_bounded(body, bound + std::chrono::seconds(1))) {
-    throw DeviceError(
-        Cause::hang,
-        "[mlx_ane.ane] Core ML did not load a model within " +
-            std::to_string(bound.count()) + " ms.");
-  }
+  // A handler that does not come ends the worker first, and says at what.
+  within(bound + std::chrono::seconds(1), "Core ML's load of a model", body);
   return std::move(*call->loaded);
 }
 
@@ -394,6 +379,9 @@ class CoreMLExecutable : public Executable {
   std::optional<std::string> elsewhere() const override {
     return loaded_.elsewhere;
   }
+  std::map<std::string, std::string> facts() const override {
+    return {{"placement", loaded_.placement}};
+  }
   void evaluate(
       std::span<Surface* const> inputs,
       std::span<Surface* const> outputs) override {
@@ -415,7 +403,7 @@ class CoreMLExecutable : public Executable {
   Loaded loaded_;
 };
 
-std::optional<std::string> find_missing() {
+std::optional<std::string> what_is_missing() {
   void* handle = nullptr;
   if (auto error = open_framework("Frameworks", "CoreML", &handle)) {
     return error;
@@ -423,7 +411,7 @@ std::optional<std::string> find_missing() {
   if (auto error = open_core_video()) {
     return error;
   }
-  if (auto missing = missing_selector(needed)) {
+  if (auto missing = find_missing(needed)) {
     return *missing + " (route coreml needs macOS 14.4)";
   }
   bool engine = false;
@@ -453,7 +441,7 @@ class CoreMLRoute : public Route {
     return "coreml";
   }
   std::optional<std::string> unavailable() const override {
-    static const auto missing = find_missing();
+    static const auto missing = what_is_missing();
     return missing;
   }
   std::shared_ptr<Surface> make_surface(

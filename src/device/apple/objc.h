@@ -3,8 +3,8 @@
 #pragma once
 
 #include <exception>
+#include <initializer_list>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -28,9 +28,14 @@ struct Selector {
   const char* cls;
   bool of_class;
   const char* name;
+  /// One letter a value, the result first: v nothing, i integer, p pointer.
+  const char* kinds;
 };
-/// The first of them that this macOS lacks, as a sentence.
-std::optional<std::string> missing_selector(std::span<const Selector> needed);
+
+/// The first of these classes or selectors that this macOS lacks or has with
+/// other kinds of values, as a sentence.
+std::optional<std::string> find_missing(
+    std::initializer_list<Selector> selectors);
 
 /// [object selector:arguments...]. A message to nil returns R(). Through the
 /// method's own address: objc_msgSend's variadic form breaks on arm64.

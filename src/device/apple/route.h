@@ -13,7 +13,7 @@ namespace mlx_ane::apple {
 class Route {
  public:
   virtual ~Route() = default;
-  /// A value of MLX_ANE_ROUTE.
+  /// One of ane_routes().
   virtual std::string_view name() const = 0;
   /// The first class, selector or symbol that this macOS lacks, as a sentence.
   virtual std::optional<std::string> unavailable() const = 0;
@@ -32,10 +32,15 @@ std::unique_ptr<Route> make_coreml_route(const std::string& chip);
 
 #ifndef MLX_ANE_PUBLIC_ONLY
 /// AppleNeuralEngine.framework's _ANEInMemoryModel; `chip` names the cache.
-std::unique_ptr<Route> make_in_memory_route(std::string chip);
+/// Files lie in a folder of ours, or `by_id` in the one that the framework
+/// names, the form that most reports confirm.
+std::unique_ptr<Route> make_in_memory_route(std::string chip, bool by_id);
 
-/// Espresso.framework's e5rt C API.
-std::unique_ptr<Route> make_e5rt_route();
+/// AppleNeuralEngine.framework's _ANEClient.
+std::unique_ptr<Route> make_client_route(std::string chip);
+
+/// Espresso.framework's e5rt C API, on the engine or on the CPU.
+std::unique_ptr<Route> make_e5rt_route(bool on_cpu);
 
 /// What the framework's _ANEDeviceInfo answers, by selector, and the chip.
 void read_device_info(std::map<std::string, std::string>& facts);

@@ -12,7 +12,8 @@ from typing import TypeVar
 from mlx_ane import _ext
 from mlx_ane._types import DEVICES, FALLBACKS, Device
 
-ROUTES = ("in_memory", "e5rt")
+#: In the order in which the self-test tries them.
+ROUTES = ("in_memory", "client", "e5rt")
 
 Word = TypeVar("Word", bound=str)
 

@@ -21,7 +21,9 @@ TESTS = (
     "test_apple_device",
     "test_apple_coreml",
     "test_apple_variants",
+    "test_apple_machines",
     "test_apple_accelerate",
+    "test_fingerprint",
 )
 
 
@@ -68,21 +70,19 @@ MUTATIONS = [
     ),
     Mutation(
         "unchecked BOOL of evaluate",
-        f"{APPLE}/in_memory.cpp",
-        "if (!send<ObjcBool>(\n            model_.get(),\n"
-        "            evaluate_selector,",
-        "if (send<ObjcBool>(\n            model_.get(),\n"
-        "            evaluate_selector,",
+        f"{APPLE}/framework_program.cpp",
+        "if (!connection_->evaluate(",
+        "if (connection_->evaluate(",
     ),
     Mutation(
         "unchecked BOOL of load",
-        f"{APPLE}/in_memory.cpp",
-        "return loaded_ ? std::nullopt : std::optional(reason(error));",
-        "loaded_ = true;\n  return std::nullopt;",
+        f"{APPLE}/framework_program.cpp",
+        "return loaded_ = connection_->load(model_.get(), error);",
+        "connection_->load(model_.get(), error);\n    return loaded_ = true;",
     ),
     Mutation(
         "missing unload",
-        f"{APPLE}/in_memory.cpp",
+        f"{APPLE}/framework_program.cpp",
         "if (std::exchange(loaded_, false)) {",
         "if (false) {",
     ),
@@ -119,8 +119,86 @@ MUTATIONS = [
     Mutation(
         "e5rt stream encoded twice",
         f"{APPLE}/e5rt.cpp",
-        "if (std::exchange(encoded_, true)) {",
+        "if (std::exchange(used_, true)) {",
         "if (false) {",
+    ),
+    Mutation(
+        "e5rt surfaces not compared",
+        f"{APPLE}/e5rt.cpp",
+        "if (surfaces == encoded_) {",
+        "if (!encoded_.empty()) {",
+    ),
+    Mutation(
+        "e5rt encoded on every call",
+        f"{APPLE}/e5rt.cpp",
+        "if (surfaces == encoded_) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "e5rt without host buffers",
+        f"{APPLE}/e5rt.cpp",
+        "bytes, e5rt::host_buffer",
+        "bytes, e5rt::iosurface_buffer",
+    ),
+    Mutation(
+        "e5rt's CPU is its engine",
+        f"{APPLE}/e5rt.cpp",
+        "on_cpu ? e5rt::cpu_only : e5rt::engine_only",
+        "e5rt::engine_only",
+    ),
+    Mutation(
+        "stale program not compiled again",
+        f"{APPLE}/framework_program.cpp",
+        "if (may_pass(failure) && files_->compiled()) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "compile not tried again",
+        f"{APPLE}/framework_program.cpp",
+        "std::this_thread::sleep_for(pause);\n    failure = once();",
+        "std::this_thread::sleep_for(pause);",
+    ),
+    Mutation(
+        "daemon not asked for what it compiled",
+        f"{APPLE}/framework_program.cpp",
+        "files_->compiled() && connection_->compiled(model_.get())",
+        "files_->compiled()",
+    ),
+    Mutation(
+        "unbounded compile",
+        f"{APPLE}/bounds.cpp",
+        "if (!run_bounded(std::move(call), bound)) {",
+        "if (call(), false) {",
+    ),
+    Mutation(
+        "strides of attributes ignored",
+        f"{APPLE}/framework_program.cpp",
+        "found == known.end()",
+        "true || found == known.end()",
+    ),
+    Mutation(
+        "alignment of the verdict ignored",
+        f"{APPLE}/device.cpp",
+        "if (alignment <= Limits::row_alignment) {",
+        "if (true) {",
+    ),
+    Mutation(
+        "files always in our folder",
+        f"{APPLE}/in_memory.cpp",
+        "if (!by_id_ && takes_directory()) {",
+        "if (takes_directory()) {",
+    ),
+    Mutation(
+        "kinds of a method not compared",
+        f"{APPLE}/framework_program.cpp",
+        "if (!kinds.empty() && kinds != expected) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "CPU taken for an engine",
+        "src/device/fingerprint.cpp",
+        "lost ? Fingerprint::engine : Fingerprint::cpu",
+        "Fingerprint::engine",
     ),
     Mutation(
         "e5rt code ignored",

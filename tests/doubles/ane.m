@@ -221,6 +221,9 @@ static BOOL gives_nil(const char* site) {
 }
 
 - (BOOL)exists {
+  if (double_machine("forgets")) {
+    return NO;
+  }
   return double_machine("stale_load") ||
          [[NSFileManager defaultManager] fileExistsAtPath:[self file:@"data"]];
 }

@@ -101,7 +101,7 @@ const char* double_machine(const char* word);
 int double_machine_lists(const char* word, const char* item);
 /* Sleeps, as DOUBLES_CLOCK scales it. */
 void double_wait(double milliseconds);
-/* Never returns where hang=...|site|... */
+/* Does not return while hang=...|site|... */
 void double_hang(const char* site);
 /* A compile of this machine: whether it fails whatever the program is, and
  * then how it ended. */

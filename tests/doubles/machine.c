@@ -49,7 +49,7 @@ void double_wait(double milliseconds) {
 
 void double_hang(const char* site) {
   while (double_machine_lists("hang", site)) {
-    pause();
+    usleep(10000);
   }
 }
 

@@ -222,8 +222,12 @@ std::map<std::string, std::string> AppleDevice::info() const {
   auto& state = state_ ? *state_ : *fresh;
   auto facts = state.facts;
   for (auto& [key, value] : state.verdict) {
-    facts["selftest_" + key] = value;
+    if (key != "findings") {  // doctor shows them
+      facts["selftest_" + key] = value;
+    }
   }
+  auto rounding = value_of(state.verdict, "rounding");
+  facts["rounding"] = rounding.empty() ? "unknown" : rounding;
   facts["route"] = state.route->name();
   facts.merge(state.route->facts());
   facts["chip"] = state.limits.chip;

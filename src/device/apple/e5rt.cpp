@@ -299,12 +299,12 @@ void E5Program::encode(
     }
   };
   auto& e5 = api();
+  encoded_.clear();  // whatever fails below, the next call encodes
   if (std::exchange(used_, true)) {
     check(e5.stream_reset(stream_.get()), cause, "stream_reset");
     check(
         e5.operation_prepare(operation_.get()), cause, "prepare_op_for_encode");
   }
-  encoded_.clear();
   bind(inputs, inputs_);
   bind(outputs, outputs_);
   check(

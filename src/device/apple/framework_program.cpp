@@ -21,9 +21,13 @@ constexpr const char* request_selector =
     "requestWithInputs:inputIndices:outputs:outputIndices:weightsBuffer:"
     "perfStats:procedureIndex:";
 
-/// "the error's description" without its final full stop, for our sentence.
+/// The error's own words, with domain and code, without the final full stop.
 std::string reason(id error) {
   auto text = describe(error, "no reason given");
+  if (responds(error, "code") && text.find("Code=") == text.npos) {
+    text = to_text(send(error, "domain")) +
+           " Code=" + std::to_string(send<long>(error, "code")) + " " + text;
+  }
   if (text.ends_with('.')) {
     text.pop_back();
   }
@@ -80,6 +84,9 @@ class Program {
 
  private:
   void compile();
+  /// Runs a step and adds its time to the facts.
+  template <class F>
+  void timed(const char* step, F&& body);
   std::optional<std::string> try_load();
   void load(const Source& source);
   void close();
@@ -90,8 +97,18 @@ class Program {
   Ref model_;
   std::unique_ptr<ProgramFiles> files_;
   Binding binding_;
+  std::map<std::string, std::string> times_;
   bool loaded_ = false;
 };
+
+template <class F>
+void Program::timed(const char* step, F&& body) {
+  auto start = std::chrono::steady_clock::now();
+  body();
+  std::chrono::duration<double> taken =
+      std::chrono::steady_clock::now() - start;
+  times_[step] = std::to_string(taken.count());
+}
 
 void Program::open(const Source& source) {
   try {
@@ -103,11 +120,12 @@ void Program::open(const Source& source) {
         if (files_->compiled()) {
           files_->restage(source);
         }
-        compile();
+        timed("compile seconds", [&] { compile(); });
       }
-      load(source);
+      timed("load seconds", [&] { load(source); });
       files_->settle();
       binding_ = bind_ports(model_.get(), source);
+      binding_.facts.merge(times_);
     });
   } catch (const std::filesystem::filesystem_error& error) {
     throw DeviceError(

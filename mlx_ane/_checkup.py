@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,9 +108,51 @@ def examine(device: str, timeout: float) -> tuple[list[Check], dict[str, str]]:
 
 def main(device: Device) -> None:
     """Print facts and checks of a device, one JSON object a line, as they come."""
-    print(json.dumps({"facts": _device.device_info(device)}), flush=True)
+    facts = _device.device_info(device)
+    if device == "cpu":
+        facts = {**facts, **_measure_figures()}
+    print(json.dumps({"facts": facts}), flush=True)
     for check in measure(device):
         print(json.dumps({"check": asdict(check)}, allow_nan=False), flush=True)
+
+
+def figures(facts: dict[str, str]) -> dict[str, float]:
+    """The host's figures among the facts of device "cpu", taken out of them."""
+    return {name: float(facts.pop(name)) for name in FIGURES if name in facts}
+
+
+#: GFLOP/s of a product of 1024², nanoseconds a parameter of an Adam step.
+FIGURES = ("blas_gflops", "adam_ns_per_parameter")
+
+
+def _measure_figures() -> dict[str, str]:
+    n, parameters = 1024, 1 << 20
+    x = mx.random.normal((n, n), key=mx.random.key(0))
+    adam = optimizers.Adam(learning_rate=1e-3)
+    model = {"w": mx.zeros(parameters)}
+    gradient = {"w": mx.ones(parameters)}
+    mx.eval(x, model, gradient)
+
+    def product() -> None:
+        mx.eval(linear(x, x, device="cpu"))
+
+    def step() -> None:
+        mx.eval(adam.apply_gradients(gradient, model))
+
+    return {
+        FIGURES[0]: str(2e-9 * n**3 / _fastest(product)),
+        FIGURES[1]: str(1e9 * _fastest(step) / parameters),
+    }
+
+
+def _fastest(body: Callable[[], None], repeats: int = 4) -> float:
+    """Seconds of the fastest call."""
+    best = math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        body()
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def measure(device: Device) -> Iterator[Check]:

@@ -181,7 +181,7 @@ def auto_choice() -> tuple[str, str]:
         return "cpu", missing
     from mlx_ane import _selftest
 
-    verdict = _selftest.stored_verdict()
+    verdict = _selftest.stored_verdict() or _selftest.lately_undecided()
     if verdict is None:
         return "cpu", "no self-test of the Neural Engine is stored"
     chosen = "ane" if verdict.passed else "cpu"
@@ -194,7 +194,7 @@ def _auto() -> Device:
         return "cpu"
     from mlx_ane import _selftest
 
-    verdict = _selftest.stored_verdict()
+    verdict = _selftest.stored_verdict() or _selftest.lately_undecided()
     if verdict is None:
         verdict = _selftest.run_in_subprocess()
         chosen = "ane" if verdict.passed else "cpu"

@@ -211,14 +211,8 @@ void bind_devices(nb::module_& m) {
   m.def(
       "set_layout",
       [](const std::string& name) {
-        if (name != "natural" && name != "channels_first") {
-          throw std::invalid_argument(
-              "[mlx_ane] got layout \"" + name +
-              "\", need \"natural\" or \"channels_first\".");
-        }
         auto settings = runner_settings();
-        settings.layout =
-            name == "natural" ? Layout::natural : Layout::channels_first;
+        settings.layout = layout_named(name);
         set_runner_settings(settings);
       },
       "name"_a,
@@ -272,6 +266,10 @@ void bind_caches(nb::module_& m) {
       "where"_a,
       "why"_a,
       "One line on stderr that something could not be kept there.");
+  m.def(
+      "ane_routes",
+      &ane_routes,
+      "Routes to the engine that are built in, in the order of trial.");
   m.def("abandoned_calls", &abandoned_calls, "Hung calls not yet returned.");
   m.def(
       "synchronize",

@@ -11,8 +11,11 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "device/apple/route.h"
+#include "device/apple/system.h"
 #include "device/apple/trial.h"
 #include "device/apple/verdict.h"
+#include "device/fingerprint.h"
 #include "device/programs.h"
 #include "kernels/adam_accelerate.h"
 #ifdef MLX_ANE_DOUBLES
@@ -55,28 +58,52 @@ auto matmul_source_tuple(
     const std::string& layout,
     const std::string& dialect) {
   auto source = matmul_source(
-      {s, k, n, layout == "natural" ? Layout::natural : Layout::channels_first},
+      {s, k, n, layout_named(layout)},
       dialect == "ios16" ? mil::Dialect::ios16 : mil::Dialect::ios18);
   return std::tuple(
       source.text, to_tuples(source.inputs), to_tuples(source.outputs));
 }
 
-nb::dict run(
+/// (text, inputs, outputs)
+using SourceTuple =
+    std::tuple<std::string, std::vector<PortTuple>, std::vector<PortTuple>>;
+
+Source to_source(const SourceTuple& tuple) {
+  auto& [text, inputs, outputs] = tuple;
+  return {text, {}, to_ports(inputs), to_ports(outputs)};
+}
+
+Way to_way(
     const std::string& route,
-    const std::string& text,
-    const std::vector<PortTuple>& inputs,
-    const std::vector<PortTuple>& outputs,
-    const std::vector<HalfArray>& values,
-    int repeats) {
-  Source source{text, {}, to_ports(inputs), to_ports(outputs)};
-  std::vector<apple::Halves> halves;
-  for (auto& value : values) {
-    halves.emplace_back(value.data(), value.data() + value.size());
+    const std::string& staging,
+    size_t row_alignment,
+    bool on_cpu) {
+  return {route, staging, on_cpu, row_alignment};
+}
+
+nb::dict run(
+    const SourceTuple& source,
+    const std::vector<std::vector<HalfArray>>& sets,
+    int repeats,
+    const std::optional<SourceTuple>& beside,
+    const std::string& route,
+    const std::string& staging,
+    size_t row_alignment,
+    bool on_cpu) {
+  std::vector<std::vector<apple::Halves>> halves;
+  for (auto& values : sets) {
+    auto& set = halves.emplace_back();
+    for (auto& value : values) {
+      set.emplace_back(value.data(), value.data() + value.size());
+    }
   }
+  auto program = to_source(source);
+  auto other = beside ? to_source(*beside) : Source{};
+  auto way = to_way(route, staging, row_alignment, on_cpu);
   apple::Trial trial;
   {
     nb::gil_scoped_release release;
-    trial = apple::run_trial(route, source, halves, repeats);
+    trial = apple::run_trial(way, program, halves, repeats, other);
   }
   std::vector<nb::bytes> results;
   for (auto& output : trial.outputs) {
@@ -88,6 +115,7 @@ nb::dict run(
   out["first_seconds"] = trial.first_seconds;
   out["best_seconds"] = trial.best_seconds;
   out["unwritten"] = trial.unwritten;
+  out["facts"] = trial.facts;
   return out;
 }
 
@@ -151,14 +179,43 @@ void bind_apple(nb::module_& m) {
   m.def(
       "run",
       &run,
-      "route"_a,
-      "text"_a,
-      "inputs"_a,
-      "outputs"_a,
-      "values"_a,
+      "source"_a,
+      "sets"_a,
       "repeats"_a = 0,
-      "Tries a program on a route; values are fp16 bits, one flat array a "
-      "port.");
+      "beside"_a = nb::none(),
+      nb::kw_only(),
+      "route"_a,
+      "staging"_a = "",
+      "row_alignment"_a = 0,
+      "on_cpu"_a = false,
+      "Tries a program (text, inputs, outputs) on a route, once for each set "
+      "of values: fp16 bits, one flat array a port. `beside` is loaded and run "
+      "in between.");
+  m.def(
+      "unavailable",
+      [](const std::string& route) { return apple::unavailable({route}); },
+      "route"_a,
+      "Why a route cannot be used here, or None if it can.");
+  m.def("facts", &apple::engine_facts, "What the system says of the machine.");
+  m.def("os_build", &apple::os_build, "The build of the system.");
+  m.def(
+      "fingerprint_operands",
+      [](int64_t s, int64_t k, int64_t n) {
+        auto operands = fingerprint_operands(s, k, n);
+        return std::pair(operands.x, operands.w);
+      },
+      "s"_a,
+      "k"_a,
+      "n"_a,
+      "Known operands, fp16 bits, whose product tells who computed it.");
+  m.def(
+      "judge_fingerprint",
+      [](uint16_t tie, uint16_t large) {
+        return std::string(to_string(judge_fingerprint(tie, large)));
+      },
+      "tie"_a,
+      "large"_a,
+      "Judges the first two elements of that product, as fp16 bits.");
   m.def(
       "verdict_file",
       [] { return apple::verdict_file().string(); },

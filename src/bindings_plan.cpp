@@ -45,7 +45,7 @@ Record plan_dict(int64_t s, int64_t k, int64_t n, const std::string& chip) {
   auto limits = limits_of(chip);
   auto plan = plan_matmul(s, k, n, limits, runner_settings().layout);
   Record out;
-  out["layout"] = plan.layout == Layout::natural ? "natural" : "channels_first";
+  out["layout"] = std::string(to_string(plan.layout));
   out["rows"] = tuples(plan.rows);
   out["depth"] = tuples(plan.depth);
   out["columns"] = tuples(plan.columns);

@@ -263,14 +263,16 @@ def test_prove_it_on_your_mac(tmp_path: Path, monkeypatch: Any) -> None:
         printed = run_shell(block.source)
         commands = Path("commands.txt").read_text().splitlines()
         found = json.loads(Path("doctor.json").read_text())
+        report = list(Path().glob("mlx-ane-report.json"))
     assert commands == ["pip install .", "MLX_ANE_DEVICE=ane pytest "]
-    for layout in ("natural", "channels_first"):
-        assert f"test variant  route in_memory  layout {layout}" in printed
+    assert "test variant  route in_memory  staging url  layout" in printed
+    assert "test fingerprint" in printed and "test depth" in printed
+    assert len(report) == 1
     assert "\npassed: " in printed
     assert re.search(r"\d+ passed", printed.splitlines()[-1])
     # doctor shows the verdict that the self-test stored, and runs it no second time.
     assert found["passed"] and found["self_test"]["passed"]
-    assert found["self_test"]["age_seconds"] > 0 and not found["self_test"]["findings"]
+    assert found["self_test"]["age_seconds"] > 0 and found["self_test"]["findings"]
     product = [c for c in found["checks"] if c["name"] == "product"]
     assert {c["device"]: c["status"] for c in product}["ane"] == "pass"
 

@@ -17,7 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 APPLE = "src/device/apple"
-TESTS = ("test_apple_device", "test_apple_variants", "test_apple_accelerate")
+TESTS = (
+    "test_apple_device",
+    "test_apple_coreml",
+    "test_apple_variants",
+    "test_apple_machines",
+    "test_apple_accelerate",
+    "test_fingerprint",
+)
 
 
 @dataclass
@@ -63,21 +70,19 @@ MUTATIONS = [
     ),
     Mutation(
         "unchecked BOOL of evaluate",
-        f"{APPLE}/in_memory.cpp",
-        "if (!send<ObjcBool>(\n            model_.get(),\n"
-        "            evaluate_selector,",
-        "if (send<ObjcBool>(\n            model_.get(),\n"
-        "            evaluate_selector,",
+        f"{APPLE}/framework_program.cpp",
+        "if (!connection_->evaluate(",
+        "if (connection_->evaluate(",
     ),
     Mutation(
         "unchecked BOOL of load",
-        f"{APPLE}/in_memory.cpp",
-        "return loaded_ ? std::nullopt : std::optional(reason(error));",
-        "loaded_ = true;\n  return std::nullopt;",
+        f"{APPLE}/framework_program.cpp",
+        "return loaded_ = connection_->load(model_.get(), error);",
+        "connection_->load(model_.get(), error);\n    return loaded_ = true;",
     ),
     Mutation(
         "missing unload",
-        f"{APPLE}/in_memory.cpp",
+        f"{APPLE}/framework_program.cpp",
         "if (std::exchange(loaded_, false)) {",
         "if (false) {",
     ),
@@ -114,14 +119,182 @@ MUTATIONS = [
     Mutation(
         "e5rt stream encoded twice",
         f"{APPLE}/e5rt.cpp",
-        "if (std::exchange(encoded_, true)) {",
+        "if (std::exchange(used_, true)) {",
         "if (false) {",
+    ),
+    Mutation(
+        "e5rt surfaces not compared",
+        f"{APPLE}/e5rt.cpp",
+        "if (surfaces == encoded_) {",
+        "if (!encoded_.empty()) {",
+    ),
+    Mutation(
+        "e5rt encoded on every call",
+        f"{APPLE}/e5rt.cpp",
+        "if (surfaces == encoded_) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "e5rt without host buffers",
+        f"{APPLE}/e5rt.cpp",
+        "bytes, e5rt::host_buffer",
+        "bytes, e5rt::iosurface_buffer",
+    ),
+    Mutation(
+        "e5rt's CPU is its engine",
+        f"{APPLE}/e5rt.cpp",
+        "on_cpu ? e5rt::cpu_only : e5rt::engine_only",
+        "e5rt::engine_only",
+    ),
+    Mutation(
+        "stale program not compiled again",
+        f"{APPLE}/framework_program.cpp",
+        "if (may_pass(failure) && files_->compiled()) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "compile not tried again",
+        f"{APPLE}/framework_program.cpp",
+        "std::this_thread::sleep_for(pause);\n    failure = once();",
+        "std::this_thread::sleep_for(pause);",
+    ),
+    Mutation(
+        "daemon not asked for what it compiled",
+        f"{APPLE}/framework_program.cpp",
+        "files_->compiled() && connection_->compiled(model_.get())",
+        "files_->compiled()",
+    ),
+    Mutation(
+        "unbounded compile",
+        f"{APPLE}/bounds.cpp",
+        "if (!run_bounded(std::move(call), bound)) {",
+        "if (call(), false) {",
+    ),
+    Mutation(
+        "strides of attributes ignored",
+        f"{APPLE}/framework_program.cpp",
+        "found == known.end()",
+        "true || found == known.end()",
+    ),
+    Mutation(
+        "alignment of the verdict ignored",
+        f"{APPLE}/device.cpp",
+        "if (alignment <= Limits::row_alignment) {",
+        "if (true) {",
+    ),
+    Mutation(
+        "files always in our folder",
+        f"{APPLE}/in_memory.cpp",
+        "if (!by_id_ && takes_directory()) {",
+        "if (takes_directory()) {",
+    ),
+    Mutation(
+        "kinds of a method not compared",
+        f"{APPLE}/framework_program.cpp",
+        "if (!kinds.empty() && kinds != expected) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "CPU taken for an engine",
+        "src/device/fingerprint.cpp",
+        "lost ? Fingerprint::engine : Fingerprint::cpu",
+        "Fingerprint::engine",
     ),
     Mutation(
         "e5rt code ignored",
         f"{APPLE}/e5rt.cpp",
         "if (code == 0) {",
         "if (code >= 0) {",
+    ),
+    Mutation(
+        "Core ML plan ignored",
+        f"{APPLE}/coreml_placement.cpp",
+        "if (!out.elsewhere && !send<ObjcBool>(device",
+        "if (false && !send<ObjcBool>(device",
+    ),
+    Mutation(
+        "Core ML rounding ignored",
+        f"{APPLE}/coreml.cpp",
+        "if (rounding == Fingerprint::cpu && knows_rounding_) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "Core ML rounding trusted on M1",
+        f"{APPLE}/coreml.cpp",
+        'known && !chip.starts_with("h13")',
+        "known.has_value()",
+    ),
+    Mutation(
+        "Core ML on any device",
+        f"{APPLE}/coreml_abi.h",
+        "cpu_and_engine = 3",
+        "cpu_and_engine = 2",
+    ),
+    Mutation(
+        "Core ML backings taken for written",
+        f"{APPLE}/coreml.cpp",
+        "if (!surface.holds(array)) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "Core ML copy without strides",
+        f"{APPLE}/coreml_surface.cpp",
+        "at += rest % port.shape[axis] * stride[axis];",
+        "at += rest % port.shape[axis] * stride[rank - 1];",
+    ),
+    Mutation(
+        "Core ML waits for ever",
+        f"{APPLE}/coreml.cpp",
+        "within(bound + std::chrono::seconds(1), ",
+        "within(std::chrono::milliseconds(0), ",
+    ),
+    Mutation(
+        "Core ML handler not bounded",
+        f"{APPLE}/coreml_block.cpp",
+        "state.changed.wait_until(lock, deadline, [&] { return state.done; })",
+        "(state.changed.wait(lock, [&] { return state.done; }), true)",
+    ),
+    Mutation(
+        "block that does not own what it captures",
+        f"{APPLE}/coreml_block.h",
+        "has_copy_dispose = 1 << 25",
+        "has_copy_dispose = 0",
+    ),
+    Mutation(
+        "block that is not let go",
+        f"{APPLE}/coreml_block.h",
+        "std::destroy_at(&static_cast<const Literal*>(block)->body);",
+        "static_cast<void>(block);",
+    ),
+    Mutation(
+        "pixel buffer of another geometry",
+        f"{APPLE}/coreml_surface.cpp",
+        "height *= static_cast<size_t>(port.shape[i]);",
+        "height = static_cast<size_t>(port.shape[i]);",
+    ),
+    Mutation(
+        "leaked pixel buffer",
+        f"{APPLE}/coreml_surface.cpp",
+        "CFRelease(buffer);",
+        "static_cast<void>(buffer);",
+    ),
+    Mutation(
+        "no package in the place of memory",
+        f"{APPLE}/coreml.cpp",
+        "if (!out.model && !out.elsewhere) {",
+        "if (false) {",
+    ),
+    Mutation(
+        "compiled package left behind",
+        f"{APPLE}/coreml.cpp",
+        "fs::remove_all(file, ignored);",
+        "static_cast<void>(file);",
+    ),
+    Mutation(
+        "hang tried again as a package",
+        f"{APPLE}/coreml.cpp",
+        "error.cause != Cause::hang &&",
+        "",
     ),
     Mutation(
         "wrong BLAS label",

@@ -1,13 +1,21 @@
-"""mlx-ane doctor: versions, devices, settings, self-test, one product end to end."""
+"""mlx-ane doctor: versions, devices, settings, self-test, one product end to end.
+
+`--report` writes what it found as a file to attach to an issue, without names of users
+and paths; `tools/read_report.py` reads a folder of them.
+"""
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import importlib.metadata
 import os
 import platform
+import re
+import socket
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mlx_ane import _checkup, _device, _ext, _selftest, _settings
@@ -40,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bound of each device's checks (default: 60)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const="mlx-ane-report.json",
+        metavar="FILE",
+        help="also write a file to attach to an issue (no names of users, no paths)",
+    )
 
 
 def _seconds(text: str) -> float:
@@ -53,6 +68,15 @@ def run(args: argparse.Namespace) -> int:
     """Print the findings; 1 if the device that is to be used failed."""
     findings = examine(args.device, args.fresh, args.timeout)
     print(to_json(findings) if args.json else _text(findings))
+    if args.report:
+        try:
+            Path(args.report).write_text(to_json(report(findings)) + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"[mlx_ane.doctor] --report cannot write {args.report!r}: "
+                f"{error.strerror}; name another file."
+            ) from error
+        print(f"wrote {args.report}", file=sys.stderr)
     if findings["passed"]:
         return 0
     print(f"mlx-ane doctor: {findings['failure']}", file=sys.stderr)
@@ -77,6 +101,7 @@ def examine(
     auto, why = _device.auto_choice()
     checks.append(Check(auto, "auto", "pass", auto, why))
     devices: dict[str, Any] = {}
+    figures: dict[str, float] = {}
     tested = []
     for name in FORWARD_TOLERANCE:
         missing = _device.why_unavailable(name)
@@ -91,6 +116,7 @@ def examine(
         else:
             found, facts = _checkup.examine(name, timeout)
             checks += found
+            figures |= _checkup.figures(facts)
             devices[name] |= _facts(facts)
             tested.append(name)
     # Without a choice of the user, whatever can be tested must pass.
@@ -110,6 +136,8 @@ def examine(
         },
         "devices": devices,
         "self_test": self_test,
+        "variants": _variants(self_test),
+        "figures": figures,
         "checks": [asdict(check) for check in checks],
         "passed": not failed,
         "failure": _sentence(failed[0], setting, chosen_by) if failed else None,
@@ -143,7 +171,7 @@ def _self_test(fresh: bool) -> tuple[dict[str, Any] | None, list[Check]]:
     verdict = None if fresh else _selftest.stored_verdict()
     age = _selftest.verdict_age() if verdict else 0.0
     try:
-        verdict = verdict or _selftest.run_in_subprocess()
+        verdict = verdict or _selftest.run_in_subprocess(fresh)
     except (RuntimeError, OSError) as error:
         return None, [Check("ane", "self-test", "fail", None, str(error))]
     found = asdict(verdict) | {
@@ -153,6 +181,78 @@ def _self_test(fresh: bool) -> tuple[dict[str, Any] | None, list[Check]]:
     status = "pass" if verdict.passed else "fail"
     detail = f"{verdict.reason} ({_ago(age)})"
     return found, [Check("ane", "self-test", status, verdict.passed, detail)]
+
+
+def _variants(self_test: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """One row a variant: what came of it, with the system's own words and times."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    keys = ("route", "staging", "layout", "dialect")
+    for found in self_test["findings"] if self_test else []:
+        row = rows.setdefault(
+            tuple(found.get(key, "") for key in keys),
+            {key: found.get(key, "") for key in keys}
+            | {"outcome": "not tried", "error": None},
+        )
+        test, passed = found["test"], found["passed"]
+        if test == "variant":
+            wrong = "wrong" if "relative_error" in found else "failed"
+            missing = "missing" if "missing" in found else wrong
+            row["outcome"] = "right" if passed else missing
+            row |= {
+                name: found[name]
+                for name in ("relative_error", "unwritten", "facts", "row_alignment")
+                if name in found
+            }
+        elif test == "process" and row["outcome"] == "not tried":
+            hung = found["error"].startswith("no answer")
+            row["outcome"] = "hung" if hung else "crashed"
+        elif test == "fingerprint" and passed:
+            row["rounding"] = found["rounding"]
+        elif test == "floor" and passed:
+            row["floor_seconds"] = found["best_seconds"]
+        elif test == "speed" and passed:
+            row |= {
+                name: found[name]
+                for name in ("compile_seconds", "best_seconds", "tflops", "size", "k")
+            }
+        if not passed and row["error"] is None:
+            row["error"] = found.get("error")
+    return list(rows.values())
+
+
+def report(findings: dict[str, Any]) -> dict[str, Any]:
+    """What `examine` found, without settings, names of users and hosts, and paths."""
+    kept = {k: v for k, v in findings.items() if k not in ("environment", "cache")}
+    cleaned: dict[str, Any] = _clean(kept)
+    return {"report": 1, **cleaned}
+
+
+_PATH = re.compile(
+    r"(?:file:)?(?<![\w.])(?:~|[A-Za-z]:)?/(?:[^\s/\"',;:()<>]+/)+[^\s/\"',;:()<>]*"
+)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    text = _PATH.sub("<path>", value)
+    for name in _private_names():
+        text = re.sub(rf"\b{re.escape(name)}\b", "<name>", text)
+    return text
+
+
+def _private_names() -> set[str]:
+    names = {socket.gethostname(), socket.gethostname().split(".")[0]}
+    names.add(Path.home().name)
+    try:
+        names.add(getpass.getuser())
+    except (KeyError, OSError):
+        pass  # a user without a name
+    return {name for name in names if len(name) > 2}
 
 
 def _right(self_test: dict[str, Any] | None) -> bool:
@@ -224,6 +324,12 @@ def _text(findings: dict[str, Any]) -> str:
         lines += [section, *_pairs(findings[section]), ""]
     for name, facts in findings["devices"].items():
         lines += [f"device {name}", *_pairs(facts), ""]
+    if findings["figures"]:
+        lines += ["figures", *_pairs(findings["figures"]), ""]
+    if findings["variants"]:
+        lines.append("variants of the Neural Engine")
+        lines += [_variant_line(row) for row in findings["variants"]]
+        lines.append("")
     lines.append("checks")
     for check in findings["checks"]:
         value = "" if check["value"] is None else f" {_word(check['value'])}"
@@ -237,6 +343,25 @@ def _text(findings: dict[str, Any]) -> str:
         f"{device['setting']}): {'PASS' if findings['passed'] else 'FAIL'}",
     ]
     return "\n".join(lines)
+
+
+def _variant_line(row: dict[str, Any]) -> str:
+    staging = f" ({row['staging']})" if row["staging"] else ""
+    words = [f"{row['route']}{staging}, {row['layout']}, {row['dialect']}"]
+    words += [
+        f"{label} {row[name] * scale:.3g}{unit}"
+        for name, label, scale, unit in (
+            ("relative_error", "error", 1.0, ""),
+            ("compile_seconds", "compile", 1.0, " s"),
+            ("floor_seconds", "a call", 1e6, " us"),
+            ("tflops", "large product", 1.0, " TFLOP/s"),
+        )
+        if row.get(name) is not None
+    ]
+    words += [row["rounding"]] if "rounding" in row else []
+    words += [f"{name} {text}" for name, text in row.get("facts", {}).items()]
+    words += [row["error"]] if row["error"] else []
+    return f"  {row['outcome']}: {'; '.join(words)}"
 
 
 def _pairs(values: dict[str, Any]) -> list[str]:

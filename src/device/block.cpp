@@ -55,9 +55,10 @@ class DeviceBlock {
     if (!choose_scale()) {
       return Placement::out_of_range;
     }
-    program_ = executable_cache().get(device_, BlockShape{call_.program});
+    auto found = executable_cache().get(device_, BlockShape{call_.program});
+    program_ = found.program;
     if (!program_) {
-      return Placement::over_budget;
+      return found.reason;
     }
     std::unique_lock lock(program_->mutex);
     for (size_t i = 0; i < block_.inputs.size(); ++i) {
@@ -155,13 +156,15 @@ class DeviceBlock {
       return own;
     }
     try {
-      auto surface = device_.make_surface(own->bytes());
+      auto surface = device_.make_surface(own->bytes(), port.port);
       pack(port, *surface, "stage", Counter::weights_staged_bytes);
       auto& part = port.parts[0];  // optimizers write ports of one part
       auto x = as_packed(call_.x[part.input], part);
       auto stride = row_bytes(port.port);
       staged->fill(
-          {{surface, {}, {0, x.rows, 0, x.cols, part.row, stride}}});
+          {{surface,
+            {},
+            {0, x.rows, 0, x.cols, part.row, stride, port.port}}});
       return surface;
     } catch (...) {
       staged->abandon();
@@ -178,8 +181,7 @@ class DeviceBlock {
            as_packed(call_.x[part.input], part),
            part.row});
     }
-    return weight_store().get(
-        device_, parts, own.bytes(), row_bytes(port.port));
+    return weight_store().get(device_, parts, own.bytes(), port.port);
   }
 
   void pack(

@@ -25,7 +25,7 @@ class NoEngine : public Device {
   const Limits& limits() const override {
     return limits_;
   }
-  std::shared_ptr<Surface> make_surface(size_t) override {
+  std::shared_ptr<Surface> make_surface(size_t, const Port&) override {
     throw DeviceError(Cause::unavailable, *unavailable());
   }
   std::shared_ptr<Executable> compile(const Source&) override {
@@ -83,7 +83,11 @@ size_t row_bytes(const Port& port) {
 }
 
 size_t surface_bytes(const Port& port) {
-  auto bytes = row_bytes(port);
+  return surface_bytes(port, row_bytes(port));
+}
+
+size_t surface_bytes(const Port& port, size_t row_bytes) {
+  auto bytes = row_bytes;
   for (size_t i = 0; i + 1 < port.shape.size(); ++i) {
     bytes *= static_cast<size_t>(port.shape[i]);
   }
@@ -93,6 +97,17 @@ size_t surface_bytes(const Port& port) {
 size_t quarter_of_memory() {
   return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) *
          static_cast<size_t>(sysconf(_SC_PAGESIZE)) / 4;
+}
+
+const std::vector<std::string>& ane_routes() {
+  static const std::vector<std::string> names = {
+#ifndef MLX_ANE_PUBLIC_ONLY
+      "in_memory",
+      "client",
+      "e5rt",
+#endif
+      "coreml"};
+  return names;
 }
 
 // Leaked: stream threads may still run programs while the process exits.

@@ -64,6 +64,8 @@ struct Source {
 /// Bytes of a row (the last axis) with its padding, and of a whole surface.
 size_t row_bytes(const Port& port);
 size_t surface_bytes(const Port& port);
+/// The same with rows so many bytes apart.
+size_t surface_bytes(const Port& port, size_t row_bytes);
 
 /// A quarter of physical memory: the default budget of a cache.
 size_t quarter_of_memory();
@@ -104,6 +106,20 @@ class SurfaceLock {
 class Executable {
  public:
   virtual ~Executable() = default;
+  /// Why the system would run the program elsewhere than on the device, or
+  /// nothing. Such a program is not evaluated: its calls are placed.
+  virtual std::optional<std::string> elsewhere() const {
+    return std::nullopt;
+  }
+  /// Bytes from one row of this port to the next: padded to 64, or what the
+  /// engine says itself.
+  virtual size_t row_bytes(const Port& port) const {
+    return mlx_ane::row_bytes(port);
+  }
+  /// What the engine told of the loaded program, for doctor.
+  virtual std::map<std::string, std::string> facts() const {
+    return {};
+  }
   /// Runs once, synchronously. Surfaces are in the order of Source::inputs and
   /// Source::outputs; the device binds them by name. Throws DeviceError. Not
   /// reentrant: the caller serialises calls of one executable.
@@ -118,9 +134,11 @@ class Device {
   /// Why this device cannot be used here, or nothing if it can.
   virtual std::optional<std::string> unavailable() const = 0;
   virtual const Limits& limits() const = 0;
-  /// At least `bytes` bytes, rounded up to the limits' minimum; may throw
+  /// At least `bytes` bytes, rounded up to the limits' minimum, in rows for
+  /// `port`: Core ML takes no surface of another geometry. May throw
   /// DeviceError{out_of_memory}.
-  virtual std::shared_ptr<Surface> make_surface(size_t bytes) = 0;
+  virtual std::shared_ptr<Surface> make_surface(
+      size_t bytes, const Port& port = {}) = 0;
   /// Compiles and loads. Throws DeviceError{compile_failed, load_failed,
   /// cap_reached}.
   virtual std::shared_ptr<Executable> compile(const Source& source) = 0;
@@ -129,6 +147,10 @@ class Device {
   /// Facts for device_info() and doctor, by name.
   virtual std::map<std::string, std::string> info() const = 0;
 };
+
+/// The routes to the engine that are built in, in the order in which they are
+/// tried.
+const std::vector<std::string>& ane_routes();
 
 /// "ane" or "emulated"; std::invalid_argument otherwise. One instance a
 /// process.

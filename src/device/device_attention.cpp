@@ -127,8 +127,9 @@ class DeviceAttention {
     if (!axes_fit() || !values_fit() || !mask_fits()) {
       return Placement::out_of_range;
     }
-    program_ = executable_cache().get(device_, shape_);
-    return program_ ? std::nullopt : std::optional(Placement::over_budget);
+    auto found = executable_cache().get(device_, shape_);
+    program_ = found.program;
+    return program_ ? std::nullopt : std::optional(found.reason);
   }
 
   void run() {

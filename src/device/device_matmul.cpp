@@ -164,20 +164,45 @@ void unpack_checked(const TileCall& tile, const uint16_t* src, int64_t ld) {
       });
 }
 
+/// Where an operand goes, from the start of its surface.
+struct Place {
+  size_t row_bytes;
+  int64_t rows;   // padded
+  int64_t depth;  // padded
+  bool transposed;
+  int64_t first_row = 0;
+};
+
 RowScales pack_operand(
     const MatrixView& m,  // (rows, depth)
     Surface& surface,
-    size_t surface_row_bytes,
-    int64_t rows_padded,
-    int64_t depth_padded,
-    Layout layout,
+    const Place& place,
     const Limits& limits) {
   SurfaceLock lock(surface, Surface::Access::write);
-  auto* dst = reinterpret_cast<uint16_t*>(lock.data());
-  auto ld = static_cast<int64_t>(surface_row_bytes / sizeof(uint16_t));
-  auto pack = layout == Layout::natural ? kernels::pack_scaled
-                                        : kernels::pack_scaled_transposed;
-  return pack(m, limits.log2_max_sum / 2, dst, ld, rows_padded, depth_padded);
+  auto ld = static_cast<int64_t>(place.row_bytes / sizeof(uint16_t));
+  auto* dst = reinterpret_cast<uint16_t*>(lock.data()) + place.first_row * ld;
+  auto pack =
+      place.transposed ? kernels::pack_scaled_transposed : kernels::pack_scaled;
+  return pack(m, limits.log2_max_sum / 2, dst, ld, place.rows, place.depth);
+}
+
+/// dst (rows, columns) = the transpose of src, whose rows are ld apart.
+void transpose(
+    const uint16_t* src,
+    int64_t ld,
+    int64_t rows,
+    int64_t columns,
+    uint16_t* dst) {
+  constexpr int64_t block = 32;
+  for (int64_t r0 = 0; r0 < rows; r0 += block) {
+    for (int64_t c0 = 0; c0 < columns; c0 += block) {
+      for (int64_t r = r0; r < std::min(r0 + block, rows); ++r) {
+        for (int64_t c = c0; c < std::min(c0 + block, columns); ++c) {
+          dst[r * columns + c] = src[c * ld + r];
+        }
+      }
+    }
+  }
 }
 
 void fill_canaries(Surface& y, size_t y_row_bytes, int64_t rows, int64_t n) {
@@ -281,15 +306,18 @@ class DeviceMatmul {
   /// Loads the call's programs, at most two: depth tiles are of one size, and
   /// so are column tiles.
   std::optional<trace::Placement> supports() {
-    program_ = get(plan_.rows.front());
+    auto found = get(plan_.rows.front());
+    program_ = found.program;
     if (!program_) {
       if (call_.staged) {
         weight_store().discard(call_.staged);
       }
-      return trace::Placement::over_budget;
+      return found.reason;
     }
-    bool one = plan_.rows.back().padded == plan_.rows.front().padded;
-    tail_ = one ? program_ : get(plan_.rows.back());
+    // Where x and w share a surface, w lies below the rows of one program.
+    bool one =
+        single() || plan_.rows.back().padded == plan_.rows.front().padded;
+    tail_ = one ? program_ : get(plan_.rows.back()).program;
     if (!tail_) {
       tail_ = program_;
     }
@@ -340,6 +368,10 @@ class DeviceMatmul {
   }
 
  private:
+  bool single() const {
+    return plan_.layout == Layout::single;
+  }
+
   /// Whether tiles are there, and of a size with x: inputs share one, and the
   /// program may be of a larger bucket than the weight was staged for.
   bool serves(const StagedWeight& staged) const {
@@ -380,7 +412,7 @@ class DeviceMatmul {
                 weight};
             auto* out = y + rows.begin * y_ld + columns.begin;
             bool add = accumulate || depth.begin > 0;
-            bool first = rows.padded == plan_.rows[0].padded;
+            bool first = single() || rows.padded == plan_.rows[0].padded;
             auto& program = first ? program_ : tail_;
             std::unique_lock<std::mutex> tail_lock;
             if (program != program_) {
@@ -408,7 +440,7 @@ class DeviceMatmul {
     const WeightTile& weight;
   };
 
-  std::shared_ptr<LoadedProgram> get(const Tile& rows) {
+  FoundProgram get(const Tile& rows) {
     return executable_cache().get(
         device_,
         MatmulShape{
@@ -427,26 +459,29 @@ class DeviceMatmul {
     trace::add(
         keep ? Counter::weights_staged_bytes : Counter::weights_packed_bytes,
         bytes);
-    auto& own = program_->inputs[1];
-    auto surface = keep ? device_.make_surface(own->bytes()) : own;
+    auto& own = program_->inputs.back();
+    auto& port = program_->input_ports.back();
+    auto surface = keep ? device_.make_surface(own->bytes(), port) : own;
     TilePlace place{
         columns.begin,
         columns.size,
         depth.begin,
         depth.size,
-        0,
-        program_->input_row_bytes[1],
+        single() ? std::get<MatmulShape>(program_->shape).s : 0,
+        program_->input_row_bytes.back(),
+        port,
         plan_.layout,
         device_.limits().log2_max_sum / 2};
     auto scales = pack_operand(
         w,
         *surface,
-        place.row_bytes,
-        columns.padded,
-        depth.padded,
-        place.layout,
+        {place.row_bytes,
+         columns.padded,
+         depth.padded,
+         w_transposed(plan_.layout),
+         place.first},
         device_.limits());
-    return {std::move(surface), std::move(scales), place};
+    return {std::move(surface), std::move(scales), std::move(place)};
   }
 
   void run_tile(
@@ -460,10 +495,15 @@ class DeviceMatmul {
     auto padded = std::get<MatmulShape>(program->shape).s;
     trace::add(Counter::padded_rows, padded - rows);
     // Both inputs in surfaces of one size: staged weights may have grown.
+    auto& w_surface = operands.weight.surface;
     auto& x_surface = program->inputs[0];
-    if (x_surface->bytes() != operands.weight.surface->bytes()) {
-      x_surface = device_.make_surface(operands.weight.surface->bytes());
+    if (x_surface->bytes() != w_surface->bytes()) {
+      x_surface =
+          device_.make_surface(w_surface->bytes(), program->input_ports[0]);
     }
+    auto& y_surface = *program->outputs[0];
+    auto y_row_bytes = program->output_row_bytes[0];
+    bool turned = y_transposed(plan_.layout);
     RowScales x_scales;
     {
       auto bytes = rows * depth.size * static_cast<int64_t>(sizeof(uint16_t));
@@ -472,24 +512,37 @@ class DeviceMatmul {
       x_scales = pack_operand(
           operands.x,
           *x_surface,
-          program->input_row_bytes[0],
-          padded,
-          depth.padded,
-          plan_.layout,
+          {program->input_row_bytes[0],
+           padded,
+           depth.padded,
+           x_transposed(plan_.layout)},
           device_.limits());
       fill_canaries(
-          *program->outputs[0], program->output_row_bytes[0], rows, n);
+          y_surface, y_row_bytes, turned ? n : rows, turned ? rows : n);
+    }
+    std::vector<std::shared_ptr<Surface>> inputs{x_surface};
+    if (!single()) {
+      inputs.push_back(w_surface);
     }
     LoadedProgram::evaluate(
         device_,
         program,
-        {x_surface, operands.weight.surface},
+        std::move(inputs),
         layer_,
         2 * (rows * depth.size + depth.size * n + rows * n),
         2 * rows * depth.size * n);
     trace::Span span(
         "unpack", layer_.name, rows * n * (accumulate ? 10 : 6), 0);
-    SurfaceLock lock(*program->outputs[0], Surface::Access::read);
+    SurfaceLock lock(y_surface, Surface::Access::read);
+    auto* halves = reinterpret_cast<const uint16_t*>(lock.data());
+    auto ld = static_cast<int64_t>(y_row_bytes / sizeof(uint16_t));
+    static thread_local std::vector<uint16_t> straight;
+    if (turned) {
+      straight.resize(rows * n);
+      transpose(halves, ld, rows, n, straight.data());
+      halves = straight.data();
+      ld = n;
+    }
     unpack_checked(
         {operands.x,
          operands.columns,
@@ -499,8 +552,8 @@ class DeviceMatmul {
          y,
          y_ld,
          accumulate},
-        reinterpret_cast<const uint16_t*>(lock.data()),
-        static_cast<int64_t>(program->output_row_bytes[0] / sizeof(uint16_t)));
+        halves,
+        ld);
   }
 
   Device& device_;
@@ -557,11 +610,11 @@ std::shared_ptr<StagedWeight> staged_weight(
     const WeightStore::Owner& owner,
     const MatrixView& w,
     const std::vector<WeightStore::Owner>& companions) {
-  if (placement(device, rows, layer)) {
-    return nullptr;
+  auto layout = runner_settings().layout;
+  if (layout == Layout::single || placement(device, rows, layer)) {
+    return nullptr;  // a surface with x is each call's own
   }
-  auto plan = plan_matmul(
-      rows, w.cols, w.rows, device.limits(), runner_settings().layout);
+  auto plan = plan_matmul(rows, w.cols, w.rows, device.limits(), layout);
   return weight_store().get(device, owner, w, plan, companions);
 }
 

@@ -3,6 +3,7 @@
 #include "device/executables.h"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include "device/watchdog.h"
@@ -38,6 +39,7 @@ size_t all_bytes(
          source.outputs.size() * std::max(largest(source.outputs), least);
 }
 
+/// Null where the system would run the program elsewhere.
 std::shared_ptr<LoadedProgram> load(
     Device& device, const ProgramShape& shape, const Source& source) {
   trace::Span span("compile", "", source.text.size(), 0);
@@ -45,13 +47,27 @@ std::shared_ptr<LoadedProgram> load(
   auto program = std::make_shared<LoadedProgram>();
   program->shape = shape;
   program->executable = device.compile(source);
-  for (auto& input : source.inputs) {
-    program->inputs.push_back(device.make_surface(input_bytes(shape, source)));
-    program->input_row_bytes.push_back(row_bytes(input));
+  if (program->executable->elsewhere()) {
+    return nullptr;
   }
+  program->input_ports = source.inputs;
+  auto rows = [&](const std::vector<Port>& ports, size_t& bytes) {
+    std::vector<size_t> out;
+    for (auto& port : ports) {
+      out.push_back(program->executable->row_bytes(port));
+      bytes = std::max(bytes, surface_bytes(port, out.back()));
+    }
+    return out;
+  };
+  auto bytes = input_bytes(shape, source);
+  program->input_row_bytes = rows(source.inputs, bytes);
+  for (auto& input : source.inputs) {
+    program->inputs.push_back(device.make_surface(bytes, input));
+  }
+  bytes = largest(source.outputs);
+  program->output_row_bytes = rows(source.outputs, bytes);
   for (auto& output : source.outputs) {
-    program->outputs.push_back(device.make_surface(largest(source.outputs)));
-    program->output_row_bytes.push_back(row_bytes(output));
+    program->outputs.push_back(device.make_surface(bytes, output));
   }
   return program;
 }
@@ -87,14 +103,17 @@ void LoadedProgram::evaluate(
   }
 }
 
-std::shared_ptr<LoadedProgram> ExecutableCache::get(
-    Device& device, const ProgramShape& shape) {
-  std::lock_guard lock(mutex_);
-  ++clock_;
+FoundProgram ExecutableCache::get(Device& device, const ProgramShape& shape) {
+  std::unique_lock lock(mutex_);
   Key key{&device, shape};
+  loaded_.wait(lock, [&] { return !loading_.contains(key); });
+  ++clock_;
   if (auto found = entries_.find(key); found != entries_.end()) {
     found->second.used = clock_;
-    return found->second.program;
+    return {found->second.program};
+  }
+  if (elsewhere_.contains(key)) {
+    return {nullptr, trace::Placement::by_coreml};
   }
   auto asked = std::exchange(asked_[key], clock_);
   auto& refusals = refusals_[&device];
@@ -104,30 +123,52 @@ std::shared_ptr<LoadedProgram> ExecutableCache::get(
                                       : mil::Dialect::ios18);
   auto bytes = all_bytes(device, shape, source);
   bool room = has_room(device, bytes);
+  std::vector<std::shared_ptr<LoadedProgram>> evicted;
   if (!room || clock_ < refusals.until) {
     if (auto program = larger(key)) {
-      return program;
+      return {program};
     }
-    if (clock_ < refusals.until || !make_room(device, bytes, asked)) {
-      return nullptr;
+    if (clock_ < refusals.until || !make_room(device, bytes, asked, evicted)) {
+      lock.unlock();
+      return {};  // and unloads what was evicted in vain
     }
   }
+  loading_[key] = bytes;
+  lock.unlock();
+  evicted.clear();
+  std::shared_ptr<LoadedProgram> program;
+  std::exception_ptr failure;
+  bool refused = false;
   try {
-    auto program = load(device, shape, source);
-    entries_[key] = {program, bytes, clock_};
-    bytes_ += bytes;
-    asked_.erase(key);
-    refusals.wait = 0;
-    return program;
+    program = load(device, shape, source);
   } catch (const DeviceError& error) {
-    if (error.cause != Cause::cap_reached) {
-      throw;
-    }
+    refused = error.cause == Cause::cap_reached;
+    failure = std::current_exception();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  lock.lock();
+  loading_.erase(key);
+  loaded_.notify_all();
+  if (refused) {
     // The cap is shared with other users of the engine and may count compiles.
+    auto& refusals = refusals_[&device];
     refusals.wait = std::min(2 * refusals.wait + 1, max_wait);
     refusals.until = clock_ + refusals.wait;
-    return larger(key);
+    return {larger(key)};
   }
+  if (failure) {
+    std::rethrow_exception(failure);
+  }
+  if (!program) {
+    elsewhere_.insert(key);
+    return {nullptr, trace::Placement::by_coreml};
+  }
+  entries_[key] = {program, bytes, clock_};
+  bytes_ += bytes;
+  asked_.erase(key);
+  refusals_[&device].wait = 0;
+  return {program};
 }
 
 bool ExecutableCache::admits(
@@ -150,11 +191,20 @@ int64_t ExecutableCache::resident(Device& device) {
 }
 
 bool ExecutableCache::has_room(Device& device, size_t bytes) {
-  return resident(device) < device.limits().resident_programs &&
+  auto programs = resident(device);
+  for (auto& [key, coming] : loading_) {
+    programs += key.first == &device;
+    bytes += coming;
+  }
+  return programs < device.limits().resident_programs &&
          bytes_ + bytes <= limit_;
 }
 
-bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
+bool ExecutableCache::make_room(
+    Device& device,
+    size_t bytes,
+    uint64_t asked,
+    std::vector<std::shared_ptr<LoadedProgram>>& evicted) {
   if (bytes > limit_) {
     return false;
   }
@@ -163,7 +213,7 @@ bool ExecutableCache::make_room(Device& device, size_t bytes, uint64_t asked) {
     if (oldest == entries_.end() || oldest->second.used > asked) {
       return false;
     }
-    erase(oldest);
+    evicted.push_back(take(oldest));
     trace::add(trace::Counter::executables_evicted);
   }
   return true;
@@ -203,9 +253,11 @@ std::shared_ptr<LoadedProgram> ExecutableCache::larger(const Key& key) {
   return nullptr;
 }
 
-void ExecutableCache::erase(Entries::iterator entry) {
+std::shared_ptr<LoadedProgram> ExecutableCache::take(Entries::iterator entry) {
+  auto program = std::move(entry->second.program);
   bytes_ -= entry->second.bytes;
   entries_.erase(entry);
+  return program;
 }
 
 void ExecutableCache::drop(const std::shared_ptr<LoadedProgram>& program) {
@@ -215,24 +267,27 @@ void ExecutableCache::drop(const std::shared_ptr<LoadedProgram>& program) {
         return candidate.second.program == program;
       });
   if (entry != entries_.end()) {
-    erase(entry);
+    take(entry);  // the caller holds it
   }
 }
 
 void ExecutableCache::clear() {
+  std::vector<std::shared_ptr<LoadedProgram>> gone;  // unloaded when unlocked
   std::lock_guard lock(mutex_);
   for (auto entry = entries_.begin(); entry != entries_.end();) {
     auto next = std::next(entry);
     if (entry->second.program.use_count() == 1) {
-      erase(entry);
+      gone.push_back(take(entry));
     }
     entry = next;
   }
   asked_.clear();
+  elsewhere_.clear();
   refusals_.clear();
 }
 
 void ExecutableCache::set_limit(size_t bytes) {
+  std::vector<std::shared_ptr<LoadedProgram>> gone;  // unloaded when unlocked
   std::lock_guard lock(mutex_);
   limit_ = bytes;
   while (bytes_ > limit_) {
@@ -240,7 +295,7 @@ void ExecutableCache::set_limit(size_t bytes) {
     if (oldest == entries_.end()) {
       return;
     }
-    erase(oldest);
+    gone.push_back(take(oldest));
     trace::add(trace::Counter::executables_evicted);
   }
 }

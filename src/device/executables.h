@@ -1,9 +1,11 @@
 // Loaded programs and their cache, bounded in number and bytes.
 #pragma once
 
+#include <condition_variable>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <vector>
 
 #include "device/device.h"
@@ -19,6 +21,7 @@ struct LoadedProgram {
   std::shared_ptr<Executable> executable;
   std::vector<std::shared_ptr<Surface>> inputs;   // of one size
   std::vector<std::shared_ptr<Surface>> outputs;  // of one size
+  std::vector<Port> input_ports;
   std::vector<size_t> input_row_bytes;
   std::vector<size_t> output_row_bytes;
   bool tables_written = false;  // the fixed ports of a block
@@ -37,14 +40,22 @@ struct LoadedProgram {
       int64_t flops);
 };
 
+/// A program, or null and why its calls are placed.
+struct FoundProgram {
+  std::shared_ptr<LoadedProgram> program;
+  trace::Placement reason = trace::Placement::over_budget;
+};
+
 /// Scan-resistant LRU: evicts a program only for a shape that has missed since
 /// the program's last use, so that the programs of a step stay.
 class ExecutableCache {
  public:
   /// The program of this shape, compiled at its first use. Over the budget, or
   /// where the device refuses more programs, a loaded one of a larger row
-  /// bucket or null: then the call is placed on the BLAS. Throws DeviceError.
-  std::shared_ptr<LoadedProgram> get(Device& device, const ProgramShape& shape);
+  /// bucket or none; none where the system would run it elsewhere. One thread
+  /// compiles a shape, others that want it wait; no mutex is held. Throws
+  /// DeviceError.
+  FoundProgram get(Device& device, const ProgramShape& shape);
 
   /// Whether get() is likely to have this program and `more` others, by their
   /// number: if not, this call counts as a miss.
@@ -79,15 +90,23 @@ class ExecutableCache {
 
   int64_t resident(Device& device);
   bool has_room(Device& device, size_t bytes);
-  bool make_room(Device& device, size_t bytes, uint64_t asked);
+  bool make_room(
+      Device& device,
+      size_t bytes,
+      uint64_t asked,
+      std::vector<std::shared_ptr<LoadedProgram>>& evicted);
   /// The idle program unused for longest, of one device or of all.
   Entries::iterator oldest_idle(const Device* device);
   std::shared_ptr<LoadedProgram> larger(const Key& key);
-  void erase(Entries::iterator entry);
+  /// Moves an entry out; unloading it may wait, so not under the mutex.
+  std::shared_ptr<LoadedProgram> take(Entries::iterator entry);
 
   std::mutex mutex_;
+  std::condition_variable loaded_;
+  std::map<Key, size_t> loading_;  // bytes of what other threads load now
   Entries entries_;
   std::map<Key, uint64_t> asked_;  // clock_ at the last miss of a shape
+  std::set<Key> elsewhere_;  // what the system would not run on the device
   std::map<Device*, Refusals> refusals_;
   size_t bytes_ = 0;
   size_t limit_ = quarter_of_memory();

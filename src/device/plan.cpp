@@ -2,6 +2,7 @@
 #include "device/plan.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace mlx_ane {
 
@@ -27,6 +28,36 @@ std::vector<Tile> even_tiles(int64_t n, int64_t max_size) {
 
 }  // namespace
 
+const char* to_string(Layout layout) {
+  switch (layout) {
+    case Layout::natural:
+      return "natural";
+    case Layout::channels_first:
+      return "channels_first";
+    case Layout::rank3:
+      return "rank3";
+    case Layout::weight_first:
+      return "weight_first";
+    case Layout::transposed:
+      return "transposed";
+    case Layout::single:
+      return "single";
+  }
+  return "natural";
+}
+
+Layout layout_named(const std::string& name) {
+  std::string names;
+  for (auto layout : layouts) {
+    if (name == to_string(layout)) {
+      return layout;
+    }
+    names += (names.empty() ? "" : ", ") + std::string(to_string(layout));
+  }
+  throw std::invalid_argument(
+      "[mlx_ane] got layout \"" + name + "\", need one of " + names + ".");
+}
+
 int64_t row_bucket(int64_t rows) {
   auto* bucket =
       std::lower_bound(std::begin(row_buckets), std::end(row_buckets), rows);
@@ -44,7 +75,9 @@ MatmulPlan plan_matmul(
     begin += size;
   }
   plan.depth = even_tiles(k, limits.max_contraction / unit * unit);
-  plan.columns = even_tiles(n, limits.max_axis / unit * unit);
+  // One axis holds the rows of both.
+  auto shared = layout == Layout::single ? plan.max_bucket() : 0;
+  plan.columns = even_tiles(n, (limits.max_axis - shared) / unit * unit);
   return plan;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "mil/limits.h"
@@ -12,9 +13,40 @@ namespace mlx_ane {
 using mil::Limits;
 using mil::limits_of;
 
-/// natural: x [1,1,S,K], w [1,1,N,K], y = x wᵀ [1,1,S,N]. No host transpose.
-/// channels_first: x [1,K,1,S], w [1,K,1,N], reshaped and contracted over K.
-enum class Layout { natural, channels_first };
+/// How operands lie in surfaces, and the program that multiplies them. The
+/// self-test finds which a machine computes rightly; docs/apple.md has who
+/// reports what.
+enum class Layout {
+  natural,         // x [1,1,S,K], w [1,1,N,K], x wᵀ
+  channels_first,  // x [1,K,1,S], w [1,K,1,N], reshaped, xᵀ w by flags
+  rank3,           // x [1,S,K], w [1,N,K], x wᵀ
+  weight_first,    // w [1,N,K], x [1,K,S], w x [1,N,S]: no transpose
+  transposed,      // as channels_first, transposed by operations of their own
+  single,          // [1,1,S+N,K]: one input, the rows of w after those of x
+};
+inline constexpr Layout layouts[] = {
+    Layout::natural,
+    Layout::channels_first,
+    Layout::rank3,
+    Layout::weight_first,
+    Layout::transposed,
+    Layout::single,
+};
+const char* to_string(Layout layout);
+/// std::invalid_argument with the valid names otherwise.
+Layout layout_named(const std::string& name);
+
+/// Whether the host packs x as (K, S), w as (K, N), and reads y as (N, S).
+constexpr bool x_transposed(Layout layout) {
+  return layout == Layout::channels_first || layout == Layout::transposed ||
+         layout == Layout::weight_first;
+}
+constexpr bool w_transposed(Layout layout) {
+  return layout == Layout::channels_first || layout == Layout::transposed;
+}
+constexpr bool y_transposed(Layout layout) {
+  return layout == Layout::weight_first;
+}
 
 /// `size` elements from `begin`, padded with zeros to `padded` in the program.
 struct Tile {

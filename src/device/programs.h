@@ -28,8 +28,9 @@ size_t input_surface_bytes(const MatmulShape& shape);
 
 mil::Program matmul_program(const MatmulShape& shape);
 
-/// Text and interface: inputs a0_x, a1_w and output o0_y, so that the engine's
-/// ASCII order of names is the binding order.
+/// Text and interface: inputs x, w (or both in one) and output o0_y, named so
+/// that the engine's ASCII order is that of the program's operands. Every name
+/// of a value is prefixed: M1 gives zeros for some short ones (ane-train).
 Source matmul_source(const MatmulShape& shape, mil::Dialect dialect);
 
 /// Shape of one attention program, all padded: for each of `heads` key heads,

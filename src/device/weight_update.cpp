@@ -26,13 +26,14 @@ void pack_rows(
   auto ld = static_cast<int64_t>(place.row_bytes / sizeof(uint16_t));
   SurfaceLock lock(*tile.surface, Surface::Access::write);
   auto* dst = reinterpret_cast<uint16_t*>(lock.data()) + place.first * ld;
-  bool natural = place.layout == Layout::natural;
-  dst += natural ? row * ld : row;
+  bool transposed = w_transposed(place.layout);
+  dst += transposed ? row : row * ld;
   if (!place.log2_norm) {
     kernels::pack(x, {}, dst, ld, x.rows, x.cols);
     return;
   }
-  auto pack = natural ? kernels::pack_scaled : kernels::pack_scaled_transposed;
+  auto pack =
+      transposed ? kernels::pack_scaled_transposed : kernels::pack_scaled;
   auto scales = pack(x, *place.log2_norm, dst, ld, x.rows, x.cols);
   auto& all = tile.scales;
   auto replace = [row](const auto& part, auto& whole) {
@@ -85,7 +86,7 @@ void WeightUpdate::begin() {
       if (sole && tile.surface.use_count() == 1) {
         continue;
       }
-      auto surface = device_.make_surface(tile.surface->bytes());
+      auto surface = device_.make_surface(tile.surface->bytes(), tile.place.port);
       SurfaceLock lock(*surface, Surface::Access::write);
       std::memset(lock.data(), 0, surface->bytes());
       tile.surface = surface;

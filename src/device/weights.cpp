@@ -57,7 +57,7 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     Device& device,
     const std::vector<Part>& parts,
     size_t bytes,
-    size_t row_bytes) {
+    const Port& port) {
   auto& x = parts[0].x;
   Key key{
       &device,
@@ -69,7 +69,8 @@ std::shared_ptr<StagedWeight> WeightStore::get(
       x.col_stride,
       Layout::natural,
       {},
-      {static_cast<int64_t>(bytes), static_cast<int64_t>(row_bytes)}};
+      port.shape};
+  key.port.push_back(static_cast<int64_t>(bytes));
   for (auto& part : parts) {
     // The first is the entry's owner: held twice, it would never be swept.
     if (&part != &parts[0]) {

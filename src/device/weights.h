@@ -24,6 +24,7 @@ struct TilePlace {
   int64_t columns = 0;
   int64_t first = 0;  // row of the surface where they begin
   size_t row_bytes = 0;
+  Port port = {};
   Layout layout = Layout::natural;
   /// Norm of scaled rows (kernels::row_scales); none: values as they are.
   std::optional<int> log2_norm = {};
@@ -100,7 +101,7 @@ class WeightStore {
       Device& device,
       const std::vector<Part>& parts,
       size_t bytes,
-      size_t row_bytes);
+      const Port& port);
 
   /// Drops an entry that no call has filled: its call was placed on the BLAS.
   void discard(const std::shared_ptr<StagedWeight>& weight);

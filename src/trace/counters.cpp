@@ -48,6 +48,7 @@ constexpr std::array<const char*, n_placements> placement_names = {
     "back_off",
     "device_out",
     "over_budget",
+    "by_coreml",
     "kv_cache",
     "untranslated",
 };

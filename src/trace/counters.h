@@ -49,6 +49,7 @@ enum class Placement {
   back_off,
   device_out,
   over_budget,
+  by_coreml,     // Core ML itself would run it on the CPU
   kv_cache,      // a block that would write to an argument
   untranslated,  // a block that is no program
   count_,

@@ -77,9 +77,10 @@ struct Matmul {
       : shape(shape), source(matmul_source(shape, dialect)) {
     executable = device.compile(source);
     auto bytes = input_surface_bytes(shape);
-    x = device.make_surface(bytes);
-    w = device.make_surface(bytes);
-    y = device.make_surface(surface_bytes(source.outputs[0]));
+    x = device.make_surface(bytes, source.inputs[0]);
+    w = device.make_surface(bytes, source.inputs[1]);
+    y = device.make_surface(
+        surface_bytes(source.outputs[0]), source.outputs[0]);
     fill(*x, source.inputs[0], shape.layout, x_value);
     fill(*w, source.inputs[1], shape.layout, w_value);
   }

@@ -43,8 +43,9 @@ class ShortBound : public Device {
   const Limits& limits() const override {
     return device_->limits();
   }
-  std::shared_ptr<Surface> make_surface(size_t bytes) override {
-    return device_->make_surface(bytes);
+  std::shared_ptr<Surface> make_surface(
+      size_t bytes, const Port& port) override {
+    return device_->make_surface(bytes, port);
   }
   std::shared_ptr<Executable> compile(const Source& source) override {
     return device_->compile(source);

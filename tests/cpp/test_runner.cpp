@@ -89,7 +89,7 @@ struct Fresh {
 
 TEST(values_of_every_tiling) {
   Fresh fresh(Fallback::error);
-  for (auto layout : {Layout::natural, Layout::channels_first}) {
+  for (auto layout : layouts) {
     auto settings = runner_settings();
     settings.layout = layout;
     set_runner_settings(settings);

@@ -167,21 +167,24 @@ static BOOL gives_nil(const char* site) {
 }
 @end
 
-@interface _ANEInMemoryModel : NSObject {
-  _ANEInMemoryModelDescriptor* descriptor;
+// A program by its folder, as the daemon sees it.
+@interface _ANEModel : NSObject {
+ @public
   NSString* directory;
   void* program;
   BOOL loaded;
+  BOOL compiled;
 }
+- (NSString*)file:(NSString*)name;
 @end
 
-@implementation _ANEInMemoryModel
-+ (id)inMemoryModelWithDescriptor:(id)descriptor {
-  if (descriptor == nil || gives_nil("model")) {
+@implementation _ANEModel
++ (id)modelAtURL:(NSURL*)url key:(NSString*)key {
+  if (![key isKindOfClass:[NSString class]] || gives_nil("model_at_url")) {
     return nil;
   }
-  _ANEInMemoryModel* made = [[[self alloc] init] autorelease];
-  made->descriptor = [descriptor retain];
+  _ANEModel* made = [[[self alloc] init] autorelease];
+  made->directory = [[url path] copy];
   double_count("model", 1);
   return made;
 }
@@ -195,47 +198,42 @@ static BOOL gives_nil(const char* site) {
     double_get_engine()->destroy(program);
   }
   [directory release];
-  [descriptor release];
   [super dealloc];
 }
 
-- (NSString*)hexStringIdentifier {
-  const unsigned char* bytes = [descriptor->text bytes];
+- (NSString*)file:(NSString*)name {
+  return [directory stringByAppendingPathComponent:name];
+}
+
+- (NSData*)staged {
+  return [NSData dataWithContentsOfFile:[self file:@"model.mil"]];
+}
+
+// What a compile leaves: stands for the text that was compiled.
+- (NSString*)stamp {
+  NSData* text = [self staged];
+  const unsigned char* bytes = [text bytes];
   unsigned long long hash = 5381;
-  for (NSUInteger i = 0; i < [descriptor->text length]; ++i) {
+  for (NSUInteger i = 0; i < [text length]; ++i) {
     hash = hash * 33 + bytes[i];
   }
   return [NSString stringWithFormat:@"%016llX", hash];
 }
 
-- (NSString*)folder {
-  return directory ? directory
-                   : [NSTemporaryDirectory() stringByAppendingPathComponent:
-                                                 [self hexStringIdentifier]];
+- (BOOL)exists {
+  if (double_machine("forgets")) {
+    return NO;
+  }
+  return double_machine("stale_load") ||
+         [[NSFileManager defaultManager] fileExistsAtPath:[self file:@"data"]];
 }
 
-- (NSString*)file:(NSString*)name {
-  return [[self folder] stringByAppendingPathComponent:name];
-}
-
-#ifndef DOUBLE_OLD_MACOS
-- (void)setModelURL:(NSURL*)url {
-  [directory release];
-  directory = [[url path] copy];
-}
-- (BOOL)compiledModelExists {
-  return [[NSFileManager defaultManager] fileExistsAtPath:[self
-                                                              file:@"data"]];
-}
-#endif
-
-- (BOOL)createProgram:(NSError**)error {
-  NSUInteger count = [descriptor->weights count], i = 0;
+- (BOOL)create:(NSDictionary*)weight_files error:(NSError**)error {
+  NSUInteger count = [weight_files count], i = 0;
   struct double_weight weights[count + 1];
   struct double_status status = {0};
-  for (NSString* name in descriptor->weights) {
-    NSData* bytes =
-        [[descriptor->weights objectForKey:name] objectForKey:@"data"];
+  for (NSString* name in weight_files) {
+    NSData* bytes = [[weight_files objectForKey:name] objectForKey:@"data"];
     weights[i].name = [name UTF8String];
     weights[i].bytes = [bytes bytes];
     weights[i++].size = [bytes length];
@@ -243,12 +241,9 @@ static BOOL gives_nil(const char* site) {
   if (program) {
     double_get_engine()->destroy(program);
   }
+  NSData* text = [self staged];
   program = double_get_engine()->create(
-      [descriptor->text bytes],
-      [descriptor->text length],
-      weights,
-      count,
-      &status);
+      [text bytes], [text length], weights, count, &status);
   if (status.failed) {
     *error = status_error(&status);
     return NO;
@@ -257,37 +252,31 @@ static BOOL gives_nil(const char* site) {
 }
 
 // Compiles what was staged, as the daemon does; what it makes stays beside it.
-- (BOOL)compileWithQoS:(unsigned int)qos
-               options:(id)options
-                 error:(NSError**)error {
-  BOOL failed;
-  double_log("compile");
-  inject("compile", &failed, error);
-  if (failed) {
+- (BOOL)compile:(NSDictionary*)weights error:(NSError**)error {
+  double_hang("compile");
+  if (double_compile_fails()) {
+    *error = make_error(
+        @"com.apple.appleneuralengine.compiler",
+        1,
+        @"_ANECompiler : ANECCompile() FAILED");
+    double_compiled(0);
     return NO;
   }
-  NSData* staged = [NSData dataWithContentsOfFile:[self file:@"model.mil"]];
-  if (![staged isEqualToData:descriptor->text]) {
+  if ([self staged] == nil) {
     *error = engine_error(10, "verifyBundleAtPath: invalid model");
+    double_compiled(0);
     return NO;
   }
-  for (NSString* name in descriptor->weights) {
-    NSData* file = [NSData
-        dataWithContentsOfFile:
-            [self file:[name substringFromIndex:strlen("@model_path/")]]];
-    if (![file isEqualToData:[[descriptor->weights objectForKey:name]
-                                 objectForKey:@"data"]]) {
-      *error = engine_error(10, "verifyBundleAtPath: missing weight file");
-      return NO;
-    }
-  }
-  if (![self createProgram:error]) {
+  if (![self create:weights error:error]) {
+    double_compiled(0);
     return NO;
   }
-  [[self hexStringIdentifier] writeToFile:[self file:@"data"]
-                               atomically:YES
-                                 encoding:NSUTF8StringEncoding
-                                    error:NULL];
+  double_compiled(1);
+  compiled = YES;
+  [[self stamp] writeToFile:[self file:@"data"]
+                 atomically:YES
+                   encoding:NSUTF8StringEncoding
+                      error:NULL];
   [@"net" writeToFile:[self file:@"net.plist"]
            atomically:YES
              encoding:NSUTF8StringEncoding
@@ -295,25 +284,22 @@ static BOOL gives_nil(const char* site) {
   return YES;
 }
 
-- (BOOL)loadWithQoS:(unsigned int)qos
-            options:(id)options
-              error:(NSError**)error {
-  BOOL failed;
+- (BOOL)load:(NSDictionary*)weights error:(NSError**)error {
   struct double_status status = {0};
-  double_log("load");
-  inject("load", &failed, error);
-  if (failed) {
-    return NO;
+  double_hang("load");
+  if (double_machine("stale_load") && !compiled) {
+    [NSException raise:NSInternalInconsistencyException
+                format:@"stale program for model key"];
   }
-  NSString* compiled =
+  NSString* stamp =
       [NSString stringWithContentsOfFile:[self file:@"data"]
                                 encoding:NSUTF8StringEncoding
                                    error:NULL];
-  if (![compiled isEqualToString:[self hexStringIdentifier]]) {
+  if (![stamp isEqualToString:[self stamp]]) {
     *error = engine_error(10, "verifyBundleAtPath: invalid model");
     return NO;
   }
-  if (program == NULL && ![self createProgram:error]) {
+  if (program == NULL && ![self create:weights error:error]) {
     return NO;
   }
   double_get_engine()->load(program, &status);
@@ -341,8 +327,24 @@ static BOOL gives_nil(const char* site) {
 }
 
 #ifndef DOUBLE_OLD_MACOS
-- (id)model {
-  return self;
+- (NSArray*)live:(int)output {
+  const struct double_engine* engine = double_get_engine();
+  NSMutableArray* list = [NSMutableArray array];
+  for (size_t i = 0; i < engine->port_count(program, output); ++i) {
+    NSNumber* stride = [NSNumber
+        numberWithUnsignedLong:engine->row_bytes(program, output, i)];
+    NSString* name = [NSString
+        stringWithUTF8String:engine->port_name(program, output, i)];
+    [list addObject:[NSDictionary dictionaryWithObjectsAndKeys:
+                                      name,
+                                      @"Name",
+                                      stride,
+                                      @"RowStride",
+                                      stride,
+                                      @"PlaneStride",
+                                      nil]];
+  }
+  return list;
 }
 
 - (NSDictionary*)modelAttributes {
@@ -372,8 +374,20 @@ static BOOL gives_nil(const char* site) {
                                    [NSArray arrayWithObject:procedure],
                                    @"ANEFModelProcedures",
                                    nil];
-  return [NSDictionary dictionaryWithObject:description
-                                     forKey:@"ANEFModelDescription"];
+  NSMutableDictionary* attributes =
+      [NSMutableDictionary dictionaryWithObject:description
+                                         forKey:@"ANEFModelDescription"];
+  if (double_machine("reports_strides")) {
+    NSDictionary* network =
+        [NSDictionary dictionaryWithObjectsAndKeys:[self live:0],
+                                                   @"LiveInputList",
+                                                   [self live:1],
+                                                   @"LiveOutputList",
+                                                   nil];
+    [attributes setObject:[NSArray arrayWithObject:network]
+                   forKey:@"NetworkStatusList"];
+  }
+  return attributes;
 }
 #endif
 
@@ -406,23 +420,11 @@ static BOOL gives_nil(const char* site) {
   return YES;
 }
 
-#ifdef DOUBLE_MISSPELT
-- (BOOL)evaluateWithQos:(unsigned int)qos
-#else
-- (BOOL)evaluateWithQoS:(unsigned int)qos
-#endif
-                options:(id)options
-                request:(_ANERequest*)request
-                  error:(NSError**)error {
-  BOOL failed;
+- (BOOL)evaluate:(_ANERequest*)request error:(NSError**)error {
   struct double_status status = {0};
   struct double_memory inputs[DOUBLE_MAX_PORTS] = {{0}};
   struct double_memory outputs[DOUBLE_MAX_PORTS] = {{0}};
-  double_log("evaluate");
-  inject("evaluate", &failed, error);
-  if (failed) {
-    return NO;
-  }
+  double_hang("evaluate");
   if (!loaded ||
       ![self place:request->inputs
                 at:request->input_indices
@@ -435,7 +437,7 @@ static BOOL gives_nil(const char* site) {
     *error = engine_error(26, "Bad argument");
     return NO;
   }
-  double_get_engine()->evaluate(program, inputs, outputs, &status);
+  double_get_engine()->evaluate(program, 0, inputs, outputs, &status);
   if (status.failed) {
     *error = status_error(&status);
     return NO;
@@ -443,13 +445,199 @@ static BOOL gives_nil(const char* site) {
   return YES;
 }
 
-- (BOOL)unloadWithQoS:(unsigned int)qos error:(NSError**)error {
-  double_log("unload");
+- (void)unload {
+  double_hang("unload");
   if (loaded) {
     double_get_engine()->unload(program);
     double_count("loaded", -1);
     loaded = NO;
   }
+}
+@end
+
+@interface _ANEInMemoryModel : NSObject {
+  _ANEInMemoryModelDescriptor* descriptor;
+  _ANEModel* inner;
+}
+@end
+
+@implementation _ANEInMemoryModel
++ (id)inMemoryModelWithDescriptor:(id)descriptor {
+  if (descriptor == nil || gives_nil("model")) {
+    return nil;
+  }
+  _ANEInMemoryModel* made = [[[self alloc] init] autorelease];
+  made->descriptor = [descriptor retain];
+  made->inner = [[_ANEModel alloc] init];
+  made->inner->directory = [[NSTemporaryDirectory()
+      stringByAppendingPathComponent:[made hexStringIdentifier]] copy];
+  double_count("model", 1);
+  return made;
+}
+
+- (void)dealloc {
+  [inner release];
+  [descriptor release];
+  [super dealloc];
+}
+
+- (NSString*)hexStringIdentifier {
+  const unsigned char* bytes = [descriptor->text bytes];
+  unsigned long long hash = 5381;
+  for (NSUInteger i = 0; i < [descriptor->text length]; ++i) {
+    hash = hash * 33 + bytes[i];
+  }
+  return [NSString stringWithFormat:@"%016llX", hash];
+}
+
+#ifndef DOUBLE_OLD_MACOS
+- (void)setModelURL:(NSURL*)url {
+  if (!double_machine("ignores_url")) {
+    [inner->directory release];
+    inner->directory = [[url path] copy];
+  }
+}
+- (BOOL)compiledModelExists {
+  return [inner exists];
+}
+- (void)purgeCompiledModel {
+  double_log("purge");
+}
+- (id)model {
+  return inner;
+}
+#endif
+
+- (BOOL)compileWithQoS:(unsigned int)qos
+               options:(id)options
+                 error:(NSError**)error {
+  BOOL failed;
+  double_log("compile");
+  inject("compile", &failed, error);
+  if (failed) {
+    return NO;
+  }
+  NSData* staged =
+      [NSData dataWithContentsOfFile:[inner file:@"model.mil"]];
+  if (double_machine_lists("code10", "in_memory") ||
+      ![staged isEqualToData:descriptor->text]) {
+    *error = engine_error(10, "verifyBundleAtPath: invalid model");
+    double_compiled(0);
+    return NO;
+  }
+  for (NSString* name in descriptor->weights) {
+    NSData* file = [NSData
+        dataWithContentsOfFile:
+            [inner file:[name substringFromIndex:strlen("@model_path/")]]];
+    if (![file isEqualToData:[[descriptor->weights objectForKey:name]
+                                 objectForKey:@"data"]]) {
+      *error = engine_error(10, "verifyBundleAtPath: missing weight file");
+      return NO;
+    }
+  }
+  return [inner compile:descriptor->weights error:error];
+}
+
+- (BOOL)loadWithQoS:(unsigned int)qos
+            options:(id)options
+              error:(NSError**)error {
+  BOOL failed;
+  double_log("load");
+  inject("load", &failed, error);
+  return !failed && [inner load:descriptor->weights error:error];
+}
+
+#ifdef DOUBLE_MISSPELT
+- (BOOL)evaluateWithQos:(unsigned int)qos
+#else
+- (BOOL)evaluateWithQoS:(unsigned int)qos
+#endif
+                options:(id)options
+                request:(_ANERequest*)request
+                  error:(NSError**)error {
+  BOOL failed;
+  double_log("evaluate");
+  inject("evaluate", &failed, error);
+  return !failed && [inner evaluate:request error:error];
+}
+
+- (BOOL)unloadWithQoS:(unsigned int)qos error:(NSError**)error {
+  double_log("unload");
+  [inner unload];
+  return YES;
+}
+@end
+
+@interface _ANEClient : NSObject
+@end
+
+@implementation _ANEClient
++ (id)sharedConnection {
+  static _ANEClient* shared;
+  if (shared == nil) {
+    shared = [[self alloc] init];
+  }
+  return gives_nil("client") ? nil : shared;
+}
+
+#ifndef DOUBLE_OLD_MACOS
+- (BOOL)compiledModelExistsFor:(_ANEModel*)model {
+  return [model exists];
+}
+- (void)purgeCompiledModel:(_ANEModel*)model {
+  double_log("purge");
+}
+#endif
+
+- (BOOL)compileModel:(_ANEModel*)model
+             options:(NSDictionary*)options
+                 qos:(unsigned int)qos
+               error:(NSError**)error {
+  BOOL failed;
+  double_log("compile");
+  inject("compile", &failed, error);
+  if (failed) {
+    return NO;
+  }
+  if (double_machine_lists("code10", "client") ||
+      ![[options objectForKey:@"kANEFModelType"]
+          isEqual:@"kANEFModelMIL"] ||
+      ![[options objectForKey:@"kANEFNetPlistFilenameKey"]
+          isEqual:@"model.mil"]) {
+    *error = engine_error(10, "verifyBundleAtPath: invalid model");
+    double_compiled(0);
+    return NO;
+  }
+  return [model compile:nil error:error];
+}
+
+- (BOOL)loadModel:(_ANEModel*)model
+          options:(NSDictionary*)options
+              qos:(unsigned int)qos
+            error:(NSError**)error {
+  BOOL failed;
+  double_log("load");
+  inject("load", &failed, error);
+  return !failed && [model load:nil error:error];
+}
+
+- (BOOL)evaluateWithModel:(_ANEModel*)model
+                  options:(NSDictionary*)options
+                  request:(_ANERequest*)request
+                      qos:(unsigned int)qos
+                    error:(NSError**)error {
+  BOOL failed;
+  double_log("evaluate");
+  inject("evaluate", &failed, error);
+  return !failed && [model evaluate:request error:error];
+}
+
+- (BOOL)unloadModel:(_ANEModel*)model
+            options:(NSDictionary*)options
+                qos:(unsigned int)qos
+              error:(NSError**)error {
+  double_log("unload");
+  [model unload];
   return YES;
 }
 @end
@@ -459,7 +647,7 @@ static BOOL gives_nil(const char* site) {
 
 @implementation _ANEDeviceInfo
 + (BOOL)hasANE {
-  return YES;
+  return double_machine("no_engine") == NULL;
 }
 + (unsigned int)numANEs {
   return 1;
@@ -469,6 +657,7 @@ static BOOL gives_nil(const char* site) {
 }
 + (NSString*)aneArchitectureType {
   const char* chosen = getenv("DOUBLES_CHIP");
+  chosen = chosen ? chosen : double_machine("chip");
   return [NSString stringWithUTF8String:chosen ? chosen : "h16g"];
 }
 + (NSString*)buildVersion {

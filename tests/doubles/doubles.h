@@ -45,8 +45,10 @@ struct double_engine {
       size_t weight_count,
       struct double_status* status);
   void (*load)(void* program, struct double_status* status);
+  /* On the engine, or as the CPU rounds. */
   void (*evaluate)(
       void* program,
+      int on_cpu,
       const struct double_memory* inputs,
       const struct double_memory* outputs,
       struct double_status* status);
@@ -54,6 +56,17 @@ struct double_engine {
   void (*destroy)(void* program);
   size_t (*port_count)(void* program, int output);
   const char* (*port_name)(void* program, int output, size_t index);
+  /* Bytes between rows of a port on this machine. */
+  size_t (*row_bytes)(void* program, int output, size_t index);
+  const int64_t* (*port_shape)(
+      void* program, int output, size_t index, size_t* rank);
+  /* A Core ML model: read from its bytes, its operations, its MIL text. */
+  void* (*read_model)(
+      const void* bytes, size_t size, struct double_status* status);
+  size_t (*model_operations)(void* model);
+  const char* (*model_operation)(void* model, size_t index);
+  const char* (*model_text)(void* model, size_t* size);
+  void (*free_model)(void* model);
 };
 
 void double_set_engine(const struct double_engine* engine);
@@ -62,17 +75,38 @@ const struct double_engine* double_get_engine(void);
 /* -- faults that only a framework can show -------------------------------- */
 
 /* `site` is a step (descriptor, model, compile, load, evaluate, request,
- * surface, wrapper, e5_<function>); `kind` is nil, error, nil_error or
- * exception. The next `count` passes of that site fail so. */
+ * surface, wrapper, e5_<function>, or one of Core ML's in coreml.m); `kind` is
+ * nil, error, nil_error or exception. The next `count` passes of that site fail
+ * so. DOUBLES_FAULTS="site=kind;..." makes every pass fail. */
 void double_inject(const char* site, const char* kind, int count);
 void double_clear_faults(void);
 /* The kind injected now, or NULL; counts it off. */
 const char* double_fault(const char* site);
+/* Blocks until double_clear_faults. */
+void double_block(void);
+/* Called by double_clear_faults: lets go of what a fault made it keep. */
+void double_at_clear(void (*release)(void));
 
 /* Symbols are listed in reverse order of name, as no framework does: tells
  * binding by name from binding by the ASCII rule. */
 void double_reverse_symbols(int reverse);
 int double_symbols_reversed(void);
+
+/* -- the machine that the doubles are -------------------------------------- */
+
+/* The value of a deviation ("" without one), or NULL where it does not deviate
+ * so. The value stays valid until the thread's next question. */
+const char* double_machine(const char* word);
+/* Whether item is in "word=item|item|...". */
+int double_machine_lists(const char* word, const char* item);
+/* Sleeps, as DOUBLES_CLOCK scales it. */
+void double_wait(double milliseconds);
+/* Does not return while hang=...|site|... */
+void double_hang(const char* site);
+/* A compile of this machine: whether it fails whatever the program is, and
+ * then how it ended. */
+int double_compile_fails(void);
+void double_compiled(int well);
 
 /* -- balance -------------------------------------------------------------- */
 

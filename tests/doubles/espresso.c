@@ -26,11 +26,13 @@ struct program {
   int references;
   void* handle;
   int loaded;
+  int on_cpu;
 };
 
 struct object {
   enum kind kind;
   struct program* program;
+  uint64_t recompile;
   /* Operation: bound memory by port. */
   struct double_memory inputs[DOUBLE_MAX_PORTS];
   struct double_memory outputs[DOUBLE_MAX_PORTS];
@@ -81,6 +83,7 @@ static void drop_program(struct program* program) {
   if (program &&
       __atomic_sub_fetch(&program->references, 1, __ATOMIC_ACQ_REL) == 0) {
     if (program->loaded) {
+      double_hang("unload");
       double_get_engine()->unload(program->handle);
     }
     double_get_engine()->destroy(program->handle);
@@ -105,7 +108,7 @@ static Code release(Handle* handle, enum kind kind) {
 #define STEP(name, argument, wanted)                          \
   do {                                                        \
     double_log("e5_" name);                                   \
-    if (double_fault("e5_" name)) {                          \
+    if (double_fault("e5_" name)) {                           \
       return fail(FAILED, "injected fault");                  \
     }                                                         \
     if ((argument) == NULL || (argument)->kind != (wanted)) { \
@@ -158,6 +161,18 @@ Code e5rt_e5_compiler_options_set_compute_device_types_mask(
   return OK;
 }
 
+Code e5rt_e5_compiler_options_set_force_recompilation(
+    Handle options, int force) {
+  STEP("recompile", options, OPTIONS);
+  options->recompile = (uint64_t)force;
+  return OK;
+}
+
+Code e5rt_e5_compiler_options_set_segmenter(Handle options, const char* name) {
+  STEP("segmenter", options, OPTIONS);
+  return strcmp(name, "graph") == 0 ? OK : fail(BAD_ARGUMENT, "segmenter");
+}
+
 static char* read_file(const char* path, size_t* size) {
   FILE* file = fopen(path, "rb");
   if (file == NULL) {
@@ -177,8 +192,13 @@ Code e5rt_e5_compiler_compile(
   struct double_status status = {0};
   size_t size = 0;
   STEP("compile", compiler, COMPILER);
-  if (options == NULL || options->devices != 4) {
-    return fail(FAILED, "the double knows the engine only");
+  if (options == NULL || (options->devices != 4 && options->devices != 1)) {
+    return fail(FAILED, "the double knows the engine or the CPU");
+  }
+  double_hang("compile");
+  if (double_compile_fails()) {
+    double_compiled(0);
+    return fail(FAILED, "ANECCompile() FAILED");
   }
   char* text = read_file(mil, &size);
   if (text == NULL) {
@@ -186,11 +206,13 @@ Code e5rt_e5_compiler_compile(
   }
   void* handle = double_get_engine()->create(text, size, NULL, 0, &status);
   free(text);
+  double_compiled(!status.failed);
   if (status.failed) {
     return fail(FAILED, status.text);
   }
   struct program* program = calloc(1, sizeof *program);
   program->handle = handle;
+  program->on_cpu = options->devices == 1;
   *library = share(LIBRARY, program);
   return OK;
 }
@@ -228,6 +250,7 @@ Code e5rt_execution_stream_operation_create_precompiled_compute_operation_with_o
     Handle* out, Handle options) {
   struct double_status status = {0};
   STEP("operation", options, OP_OPTIONS);
+  double_hang("load");
   double_get_engine()->load(options->program->handle, &status);
   if (status.failed) {
     return fail(FAILED, status.text);
@@ -276,7 +299,7 @@ Code e5rt_buffer_object_alloc(Handle* out, size_t bytes, uint32_t type) {
   if (double_fault("e5_buffer") || double_get_engine()->refuses_surface()) {
     return fail(FAILED, "no memory");
   }
-  if (type > 2) {
+  if (type > 2 || (type != 0 && double_machine("host_buffers"))) {
     return fail(BAD_ARGUMENT, "Invalid BufferType @ AllocMemory");
   }
   *out = make(BUFFER);
@@ -324,11 +347,13 @@ Code e5rt_execution_stream_encode_operation(Handle stream, Handle operation) {
 Code e5rt_execution_stream_execute_sync(Handle stream) {
   struct double_status status = {0};
   STEP("execute", stream, STREAM);
+  double_hang("evaluate");
   if (stream->encoded == NULL) {
     return fail(FAILED, "nothing is encoded");
   }
   double_get_engine()->evaluate(
       stream->encoded->program->handle,
+      stream->encoded->program->on_cpu,
       stream->encoded->inputs,
       stream->encoded->outputs,
       &status);

@@ -31,6 +31,7 @@ IMP class_getMethodImplementation(Class cls, SEL selector);
 unsigned char class_respondsToSelector(Class cls, SEL selector);
 Method class_getInstanceMethod(Class cls, SEL selector);
 void method_getReturnType(Method method, char* type, size_t size);
+const char* method_getTypeEncoding(Method method);
 }
 // An inline function in GCC's header, so not exported by its runtime.
 inline Class object_getClass(id object) {

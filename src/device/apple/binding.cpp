@@ -68,6 +68,60 @@ std::optional<std::vector<Symbol>> by_name(
   return bound;
 }
 
+long long whole_number(id object) {
+  return responds(object, "longLongValue")
+             ? send<long long>(object, "longLongValue")
+             : 0;
+}
+
+/// RowStride of each port, or PlaneStride where a plane is one row (ironmill).
+/// What no row could have is left out.
+void read_strides(id attributes, const Source& source, Binding& binding) {
+  auto status = lookup(attributes, "NetworkStatusList");
+  auto network = count(status) > 0 ? element(status, 0) : nullptr;
+  auto read = [&](const char* key, const std::vector<Port>& ports) {
+    auto list = lookup(network, key);
+    for (size_t i = 0; i < count(list); ++i) {
+      auto name = to_text(lookup(element(list, i), "Name"));
+      name = name.substr(0, name.find('@'));
+      auto port = std::find_if(ports.begin(), ports.end(), [&](auto& p) {
+        return p.name == name && p.shape.size() >= 2;
+      });
+      if (port == ports.end()) {
+        continue;
+      }
+      bool flat = port->shape[port->shape.size() - 2] == 1;
+      auto stride = whole_number(
+          lookup(element(list, i), flat ? "PlaneStride" : "RowStride"));
+      auto least =
+          port->shape.back() * static_cast<int64_t>(port->element_size);
+      if (stride >= least && stride <= 2 * least + 4096 && stride % 16 == 0) {
+        binding.row_bytes[name] = static_cast<size_t>(stride);
+        binding.facts["stride of " + name] = std::to_string(stride);
+      }
+    }
+  };
+  read("LiveInputList", source.inputs);
+  read("LiveOutputList", source.outputs);
+}
+
+/// "ANEFModelDescription NetworkStatusList", so that a report shows what else
+/// could be read.
+std::string keys_of(id dictionary) {
+  auto keys =
+      responds(dictionary, "allKeys") ? send(dictionary, "allKeys") : nullptr;
+  std::vector<std::string> names;
+  for (size_t i = 0; i < count(keys); ++i) {
+    names.push_back(to_text(element(keys, i)));
+  }
+  std::sort(names.begin(), names.end());
+  std::string text;
+  for (auto& name : names) {
+    text += (text.empty() ? "" : " ") + name;
+  }
+  return text;
+}
+
 }  // namespace
 
 Binding bind_ports(id model, const Source& source) {
@@ -98,10 +152,20 @@ Binding bind_ports(id model, const Source& source) {
       source.outputs,
       "kANEFModelOutputSymbolsArrayKey",
       "ANEFModelOutputSymbolIndexArray");
+  Binding binding;
   if (inputs && outputs) {
-    return {*inputs, *outputs, true};
+    binding.inputs = *inputs;
+    binding.outputs = *outputs;
+    binding.by_attributes = true;
+  } else {
+    binding.inputs = in_ascii_order(source.inputs);
+    binding.outputs = in_ascii_order(source.outputs);
   }
-  return {in_ascii_order(source.inputs), in_ascii_order(source.outputs), false};
+  binding.facts["ports bound by"] =
+      binding.by_attributes ? "name" : "ASCII order";
+  binding.facts["attributes"] = keys_of(attributes);
+  read_strides(attributes, source, binding);
+  return binding;
 }
 
 }  // namespace mlx_ane::apple

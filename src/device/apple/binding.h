@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "device/apple/objc.h"
@@ -22,10 +24,15 @@ struct Binding {
   std::vector<Symbol> outputs;
   /// Names came from the model's attributes, not from the ASCII rule.
   bool by_attributes = false;
+  /// Bytes between rows, by port, where the attributes tell them.
+  std::map<std::string, size_t> row_bytes;
+  /// For doctor: how ports were bound, strides, keys of the attributes.
+  std::map<std::string, std::string> facts;
 };
 
-/// Reads the names of a loaded _ANEInMemoryModel. Where it tells none, symbols
-/// are the ports sorted by name in ASCII order (Orion tried all permutations).
+/// Reads the names and strides of a loaded _ANEInMemoryModel or _ANEModel.
+/// Where it tells none, symbols are the ports sorted by name in ASCII order
+/// (Orion tried all permutations).
 Binding bind_ports(id model, const Source& source);
 
 }  // namespace mlx_ane::apple

@@ -2,8 +2,10 @@
 #include <dlfcn.h>
 
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
+#include "device/apple/bounds.h"
 #include "device/apple/e5rt_abi.h"
 #include "device/apple/objc.h"
 #include "device/apple/program_files.h"
@@ -29,7 +31,7 @@ struct Library {
 
   Library() {
     void* handle = nullptr;
-    missing = open_framework("Espresso", &handle);
+    missing = open_private_framework("Espresso", &handle);
     if (missing) {
       return;
     }
@@ -41,8 +43,17 @@ struct Library {
   }
     MLX_ANE_E5RT_FUNCTIONS(MLX_ANE_FIND)
 #undef MLX_ANE_FIND
-    functions.last_error = reinterpret_cast<const char* (*)()>(
-        find_symbol(handle, "e5rt_get_last_error_message"));
+    auto optional = [&](auto& function, const char* symbol) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(
+          find_symbol(handle, symbol));
+    };
+    optional(functions.last_error, "e5rt_get_last_error_message");
+    optional(
+        functions.options_set_recompile,
+        "e5rt_e5_compiler_options_set_force_recompilation");
+    optional(
+        functions.options_set_segmenter,
+        "e5rt_e5_compiler_options_set_segmenter");
   }
 };
 
@@ -94,16 +105,18 @@ class Owned {
   Handle handle_ = nullptr;
 };
 
-/// A buffer of Espresso's, of IOSurface memory.
+/// A buffer of Espresso's: of IOSurface memory where it gives such.
 class BufferMemory : public Surface {
  public:
   explicit BufferMemory(size_t bytes)
       : bytes_(bytes), buffer_(api().buffer_release) {
     guarded(Cause::out_of_memory, "allocating a buffer", [&] {
-      check(
-          api().buffer_alloc(buffer_.out(), bytes, e5rt::iosurface_buffer),
-          Cause::out_of_memory,
-          "buffer_object_alloc");
+      auto code =
+          api().buffer_alloc(buffer_.out(), bytes, e5rt::iosurface_buffer);
+      if (code != 0) {
+        code = api().buffer_alloc(buffer_.out(), bytes, e5rt::host_buffer);
+      }
+      check(code, Cause::out_of_memory, "buffer_object_alloc");
       check(
           api().buffer_data(buffer_.get(), &data_),
           Cause::out_of_memory,
@@ -128,19 +141,24 @@ class BufferMemory : public Surface {
   void* data_ = nullptr;
 };
 
-class E5Executable : public Executable {
+/// Everything that an abandoned call may still touch. Calls do not overlap.
+class E5Program {
  public:
-  explicit E5Executable(const Source& source);
+  explicit E5Program(bool on_cpu)
+      : devices_(on_cpu ? e5rt::cpu_only : e5rt::engine_only) {
+  }
+  void open(const Source& source);
   void evaluate(
-      std::span<Surface* const> inputs,
-      std::span<Surface* const> outputs) override;
+      std::span<Surface* const> inputs, std::span<Surface* const> outputs);
 
  private:
-  void open(const Source& source);
+  void prepare(const Source& source);
   void compile();
+  void encode(
+      std::span<Surface* const> inputs, std::span<Surface* const> outputs);
   void find_ports(const Source& source);
 
-  std::mutex mutex_;
+  const uint64_t devices_;
   std::unique_ptr<ProgramFiles> files_;
   // Destroyed from the last to the first, as ANEForge releases them.
   Owned stream_{api().stream_release};
@@ -150,13 +168,15 @@ class E5Executable : public Executable {
   Owned operation_{api().operation_release};
   std::vector<Owned> inputs_;
   std::vector<Owned> outputs_;
-  bool encoded_ = false;
+  /// The surfaces that are bound and encoded, inputs and outputs.
+  std::vector<Surface*> encoded_;
+  bool used_ = false;
 };
 
-E5Executable::E5Executable(const Source& source) {
+void E5Program::open(const Source& source) {
   try {
     guarded(
-        Cause::compile_failed, "compiling a program", [&] { open(source); });
+        Cause::compile_failed, "compiling a program", [&] { prepare(source); });
   } catch (const std::filesystem::filesystem_error& error) {
     throw DeviceError(
         Cause::compile_failed,
@@ -164,7 +184,7 @@ E5Executable::E5Executable(const Source& source) {
   }
 }
 
-void E5Executable::open(const Source& source) {
+void E5Program::prepare(const Source& source) {
   // What Espresso compiles cannot be loaded by another process: no cache.
   files_ = ProgramFiles::in_private(source);
   compile();
@@ -196,10 +216,11 @@ void E5Executable::open(const Source& source) {
   find_ports(source);
 }
 
-void E5Executable::compile() {
+void E5Program::compile() {
   auto& e5 = api();
   auto cause = Cause::compile_failed;
   auto cache = (files_->directory() / "cache").string();
+  std::filesystem::create_directory(cache);
   auto mil = (files_->directory() / "model.mil").string();
   Owned config(e5.config_release);
   Owned compiler(e5.compiler_release);
@@ -215,16 +236,28 @@ void E5Executable::compile() {
       "compiler_create_with_config");
   check(e5.options_create(options.out()), cause, "compiler_options_create");
   check(
-      e5.options_set_devices(options.get(), e5rt::engine_only),
+      e5.options_set_devices(options.get(), devices_),
       cause,
       "set_compute_device_types_mask");
+  if (e5.options_set_recompile) {
+    check(
+        e5.options_set_recompile(options.get(), 1),
+        cause,
+        "set_force_recompilation");
+  }
+  if (e5.options_set_segmenter) {
+    check(
+        e5.options_set_segmenter(options.get(), "graph"),
+        cause,
+        "set_segmenter");
+  }
   check(
       e5.compile(compiler.get(), mil.c_str(), options.get(), library_.out()),
       cause,
       "compiler_compile");
 }
 
-void E5Executable::find_ports(const Source& source) {
+void E5Program::find_ports(const Source& source) {
   auto find = [&](const std::vector<Port>& ports, auto retain, auto& found) {
     for (auto& port : ports) {
       found.emplace_back(api().port_release);
@@ -238,10 +271,15 @@ void E5Executable::find_ports(const Source& source) {
   find(source.outputs, api().operation_retain_output, outputs_);
 }
 
-void E5Executable::evaluate(
+/// Bound surfaces are frozen once encoded (ANEForge): again only for others.
+void E5Program::encode(
     std::span<Surface* const> inputs, std::span<Surface* const> outputs) {
-  require_same_process();
   constexpr auto cause = Cause::evaluate_failed;
+  std::vector<Surface*> surfaces(inputs.begin(), inputs.end());
+  surfaces.insert(surfaces.end(), outputs.begin(), outputs.end());
+  if (surfaces == encoded_) {
+    return;
+  }
   auto bind = [](std::span<Surface* const> surfaces,
                  const std::vector<Owned>& ports) {
     for (size_t i = 0; i < ports.size(); ++i) {
@@ -260,46 +298,93 @@ void E5Executable::evaluate(
           "io_port_bind_buffer_object");
     }
   };
-  std::lock_guard lock(mutex_);
-  guarded(cause, "evaluating a program", [&] {
-    auto& e5 = api();
-    if (std::exchange(encoded_, true)) {
-      check(e5.stream_reset(stream_.get()), cause, "stream_reset");
-      check(
-          e5.operation_prepare(operation_.get()),
-          cause,
-          "prepare_op_for_encode");
-    }
-    bind(inputs, inputs_);
-    bind(outputs, outputs_);
+  auto& e5 = api();
+  encoded_.clear();  // whatever fails below, the next call encodes
+  if (std::exchange(used_, true)) {
+    check(e5.stream_reset(stream_.get()), cause, "stream_reset");
     check(
-        e5.stream_encode(stream_.get(), operation_.get()),
-        cause,
-        "encode_operation");
-    check(e5.stream_execute(stream_.get()), cause, "execute_sync");
+        e5.operation_prepare(operation_.get()), cause, "prepare_op_for_encode");
+  }
+  bind(inputs, inputs_);
+  bind(outputs, outputs_);
+  check(
+      e5.stream_encode(stream_.get(), operation_.get()),
+      cause,
+      "encode_operation");
+  encoded_ = std::move(surfaces);
+}
+
+void E5Program::evaluate(
+    std::span<Surface* const> inputs, std::span<Surface* const> outputs) {
+  constexpr auto cause = Cause::evaluate_failed;
+  guarded(cause, "evaluating a program", [&] {
+    encode(inputs, outputs);
+    check(api().stream_execute(stream_.get()), cause, "execute_sync");
   });
 }
 
+class E5Executable : public Executable {
+ public:
+  E5Executable(const Source& source, bool on_cpu)
+      : program_(std::make_shared<E5Program>(on_cpu)) {
+    within(
+        bounds().open,
+        "compiling and loading a program",
+        [program = program_, source] { program->open(source); });
+  }
+
+  ~E5Executable() override {
+    if (!in_same_process()) {
+      return;
+    }
+    try {
+      within(
+          bounds().unload,
+          "releasing a program",
+          [program = std::move(program_)]() mutable { program.reset(); });
+    } catch (const std::exception&) {
+      // What does not unload stays with its worker.
+    }
+  }
+
+  void evaluate(
+      std::span<Surface* const> inputs,
+      std::span<Surface* const> outputs) override {
+    require_same_process();
+    std::lock_guard lock(mutex_);
+    program_->evaluate(inputs, outputs);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<E5Program> program_;
+};
+
 class E5Route : public Route {
  public:
+  explicit E5Route(bool on_cpu) : on_cpu_(on_cpu) {
+  }
   std::string_view name() const override {
     return "e5rt";
   }
   std::optional<std::string> unavailable() const override {
     return library().missing;
   }
-  std::shared_ptr<Surface> make_surface(size_t bytes) override {
+  std::shared_ptr<Surface> make_surface(size_t bytes, const Port&) override {
     return std::make_shared<BufferMemory>(bytes);
   }
   std::shared_ptr<Executable> compile(const Source& source) override {
-    return std::make_shared<E5Executable>(source);
+    return std::make_shared<E5Executable>(source, on_cpu_);
   }
+
+ private:
+  bool on_cpu_;
 };
 
 }  // namespace
 
-std::unique_ptr<Route> make_e5rt_route() {
-  return std::make_unique<E5Route>();
+std::unique_ptr<Route> make_e5rt_route(bool on_cpu) {
+  return std::make_unique<E5Route>(on_cpu);
 }
 
 }  // namespace mlx_ane::apple

@@ -11,10 +11,13 @@ using Code = int32_t;
 /// Every object is an opaque handle.
 using Handle = struct Object*;
 
-/// Buffer types: 0 host memory, 2 IOSurface; 3 and more are refused.
+/// Buffer types: 0 host memory, which ANEForge uses always, 2 IOSurface; 3 and
+/// more are refused.
+inline constexpr uint32_t host_buffer = 0;
 inline constexpr uint32_t iosurface_buffer = 2;
-/// Compute device mask: the engine and nothing else, so that the runtime cannot
+/// Compute device mask: one device and nothing else, so that the runtime cannot
 /// fall back in silence.
+inline constexpr uint64_t cpu_only = 1;
 inline constexpr uint64_t engine_only = 4;
 
 /// X(field, symbol, parameters). Orders as ANEForge reports them: out first in
@@ -90,8 +93,10 @@ struct Functions {
 #define MLX_ANE_DECLARE(field, symbol, parameters) Code(*field) parameters;
   MLX_ANE_E5RT_FUNCTIONS(MLX_ANE_DECLARE)
 #undef MLX_ANE_DECLARE
-  /// Optional: words for the last failure.
+  /// Optional: words for the last failure, and what ANEForge sets besides.
   const char* (*last_error)();
+  Code (*options_set_recompile)(Handle options, int force);
+  Code (*options_set_segmenter)(Handle options, const char* name);
 };
 
 }  // namespace mlx_ane::apple::e5rt

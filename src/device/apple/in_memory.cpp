@@ -1,95 +1,30 @@
-// The _ANEInMemoryModel route: compile, load, bind by name, evaluate, unload.
+// The _ANEInMemoryModel route: programs from MIL text in memory.
 #include <unistd.h>
 
 #include <atomic>
-#include <chrono>
-#include <mutex>
-#include <thread>
-#include <vector>
 
-#include "device/apple/binding.h"
-#include "device/apple/objc.h"
-#include "device/apple/program_files.h"
+#include "device/apple/connection.h"
 #include "device/apple/route.h"
 #include "device/apple/surface.h"
-#include "device/apple/system.h"
 
 namespace mlx_ane::apple {
 
 namespace {
 
-constexpr unsigned qos = 21;
 constexpr const char* evaluate_selector =
     "evaluateWithQoS:options:request:error:";
-constexpr const char* request_selector =
-    "requestWithInputs:inputIndices:outputs:outputIndices:weightsBuffer:"
-    "perfStats:procedureIndex:";
 
-struct Selector {
-  const char* cls;
-  bool of_class;
-  const char* name;
-};
-/// The classes and selectors that this route needs.
-constexpr Selector needed[] = {
+constexpr std::initializer_list<Selector> needed = {
     {"_ANEInMemoryModelDescriptor",
      true,
-     "modelWithMILText:weights:optionsPlist:"},
-    {"_ANEInMemoryModel", true, "inMemoryModelWithDescriptor:"},
-    {"_ANEInMemoryModel", false, "hexStringIdentifier"},
-    {"_ANEInMemoryModel", false, "compileWithQoS:options:error:"},
-    {"_ANEInMemoryModel", false, "loadWithQoS:options:error:"},
-    {"_ANEInMemoryModel", false, evaluate_selector},
-    {"_ANEInMemoryModel", false, "unloadWithQoS:error:"},
-    {"_ANEIOSurfaceObject", true, "objectWithIOSurface:"},
-    {"_ANERequest", true, request_selector},
-};
-
-/// "the error's description" without its final full stop, for our sentence.
-std::string reason(id error) {
-  auto text = describe(error, "no reason given");
-  if (text.ends_with('.')) {
-    text.pop_back();
-  }
-  return text;
-}
-
-/// Reported texts of a full engine: too many programs, no memory.
-Cause load_cause(const std::string& reason) {
-  if (reason.find("0x50004") != std::string::npos) {
-    return Cause::cap_reached;
-  }
-  if (reason.find("Code=53") != std::string::npos ||
-      reason.find("no memory") != std::string::npos) {
-    return Cause::out_of_memory;
-  }
-  return Cause::load_failed;
-}
-
-class InMemoryExecutable : public Executable {
- public:
-  InMemoryExecutable(const Source& source, const std::string& chip);
-  ~InMemoryExecutable() override;
-  void evaluate(
-      std::span<Surface* const> inputs,
-      std::span<Surface* const> outputs) override;
-
- private:
-  void open(const Source& source, const std::string& chip);
-  void stage(const Source& source, const std::string& chip);
-  void compile();
-  /// nullopt, or why the load failed.
-  std::optional<std::string> try_load();
-  void load(const Source& source);
-  void close();
-  id make_request(
-      std::span<Surface* const> inputs, std::span<Surface* const> outputs);
-
-  std::mutex mutex_;
-  Ref model_;
-  std::unique_ptr<ProgramFiles> files_;
-  Binding binding_;
-  bool loaded_ = false;
+     "modelWithMILText:weights:optionsPlist:",
+     "pppp"},
+    {"_ANEInMemoryModel", true, "inMemoryModelWithDescriptor:", "pp"},
+    {"_ANEInMemoryModel", false, "hexStringIdentifier", "p"},
+    {"_ANEInMemoryModel", false, "compileWithQoS:options:error:", "iipp"},
+    {"_ANEInMemoryModel", false, "loadWithQoS:options:error:", "iipp"},
+    {"_ANEInMemoryModel", false, evaluate_selector, "iippp"},
+    {"_ANEInMemoryModel", false, "unloadWithQoS:error:", "iip"},
 };
 
 id make_model(const Source& source) {
@@ -121,23 +56,6 @@ id make_model(const Source& source) {
   return model;
 }
 
-InMemoryExecutable::InMemoryExecutable(
-    const Source& source, const std::string& chip) {
-  try {
-    guarded(Cause::compile_failed, "compiling a program", [&] {
-      open(source, chip);
-    });
-  } catch (const std::filesystem::filesystem_error& error) {
-    close();
-    throw DeviceError(
-        Cause::compile_failed,
-        "[mlx_ane.ane] program files: " + std::string(error.what()) + ".");
-  } catch (...) {
-    close();
-    throw;
-  }
-}
-
 bool takes_directory() {
   return class_respondsToSelector(
       reinterpret_cast<Class>(class_named("_ANEInMemoryModel")),
@@ -157,224 +75,95 @@ std::string with_tag(std::string text) {
   return text;
 }
 
-void InMemoryExecutable::open(const Source& given, const std::string& chip) {
-  auto source = given;
-  if (!takes_directory()) {
-    source.text = with_tag(std::move(source.text));
+class InMemoryConnection : public Connection {
+ public:
+  InMemoryConnection(std::string chip, bool by_id)
+      : chip_(std::move(chip)), by_id_(by_id) {
   }
-  model_ = Ref(make_model(source));
-  stage(source, chip);
-  if (!files_->compiled()) {
-    compile();
-  }
-  load(source);
-  files_->settle();
-  binding_ = bind_ports(model_.get(), source);
-}
 
-// The class writes its own files incompletely, so they are written for it: in a
-// directory of ours where it takes one, else where it will look.
-void InMemoryExecutable::stage(const Source& source, const std::string& chip) {
-  if (takes_directory()) {
-    files_ = ProgramFiles::in_cache(source, chip);
-    send<void>(
-        model_.get(), "setModelURL:", file_url(files_->directory().string()));
-  } else {
-    files_ = ProgramFiles::in_directory(
-        source,
+  // The class writes its own files incompletely, so they are written for it: in
+  // a directory of ours where it takes one, else where it will look.
+  Ref prepare(const Source& source, std::unique_ptr<ProgramFiles>& files)
+      const override {
+    if (!by_id_ && takes_directory()) {
+      Ref model(make_model(source));
+      files = ProgramFiles::in_cache(source, chip_);
+      send<void>(
+          model.get(), "setModelURL:", file_url(files->directory().string()));
+      return model;
+    }
+    auto tagged = source;
+    tagged.text = with_tag(std::move(tagged.text));
+    Ref model(make_model(tagged));
+    files = ProgramFiles::in_directory(
+        tagged,
         to_text(NSTemporaryDirectory()) + "/" +
-            to_text(send(model_.get(), "hexStringIdentifier")));
+            to_text(send(model.get(), "hexStringIdentifier")));
+    return model;
   }
-}
-
-void InMemoryExecutable::compile() {
-  id error = nullptr;
-  if (!send<ObjcBool>(
-          model_.get(),
-          "compileWithQoS:options:error:",
-          qos,
-          dictionary(),
-          &error)) {
-    throw DeviceError(
-        Cause::compile_failed,
-        "[mlx_ane.ane] the engine's compiler rejected the program: " +
-            reason(error) + ".");
+  bool compiled(id model) const override {
+    return !responds(model, "compiledModelExists") ||
+           send<ObjcBool>(model, "compiledModelExists");
   }
-}
-
-std::optional<std::string> InMemoryExecutable::try_load() {
-  id error = nullptr;
-  loaded_ = send<ObjcBool>(
-      model_.get(), "loadWithQoS:options:error:", qos, dictionary(), &error);
-  return loaded_ ? std::nullopt : std::optional(reason(error));
-}
-
-// A first load may fail for no lasting reason; a cached compile may be stale. A
-// full engine stays full.
-void InMemoryExecutable::load(const Source& source) {
-  auto may_pass = [](const std::optional<std::string>& failure) {
-    return failure && load_cause(*failure) == Cause::load_failed;
-  };
-  auto failure = try_load();
-  if (may_pass(failure) && files_->compiled()) {
-    files_->restage(source);
-    compile();
-    failure = try_load();
+  bool compile(id model, id* error) const override {
+    return send<ObjcBool>(
+        model, "compileWithQoS:options:error:", qos, dictionary(), error);
   }
-  if (may_pass(failure)) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    failure = try_load();
+  bool load(id model, id* error) const override {
+    return send<ObjcBool>(
+        model, "loadWithQoS:options:error:", qos, dictionary(), error);
   }
-  if (failure) {
-    throw DeviceError(
-        load_cause(*failure),
-        "[mlx_ane.ane] the engine did not load the program: " + *failure + ".");
+  bool evaluate(id model, id request, id* error) const override {
+    return send<ObjcBool>(
+        model, evaluate_selector, qos, dictionary(), request, error);
   }
-}
-
-id InMemoryExecutable::make_request(
-    std::span<Surface* const> inputs, std::span<Surface* const> outputs) {
-  auto wrappers = [](std::span<Surface* const> surfaces,
-                     const std::vector<Symbol>& symbols) {
-    auto objects = array();
-    for (auto& symbol : symbols) {
-      auto surface = dynamic_cast<IOSurfaceMemory*>(surfaces[symbol.port]);
-      if (surface == nullptr) {
-        throw DeviceError(
-            Cause::evaluate_failed,
-            "[mlx_ane.ane] got a surface of another device, need one of "
-            "this route's make_surface.");
-      }
-      append(objects, surface->wrapper());
+  bool unload(id model, id* error) const override {
+    return send<ObjcBool>(model, "unloadWithQoS:error:", qos, error);
+  }
+  void purge(id model) const override {
+    if (responds(model, "purgeCompiledModel")) {
+      send<void>(model, "purgeCompiledModel");
     }
-    return objects;
-  };
-  auto indices = [](const std::vector<Symbol>& symbols) {
-    auto numbers = array();
-    for (auto& symbol : symbols) {
-      append(numbers, number(symbol.index));
-    }
-    return numbers;
-  };
-  auto request = send(
-      class_named("_ANERequest"),
-      request_selector,
-      wrappers(inputs, binding_.inputs),
-      indices(binding_.inputs),
-      wrappers(outputs, binding_.outputs),
-      indices(binding_.outputs),
-      id(nullptr),
-      id(nullptr),
-      number(0));
-  if (request == nullptr) {
-    throw DeviceError(
-        Cause::evaluate_failed,
-        "[mlx_ane.ane] the framework gave no request for the surfaces.");
   }
-  return request;
-}
 
-void InMemoryExecutable::evaluate(
-    std::span<Surface* const> inputs, std::span<Surface* const> outputs) {
-  require_same_process();
-  if (inputs.size() != binding_.inputs.size() ||
-      outputs.size() != binding_.outputs.size()) {
-    throw DeviceError(
-        Cause::evaluate_failed,
-        "[mlx_ane.ane] got " + std::to_string(inputs.size()) + " inputs and " +
-            std::to_string(outputs.size()) + " outputs, need " +
-            std::to_string(binding_.inputs.size()) + " and " +
-            std::to_string(binding_.outputs.size()) + ".");
-  }
-  std::lock_guard lock(mutex_);
-  guarded(Cause::evaluate_failed, "evaluating a program", [&] {
-    id error = nullptr;
-    if (!send<ObjcBool>(
-            model_.get(),
-            evaluate_selector,
-            qos,
-            dictionary(),
-            make_request(inputs, outputs),
-            &error)) {
-      throw DeviceError(
-          Cause::evaluate_failed,
-          "[mlx_ane.ane] the engine failed to evaluate the program: " +
-              reason(error) + ".");
-    }
-  });
-}
-
-InMemoryExecutable::~InMemoryExecutable() {
-  close();
-}
-
-void InMemoryExecutable::close() {
-  if (!in_same_process()) {
-    model_.leak();
-    return;
-  }
-  try {
-    guarded(Cause::load_failed, "unloading a program", [&] {
-      id error = nullptr;
-      if (std::exchange(loaded_, false)) {
-        send<ObjcBool>(model_.get(), "unloadWithQoS:error:", qos, &error);
-      }
-      model_ = Ref();
-    });
-  } catch (const DeviceError&) {
-    // A failed unload leaves nothing to do.
-  }
-  files_.reset();
-}
+ private:
+  std::string chip_;
+  bool by_id_;
+};
 
 class InMemoryRoute : public Route {
  public:
-  explicit InMemoryRoute(std::string chip) : chip_(std::move(chip)) {
+  InMemoryRoute(std::string chip, bool by_id)
+      : connection_(
+            std::make_shared<InMemoryConnection>(std::move(chip), by_id)) {
   }
   std::string_view name() const override {
     return "in_memory";
   }
   std::optional<std::string> unavailable() const override {
-    static const auto missing = find_missing();
+    static const auto missing = [] {
+      void* handle = nullptr;
+      auto error = open_private_framework("AppleNeuralEngine", &handle);
+      error = error ? error : find_missing(needed);
+      return error ? error : find_missing(shared_selectors);
+    }();
     return missing;
   }
-  std::shared_ptr<Surface> make_surface(size_t bytes) override {
+  std::shared_ptr<Surface> make_surface(size_t bytes, const Port&) override {
     return std::make_shared<IOSurfaceMemory>(bytes);
   }
   std::shared_ptr<Executable> compile(const Source& source) override {
-    return std::make_shared<InMemoryExecutable>(source, chip_);
+    return make_framework_executable(connection_, source);
   }
 
  private:
-  static std::optional<std::string> find_missing();
-  std::string chip_;
+  std::shared_ptr<const Connection> connection_;
 };
-
-std::optional<std::string> InMemoryRoute::find_missing() {
-  void* handle = nullptr;
-  if (auto error = open_framework("AppleNeuralEngine", &handle)) {
-    return error;
-  }
-  for (auto& selector : needed) {
-    auto cls = objc_getClass(selector.cls);
-    if (cls == nullptr) {
-      return "class " + std::string(selector.cls) + " is missing on this macOS";
-    }
-    // A class method is an instance method of the class's class.
-    auto holder = selector.of_class ? object_getClass(reinterpret_cast<id>(cls))
-                                    : reinterpret_cast<Class>(cls);
-    if (!class_respondsToSelector(holder, sel_registerName(selector.name))) {
-      return "selector " + std::string(selector.of_class ? "+[" : "-[") +
-             selector.cls + " " + selector.name + "] is missing on this macOS";
-    }
-  }
-  return std::nullopt;
-}
 
 }  // namespace
 
-std::unique_ptr<Route> make_in_memory_route(std::string chip) {
-  return std::make_unique<InMemoryRoute>(std::move(chip));
+std::unique_ptr<Route> make_in_memory_route(std::string chip, bool by_id) {
+  return std::make_unique<InMemoryRoute>(std::move(chip), by_id);
 }
 
 }  // namespace mlx_ane::apple

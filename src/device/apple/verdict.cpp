@@ -15,6 +15,13 @@ namespace mlx_ane::apple {
 
 namespace fs = std::filesystem;
 
+namespace {
+
+/// The last line of a file that was not cut off.
+constexpr const char* last_key = "whole";
+
+}  // namespace
+
 fs::path verdict_file() {
   auto chip = sysctl_text("machdep.cpu.brand_string");
   auto key = file_key(os_build()) + "-" + file_key(chip) + "-" +
@@ -32,8 +39,7 @@ std::optional<Verdict> stored_verdict() {
       verdict[line.substr(0, colon)] = line.substr(colon + 2);
     }
   }
-  // Keys are written in order: "route" is the last of every verdict.
-  bool whole = verdict.contains("passed") && verdict.contains("route");
+  bool whole = verdict.erase(last_key) > 0 && verdict.contains("passed");
   return whole ? std::optional(verdict) : std::nullopt;
 }
 
@@ -47,6 +53,7 @@ void store_verdict(const Verdict& verdict) {
     std::replace(value.begin(), value.end(), '\n', ' ');
     stream << key << ": " << value << "\n";
   }
+  stream << last_key << ": yes\n";
   stream.close();
   if (stream) {
     fs::rename(draft, file, error);

@@ -8,8 +8,9 @@
 
 namespace mlx_ane::apple {
 
-/// By key: "passed" (yes or no), "route", "layout", "dialect",
-/// "max_contraction", "reason". Values are one line each.
+/// By key: "passed" (yes or no), "route", "staging", "layout", "dialect",
+/// "row_alignment", "max_contraction", "reason" and what the self-test keeps
+/// for itself. Values are one line each.
 using Verdict = std::map<std::string, std::string>;
 
 /// This machine's file: keyed by OS build, chip and version of this package, so

@@ -169,7 +169,7 @@ class EmulatedDevice : public Device {
   const Limits& limits() const override {
     return emulated::limits_of_chip(emulated::options().chip);
   }
-  std::shared_ptr<Surface> make_surface(size_t bytes) override {
+  std::shared_ptr<Surface> make_surface(size_t bytes, const Port&) override {
     for (auto& injected : emulated::injected_faults(emulated::Site::surface)) {
       if (!emulated::wait_out(injected)) {
         bool gone = injected.fault == emulated::Fault::device_gone;

@@ -1,0 +1,29 @@
+// How long steps of a framework may take before they are given up.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <string>
+
+#include "device/device.h"
+
+namespace mlx_ane::apple {
+
+/// Far beyond any report: 30 s for a compile that is slow (MiniMax-H3-Swift),
+/// milliseconds for the rest. A wedged driver never signals (oMLX).
+struct Bounds {
+  std::chrono::milliseconds open{90'000};  // compile and load
+  std::chrono::milliseconds evaluate{30'000};
+  std::chrono::milliseconds unload{10'000};
+};
+Bounds bounds();
+void set_bounds(const Bounds& bounds);
+
+/// Runs `call` on a worker; DeviceError{hang} where it does not return in time.
+/// The call then owns what it captured until it returns.
+void within(
+    std::chrono::milliseconds bound,
+    const std::string& what,
+    std::function<void()> call);
+
+}  // namespace mlx_ane::apple

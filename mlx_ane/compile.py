@@ -312,42 +312,42 @@ def _closed_over(fun: Any) -> list[Any]:
 def _signature(tree: Any) -> Any:
     """What a capture depends on: shapes, dtypes, classes and all other values."""
     parts: list[Any] = []
-    seen: dict[int, int] = {}
-
-    def walk(value: Any) -> None:
-        if id(value) in seen and isinstance(value, nn.Module):
-            parts.append(seen[id(value)])
-        elif isinstance(value, mx.array):
-            parts.append((value.shape, str(value.dtype)))
-        elif isinstance(value, nn.Module):
-            seen[id(value)] = len(seen)
-            parts.append(type(value))
-            walk(dict(value))
-            # Names and devices of ours differ between equal layers.
-            ours = {"_no_grad", *getattr(type(value), "_settings", ())}
-            walk({k: v for k, v in vars(value).items() if k not in ours})
-        elif isinstance(value, dict):
-            parts.append(len(value))
-            for key, item in value.items():
-                parts.append(key)
-                walk(item)
-        elif isinstance(value, (list, tuple)):
-            parts.append((type(value), len(value)))
-            for item in value:
-                walk(item)
-        elif isinstance(value, (int, float, str, bool, type(None))):
-            parts.append((type(value), value))
-        elif isinstance(value, np.ndarray):
-            parts.append((value.shape, str(value.dtype), value.tobytes()))
-        elif isinstance(value, types.FunctionType):
-            parts.append(value.__code__)
-            walk(_closed_over(value))
-        else:
-            parts.append(value if _hashable(value) else id(value))
-
-    walk(tree)
-    del walk  # it holds itself, and with `tree` arrays that are to be donated
+    _add_signature(tree, parts, {})
     return tuple(parts)
+
+
+def _add_signature(value: Any, parts: list[Any], seen: dict[int, int]) -> None:
+    if id(value) in seen and isinstance(value, nn.Module):
+        parts.append(seen[id(value)])
+    elif isinstance(value, mx.array):
+        parts.append((value.shape, str(value.dtype)))
+    elif isinstance(value, nn.Module):
+        seen[id(value)] = len(seen)
+        parts.append(type(value))
+        _add_signature(dict(value), parts, seen)
+        # Names and devices of ours differ between equal layers.
+        ours = {"_no_grad", *getattr(type(value), "_settings", ())}
+        _add_signature(
+            {k: v for k, v in vars(value).items() if k not in ours}, parts, seen
+        )
+    elif isinstance(value, dict):
+        parts.append(len(value))
+        for key, item in value.items():
+            parts.append(key)
+            _add_signature(item, parts, seen)
+    elif isinstance(value, (list, tuple)):
+        parts.append((type(value), len(value)))
+        for item in value:
+            _add_signature(item, parts, seen)
+    elif isinstance(value, (int, float, str, bool, type(None))):
+        parts.append((type(value), value))
+    elif isinstance(value, np.ndarray):
+        parts.append((value.shape, str(value.dtype), value.tobytes()))
+    elif isinstance(value, types.FunctionType):
+        parts.append(value.__code__)
+        _add_signature(_closed_over(value), parts, seen)
+    else:
+        parts.append(value if _hashable(value) else id(value))
 
 
 def _hashable(value: Any) -> bool:

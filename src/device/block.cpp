@@ -160,8 +160,7 @@ class DeviceBlock {
       auto& part = port.parts[0];  // optimizers write ports of one part
       auto x = as_packed(call_.x[part.input], part);
       auto stride = row_bytes(port.port);
-      staged->fill(
-          {{surface, {}, {0, x.rows, 0, x.cols, part.row, stride}}});
+      staged->fill({{surface, {}, {0, x.rows, 0, x.cols, part.row, stride}}});
       return surface;
     } catch (...) {
       staged->abandon();

@@ -78,12 +78,12 @@ void WeightUpdate::begin() {
     return;
   }
   tiles_ = old_->tiles();
-  // Calls that were encoded before hold the entry, abandoned ones the surface.
-  bool sole = in_place_ && old_.use_count() == 1;
+  // Calls that were encoded before hold the entry, and with it its surfaces;
+  // abandoned calls hold these alone.
   old_.reset();
   try {
     for (auto& tile : tiles_) {
-      if (sole && tile.surface.use_count() == 1) {
+      if (in_place_ && tile.surface.use_count() == 1) {
         continue;
       }
       auto surface = device_.make_surface(tile.surface->bytes(), tile.place.port);

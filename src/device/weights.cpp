@@ -217,8 +217,8 @@ std::vector<std::shared_ptr<WeightUpdate>> WeightStore::renew(
     sweep();
   }
   for (auto& [old_key, entry] : taken) {
-    auto offset = static_cast<const char*>(old_key.data) -
-                  static_cast<const char*>(from);
+    auto offset =
+        static_cast<const char*>(old_key.data) - static_cast<const char*>(from);
     MatrixView w{
         static_cast<const char*>(to) + offset,
         old_key.type,

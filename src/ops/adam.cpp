@@ -206,9 +206,9 @@ struct UpdateTask {
   }
 };
 
-/// Takes the staged copies of the parameters, which share their ownership. Waits
-/// first, once a step, for encoded tasks that still read a parameter, such as
-/// its dx product: they keep it from being donated, and may stage it.
+/// Takes the staged copies of the parameters, which share their ownership.
+/// Waits first, once a step, for encoded tasks that still read a parameter,
+/// such as its dx product: they keep it from being donated, and may stage it.
 std::vector<WeightStore::Entries> take_staged(
     const std::vector<mx::array>& inputs, mx::Stream s) {
   bool held = false;

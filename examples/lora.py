@@ -110,7 +110,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--granularity",
         default="layer",
         choices=["layer", "block"],
-        help="block: a program a block, and one for its gradient",
+        help="block: one program per block, and one for its gradient",
     )
     option("--seed", type=natural, default=0)
     option("--iters", type=count, default=50)

@@ -89,7 +89,7 @@ class Speed:
             return "not measured"
         return (
             f"{self.tokens / self.seconds:,.0f} tokens/s, "
-            f"{self.cpu_seconds / self.steps:.2f} CPU s a step"
+            f"{self.cpu_seconds / self.steps:.2f} CPU s per step"
         )
 
 
@@ -135,7 +135,7 @@ def make_step(run: Run, group: mx.distributed.Group) -> Callable[[mx.array], mx.
 
 
 def validate(model: GPT, data: Corpus, args: argparse.Namespace) -> float:
-    """Mean loss in nats a byte over the held-out text."""
+    """Mean loss in nats per byte over the held-out text."""
     windows = data.validation(VALIDATION_WINDOWS, args.length)
     batches = range(0, VALIDATION_WINDOWS, 8)
     values = [loss(model, windows[i : i + 8]).item() for i in batches]
@@ -201,7 +201,7 @@ def plot(path: Path, losses: list[float], before: float, after: float) -> None:
     """Saves the loss curve as PNG, the held-out text at the start and the end."""
     held_out = [(0, before), (len(losses), after)]
     curves = {"training": losses, "held out": held_out}
-    ane.plot.losses(curves, path, title="Loss, nats a byte")
+    ane.plot.losses(curves, path, title="Loss, nats per byte")
 
 
 def report(run: Run, config: Config, data: Corpus, length: int) -> None:
@@ -226,7 +226,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--granularity",
         default="layer",
         choices=["layer", "block"],
-        help="block: a program a block, and one for its gradient",
+        help="block: one program per block, and one for its gradient",
     )
     option("--seed", type=natural, default=0)
     option("--steps", type=count, default=300)
@@ -303,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     before = validate(run.model, data, args)
     speed = train(run, data, args, on_step)
     after = validate(run.model, data, args)
-    say(f"held-out loss {before:.3f} -> {after:.3f} nats a byte")
+    say(f"held-out loss {before:.3f} -> {after:.3f} nats per byte")
     if not main_rank:
         return
     say(f"{args.device}: {speed}")

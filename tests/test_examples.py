@@ -400,7 +400,7 @@ def test_held_out_loss_is_that_of_plain_mlx() -> None:
         ["cpu", "emulated"], [*compare.TRAINING_SIZES, *sizes]
     )
     mx.enable_compile()
-    plain = found["losses, nats a byte"]["mlx"]
+    plain = found["losses, nats per byte"]["mlx"]
     assert plain["after"] < plain["before"] - 2
     differences = found["relative difference"]
     assert differences["cpu"] < 1e-3

@@ -15,6 +15,13 @@ END_OF_TEXT = "<|endoftext|>"
 
 VOCAB_SIZE = 256
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}"
+    "{{ eos_token if message.role == 'assistant' else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""Roles by name; an answer ends with the end of the text."""
+
 
 def standard_library() -> list[bytes]:
     """The modules of the running Python's standard library, one text a file."""
@@ -121,6 +128,7 @@ def save_tokenizer(folder: Path) -> None:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_TEXT,
+        "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 import options
 import placement
-from options import count
+from options import count, natural
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import trange
@@ -22,6 +22,7 @@ from tqdm import trange
 import mlx_ane as ane
 
 GOAL = 0.97
+EPOCHS = 30
 
 
 def data() -> list[mx.array]:
@@ -69,8 +70,8 @@ def main(arguments: list[str] | None = None) -> float:
     parser.add_argument(
         "--device", default="emulated", choices=["auto", "ane", "emulated", "cpu"]
     )
-    parser.add_argument("--epochs", type=count, default=30)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=count, default=EPOCHS)
+    parser.add_argument("--seed", type=natural, default=0)
     args = parser.parse_args(arguments)
 
     mx.random.seed(args.seed)
@@ -85,7 +86,10 @@ def main(arguments: list[str] | None = None) -> float:
     mx.eval(logits)
     placement.show(report, logits, ane.revert(model)(x_test))
     if accuracy < GOAL:
-        raise SystemExit(f"accuracy {accuracy:.4f} is below the goal of {GOAL}")
+        raise SystemExit(
+            f"digits.py: accuracy {accuracy:.4f} after {args.epochs} epochs is below "
+            f"the goal of {GOAL}; the default of {EPOCHS} epochs reaches it"
+        )
     return accuracy
 
 

@@ -23,7 +23,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.trainer import TrainingArgs, evaluate, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from options import count
+from options import count, natural
 
 import mlx_ane as ane
 
@@ -110,9 +110,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--granularity",
         default="layer",
         choices=["layer", "block"],
-        help="block: a program a block, and one for its gradient",
+        help="block: one program per block, and one for its gradient",
     )
-    option("--seed", type=int, default=0)
+    option("--seed", type=natural, default=0)
     option("--iters", type=count, default=50)
     option("--batch-size", type=count, default=8)
     option("--length", type=count, default=128, help="tokens of a sequence")

@@ -27,7 +27,7 @@ import placement
 from corpus import Corpus, save_tokenizer, standard_library
 from gpt import GPT, Config, loss
 from mlx.utils import tree_flatten
-from options import count
+from options import count, natural
 from tqdm import tqdm
 
 import mlx_ane as ane
@@ -35,6 +35,7 @@ import mlx_ane as ane
 DEVICES = ["auto", "ane", "emulated", "cpu", "mlx"]
 SETTINGS = ["seed", "steps", "batch_size", "length", "learning_rate"]
 VALIDATION_WINDOWS = 64
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Speed:
             return "not measured"
         return (
             f"{self.tokens / self.seconds:,.0f} tokens/s, "
-            f"{self.cpu_seconds / self.steps:.2f} CPU s a step"
+            f"{self.cpu_seconds / self.steps:.2f} CPU s per step"
         )
 
 
@@ -134,7 +135,7 @@ def make_step(run: Run, group: mx.distributed.Group) -> Callable[[mx.array], mx.
 
 
 def validate(model: GPT, data: Corpus, args: argparse.Namespace) -> float:
-    """Mean loss in nats a byte over the held-out text."""
+    """Mean loss in nats per byte over the held-out text."""
     windows = data.validation(VALIDATION_WINDOWS, args.length)
     batches = range(0, VALIDATION_WINDOWS, 8)
     values = [loss(model, windows[i : i + 8]).item() for i in batches]
@@ -197,10 +198,10 @@ def sample(folder: Path, prompt: str, tokens: int) -> str:
 
 
 def plot(path: Path, losses: list[float], before: float, after: float) -> None:
-    """Saves the loss curve as PNG."""
+    """Saves the loss curve as PNG, the held-out text at the start and the end."""
     held_out = [(0, before), (len(losses), after)]
     curves = {"training": losses, "held out": held_out}
-    ane.plot.losses(curves, path, title="Loss, nats a byte")
+    ane.plot.losses(curves, path, title="Loss, nats per byte")
 
 
 def report(run: Run, config: Config, data: Corpus, length: int) -> None:
@@ -225,9 +226,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--granularity",
         default="layer",
         choices=["layer", "block"],
-        help="block: a program a block, and one for its gradient",
+        help="block: one program per block, and one for its gradient",
     )
-    option("--seed", type=int, default=0)
+    option("--seed", type=natural, default=0)
     option("--steps", type=count, default=300)
     option("--batch-size", type=count, default=8, help="sequences, over all processes")
     option("--length", type=count, default=128, help="tokens of a sequence")
@@ -245,8 +246,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "C++ compiler, more than it saves here",
     )
     option("--save-every", type=count, default=50, help="steps between checkpoints")
-    option("--plain-steps", type=int, default=10, help="of plain MLX, for its speed")
-    option("--sample", type=int, default=200, help="tokens to generate at the end")
+    option(
+        "--plain-steps", type=natural, default=10, help="of plain MLX, for its speed"
+    )
+    option("--sample", type=natural, default=200, help="tokens to generate at the end")
     return parser.parse_args(arguments)
 
 
@@ -282,7 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     run = build(config, args, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    saved = args.out / "checkpoint.safetensors"
+    saved = args.out / CHECKPOINT
     settings = {**asdict(config), **{k: getattr(args, k) for k in SETTINGS}}
     if args.resume and saved.exists():
         run.restore(saved, settings)
@@ -300,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     before = validate(run.model, data, args)
     speed = train(run, data, args, on_step)
     after = validate(run.model, data, args)
-    say(f"held-out loss {before:.3f} -> {after:.3f} nats a byte")
+    say(f"held-out loss {before:.3f} -> {after:.3f} nats per byte")
     if not main_rank:
         return
     say(f"{args.device}: {speed}")
@@ -315,5 +318,14 @@ def main(arguments: list[str] | None = None) -> None:
         report(run, config, data, args.length)
 
 
+def what_is_saved() -> str:
+    """After Ctrl-C: the step that --resume goes on from, if any."""
+    saved = parse().out / CHECKPOINT
+    if not saved.exists():
+        return f"no checkpoint yet, {saved} is written every --save-every steps"
+    step = len(checkpoint.load(saved)[0]["losses"])
+    return f"the same command with --resume goes on from step {step}"
+
+
 if __name__ == "__main__":
-    options.run(main, "--resume goes on from the last checkpoint")
+    options.run(main, what_is_saved)

@@ -57,7 +57,7 @@ def restore(module: nn.Module) -> None:
         module.__class__ = module._original
 
 
-def twin(module: M) -> M:
+def shallow_copy(module: M) -> M:
     """Another module of the same class, arrays and freezing."""
     new = dict.__new__(type(module))
     dict.update(new, module)

@@ -1,6 +1,6 @@
 """policy="auto": times a layer's product on each device of this machine, and chooses.
 
-Measurements are kept in the cache directory, one file a device, and made again when
+Measurements are kept in the cache directory, one file per device, and made again when
 the machine or a version changes or the file cannot be read.
 """
 

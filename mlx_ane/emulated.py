@@ -31,7 +31,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-# MIL's names of the types that a function can take and give.
+# MIL's names of the types of inputs and outputs.
 _DTYPES = {
     "fp16": np.float16,
     "fp32": np.float32,

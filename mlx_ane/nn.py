@@ -18,7 +18,7 @@ from mlx.nn import Embedding, Linear, QuantizedEmbedding, QuantizedLinear
 from mlx_ane import _ext
 from mlx_ane._capturing import capturing
 from mlx_ane._device import default_setting, resolve
-from mlx_ane._exchange import Exchanged, exchange, restore, twin
+from mlx_ane._exchange import Exchanged, exchange, restore, shallow_copy
 from mlx_ane._types import Device, Precision
 from mlx_ane.ops import bad_argument, plain_linear
 
@@ -114,7 +114,7 @@ def _quantized_product(layer: Any, x: mx.array) -> Any:
 
 def placed(cls: type[M], layer: nn.Module, **settings: Any) -> M:
     """A new layer of ours with the arrays, freezing and attributes of a plain one."""
-    new: Any = twin(layer)
+    new: Any = shallow_copy(layer)
     exchange(new, cls, **settings)
     return new
 
@@ -134,7 +134,7 @@ def _checked(cls: type[M], layer: object, device: Device | None, where: str) -> 
 
 def _plain(layer: M) -> Any:
     """What the `to_...` return: a new plain layer."""
-    new = twin(layer)
+    new = shallow_copy(layer)
     restore(new)
     return new
 
@@ -195,7 +195,7 @@ class ANELinear(Placed, Linear):
             device (str, optional): See the class.
 
         Raises:
-            ValueError: If ``linear`` is no nn.Linear or the device is unknown.
+            ValueError: If ``linear`` is not an nn.Linear or the device is unknown.
         """
         return _checked(cls, linear, device, "from_linear")
 

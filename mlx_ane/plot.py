@@ -92,7 +92,7 @@ def timeline(
     *,
     title: str = "Timeline",
 ) -> Figure:
-    """Spans over time: a row a kind of span, a colour a lane, totals at the right.
+    """Spans over time: a row per kind of span, a colour per lane, and totals.
 
     Args:
         events: A file that :class:`mlx_ane.timeline` wrote, or its ``events``.

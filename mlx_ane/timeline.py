@@ -220,7 +220,7 @@ OUTSIDE = "outside mlx_ane"
 
 
 def in_lanes(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give each event its lane as category, a row a thread of it, and its rates."""
+    """Give each event its lane as category, one row per thread, and its rates."""
     lane_of = {kind: lane for lane, kinds in LANES.items() for kind in kinds}
     threads: dict[str, list[int]] = {lane: [] for lane in LANES}
     for event in events:
@@ -291,7 +291,7 @@ def _own_name() -> str:
 def record_process(path: str) -> None:
     """Record from now to the end of the process (MLX_ANE_TIMELINE).
 
-    A folder gets a file a process. A file belongs to rank 0, or to the first of
+    A folder gets one file per process. A file belongs to rank 0, or to the first of
     several processes; others write beside it. What cannot be written costs a line on
     stderr, never the process.
     """

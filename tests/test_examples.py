@@ -84,7 +84,22 @@ def test_digits_reach_their_goal() -> None:
 
 
 def test_digits_below_goal_fail() -> None:
-    assert "below the goal" in run("digits.py", "--epochs", 1, fails=True)
+    printed = run("digits.py", "--epochs", 1, fails=True)
+    assert "after 1 epochs is below the goal of 0.97; the default of 30" in printed
+
+
+def test_a_missing_extra_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sklearn.py").write_text("import no_such_module")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "digits.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "digits.py: no_such_module is not installed; run: pip install 'mlx-ane[demo]'"
+    ]
 
 
 def test_gpt_is_mlx_lms_llama() -> None:
@@ -353,6 +368,31 @@ def test_lora_trains_adapters_for_plain_mlx_lm(
     assert len(adapters) == 2 * len(layers) == 2 * 2 * 7
 
 
+def test_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
+    for save_every, says in [
+        (2, "with --resume goes on from step"),
+        (10**6, "no check"),
+    ]:
+        out = tmp_path / str(save_every)
+        process = subprocess.Popen(
+            command(
+                *("train_gpt.py", "--out", out, *TINY),
+                *("--steps", 100000, "--save-every", save_every),
+            ),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            cwd=tmp_path,
+        )
+        told = ""
+        while "8/100000" not in told:  # tqdm's bar
+            told += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+        assert says in rest.splitlines()[-1] and "Traceback" not in rest
+
+
 @pytest.mark.slow
 def test_held_out_loss_is_that_of_plain_mlx() -> None:
     sizes = ["--hidden-size", "64", "--layers", "2", "--steps", "100"]
@@ -360,7 +400,7 @@ def test_held_out_loss_is_that_of_plain_mlx() -> None:
         ["cpu", "emulated"], [*compare.TRAINING_SIZES, *sizes]
     )
     mx.enable_compile()
-    plain = found["losses, nats a byte"]["mlx"]
+    plain = found["losses, nats per byte"]["mlx"]
     assert plain["after"] < plain["before"] - 2
     differences = found["relative difference"]
     assert differences["cpu"] < 1e-3
@@ -393,6 +433,8 @@ def test_whole_demo(tmp_path: Path) -> None:
         (["lora.py", "--rank", "0"], "argument --rank: got 0, need 1 or more"),
         (["train_gpt.py", "--heads", "5"], "hidden_size is 192, but with 5 heads"),
         (["train_gpt.py", "--length", "100000000"], "need less"),
+        (["train_gpt.py", "--seed", "-1"], "argument --seed: got -1, need 0 or more"),
+        (["digits.py", "--seed", str(2**64)], "need 0 or more"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], says: str, tmp_path) -> None:

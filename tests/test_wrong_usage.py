@@ -376,7 +376,7 @@ OTHERS = [
     ),
     Wrong("bench --against torch --torch-python {tmp}/no", "No such file or directory"),
     Wrong(
-        "bench --against mkl --mkl {tmp}/no", "--mkl is '{tmp}/no', which is no file"
+        "bench --against mkl --mkl {tmp}/no", "--mkl is '{tmp}/no', which is not a file"
     ),
     Wrong("bench --only nothing", "--only has 'nothing', which is in no case of all"),
     Wrong("bench pack --only dispatch", "which is in no case of pack"),

@@ -61,13 +61,13 @@ def train(device: str, data: corpus.Corpus, flags: list[str]) -> dict[str, float
 
 
 def compare_training(devices: list[str], flags: list[str]) -> dict[str, Any]:
-    """Losses in nats a byte of plain MLX ("mlx") and of each device."""
+    """Losses in nats per byte of plain MLX ("mlx") and of each device."""
     mx.disable_compile()
     data = corpus.Corpus(corpus.standard_library())
     losses = {device: train(device, data, flags) for device in ("mlx", *devices)}
     plain = losses["mlx"]["after"]
     return {
-        "losses, nats a byte": losses,
+        "losses, nats per byte": losses,
         "relative difference": {
             device: abs(losses[device]["after"] / plain - 1) for device in devices
         },

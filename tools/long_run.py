@@ -115,7 +115,7 @@ def main() -> int:
         "command": f"python tools/long_run.py --device {args.device}",
         "mlx": mx.__version__,
         "steps": args.steps,
-        "growth, bytes a step": {k: round(v, 1) for k, v in growth.items()},
+        "growth, bytes per step": {k: round(v, 1) for k, v in growth.items()},
         "flat": flat,
         "losses": [found["first loss"], found["last loss"]],
         "counters": found["counters"],

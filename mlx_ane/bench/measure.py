@@ -73,7 +73,9 @@ def why_absent(peer: str, torch_python: str | None, mkl: str | None) -> str | No
         path = mkl or find_mkl()
         if path is None:
             return "libmkl_rt was not found (pip install mkl, or --mkl FILE)"
-        return None if Path(path).is_file() else f"--mkl is {path!r}, which is no file"
+        return (
+            None if Path(path).is_file() else f"--mkl is {path!r}, which is not a file"
+        )
     if peer != "torch":
         return None
     python = torch_python or sys.executable

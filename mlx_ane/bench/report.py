@@ -58,7 +58,7 @@ WORDS = {
 }
 RATIO = (
     "time of the baseline, whose ratio is 1, over the time of the variant in the same "
-    "round: median [smallest .. largest]; above 1 is faster"
+    "round: median [smallest..largest]; above 1 is faster"
 )
 HEAD = ("case", "variant", "correct", "median", "rate", "ratio [spread]", "target")
 
@@ -87,13 +87,19 @@ class Report:
         lines = [f"{self.machine}, {self.date}"]
         lines += [f"{name}: {value}" for name, value in self.info.items()]
         lines += [f"absent: {name}: {why}" for name, why in self.absent.items()]
-        lines += warnings() + self._busy()
-        cells = [HEAD, *(_cells(row) for row in self.rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
-        lines += [
+        lines += map(_wrapped, warnings() + self._busy())
+        cells = [HEAD[1:], *(_cells(row)[1:] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        head, *found = (
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
             for row in cells
-        ]
+        )
+        lines += ["", head] if found else []
+        case = ""
+        for row, line in zip(self.rows, found, strict=True):
+            if case != (case := f"{row.part}: {row.case}"):
+                lines.append(f"-- {case}")
+            lines.append(line)
         lines += ["", *map(_wrapped, [f"ratio: {RATIO}", *self.explained()])]
         lines += _experiment_lines(self.experiment)
         return "\n".join([*lines, *map(_wrapped, CAVEATS)])
@@ -194,7 +200,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     correct = ("probe" if row.error is None else "yes" if row.correct else "NO") + error
     ratio = "none: wrong answer"
     if row.ratio is not None:
-        ratio = f"{row.ratio:.3f} [{min(row.ratios):.3f} .. {max(row.ratios):.3f}]"
+        ratio = f"{row.ratio:.3f} [{min(row.ratios):.2f}..{max(row.ratios):.2f}]"
     return (
         row.case,
         row.variant,

@@ -168,7 +168,7 @@ void check_known(Scope& scope, const Operation& op) {
   }
   auto info = find_op(op.op);
   if (!info) {
-    scope.report("unknown-op", op, op.op + " is no MIL operation");
+    scope.report("unknown-op", op, op.op + " is not a MIL operation");
     return;
   }
   bool own = !op.opset.empty();

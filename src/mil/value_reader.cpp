@@ -284,7 +284,8 @@ DType ValueReader::element_type() {
   auto dtype = dtype_named(name);
   if (!dtype) {
     in_.fail_at(
-        start, "'" + std::string(name.substr(0, 40)) + "' is no element type");
+        start,
+        "'" + std::string(name.substr(0, 40)) + "' is not an element type");
   }
   return *dtype;
 }

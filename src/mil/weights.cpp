@@ -174,7 +174,7 @@ WeightFile::WeightFile(std::span<const std::byte> file) : file_(file) {
   if (version != file_version) {
     fail(
         "the file has version " + std::to_string(version) +
-        ", need 2; it is no weight file or from another tool");
+        ", need 2; it is not a weight file, or one of another tool");
   }
   auto count = load<uint32_t>(file, 0);
   index(count);

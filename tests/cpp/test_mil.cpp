@@ -383,7 +383,7 @@ TEST(errors_show_line_column_and_caret) {
   CHECK_THROWS(ParseError, "line 1, column 1", parse(""));
   CHECK_THROWS(ParseError, "expected program", parse("hello"));
   CHECK_THROWS(
-      ParseError, "is no element type", parse_value("tensor<fp17, []>", "1"));
+      ParseError, "is not an element type", parse_value("tensor<fp17, []>", "1"));
   CHECK_THROWS(ParseError, "not closed", parse_value("string", "\"abc"));
   CHECK_THROWS(ParseError, "unknown escape", parse_value("string", "\"\\q\""));
   CHECK_THROWS(ParseError, "not closed; add */", parse("program(1.3) /* a"));

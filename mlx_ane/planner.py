@@ -44,7 +44,6 @@ from mlx_ane.estimate import (
     products_of,
     two_digits,
 )
-from mlx_ane.tape import Unsupported
 
 #: The size of a program: rows, depth and columns, padded.
 Program = tuple[int, int, int]
@@ -489,8 +488,8 @@ class _Blocks:
                         found.append((inside, _less(block, made, len(calls))))
                     else:
                         why = placed.replace("_", " ")
-            except Unsupported as error:
-                why = reason(error).partition("] ")[2]
+            except (RuntimeError, ValueError) as error:  # Unsupported, or MLX's own
+                why = reason(error).rpartition("] ")[2]
                 left = [s for s, _ in self.watched if s.parent is module] + left
             self.planned.append(
                 PlannedBlock(site.path, type(module).__name__, shape, why)

@@ -311,6 +311,16 @@ def test_a_block_that_is_no_program_says_why_and_counts_its_layers() -> None:
     assert [b.why for b in few.blocks] == ["few rows"]
 
 
+def test_a_capture_that_fails_is_no_error_of_the_plan(monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("[custom_kernel] cannot be exported")
+
+    monkeypatch.setattr(planner, "captured", fails)
+    plan = ane.plan(Stack(MLP()), (1, 64, 64), chip="M4")
+    assert [b.why for b in plan.blocks] == ["cannot be exported"]
+    assert plan.estimates[1].blocks is None
+
+
 def test_parts_of_a_block_are_programs_where_the_whole_is_not() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

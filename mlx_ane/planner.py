@@ -44,7 +44,6 @@ from mlx_ane.estimate import (
     products_of,
     two_digits,
 )
-from mlx_ane.tape import Unsupported
 
 #: The size of a program: rows, depth and columns, padded.
 Program = tuple[int, int, int]
@@ -328,7 +327,7 @@ def planned(
             passes.append((shape, products, entered))
         calls = [call for _, products, _ in passes for _, call in products]
         _keep_within_budget(calls, limits["resident_programs"])
-        trained = tree_flatten(model.trainable_parameters())
+        trained = _trained(model)
         estimated = [
             estimate
             for shape, products, entered in passes
@@ -337,7 +336,7 @@ def planned(
                 products,
                 _first_trained(sites, products),
                 blocks.programs(shape, products, entered),
-                sum(array.nbytes for _, array in trained),
+                sum(array.nbytes for array in trained),
                 figures,
             )
         ]
@@ -354,7 +353,7 @@ def planned(
         blocks=blocks.planned,
         block_programs=len(blocks.distinct),
         parameter_bytes=dict(parameters),
-        trained_parameters=sum(array.size for _, array in trained),
+        trained_parameters=sum(array.size for array in trained),
         figures={
             "floor of a call, s": figures.floor,
             "bandwidth, byte/s": figures.bandwidth,
@@ -489,8 +488,8 @@ class _Blocks:
                         found.append((inside, _less(block, made, len(calls))))
                     else:
                         why = placed.replace("_", " ")
-            except Unsupported as error:
-                why = reason(error).partition("] ")[2]
+            except (RuntimeError, ValueError) as error:  # Unsupported, or MLX's own
+                why = reason(error).rpartition("] ")[2]
                 left = [s for s, _ in self.watched if s.parent is module] + left
             self.planned.append(
                 PlannedBlock(site.path, type(module).__name__, shape, why)
@@ -502,7 +501,7 @@ class _Blocks:
         given = (module, *args)
         block = captured(block_function(type(module)), given, kwargs, self._captured)
         capture, staged = block.captured, block.frozen(given, kwargs)
-        trained = {id(a) for _, a in tree_flatten(module.trainable_parameters())}
+        trained = set(map(id, _trained(module)))
         leaves = zip(
             capture.prologue.inputs,
             capture.flatten(given, kwargs),
@@ -550,10 +549,19 @@ def _first_trained(sites: list[Site], products: list[_Made]) -> int:
 
 def _trains(module: nn.Module) -> bool:
     """Whether an array of the module itself is trained."""
+    frozen = vars(module).get("_no_grad", ())  # some forget nn.Module.__init__
     return any(
-        isinstance(value, mx.array) and key not in module._no_grad
+        isinstance(value, mx.array) and key not in frozen and not key.startswith("_")
         for key, value in module.items()
     )
+
+
+def _trained(model: nn.Module) -> list[mx.array]:
+    """The arrays that an optimizer would train."""
+    if "_no_grad" not in vars(model):
+        parts = tree_flatten(model.children(), is_leaf=nn.Module.is_module)
+        return [array for _, part in parts for array in _trained(part)]
+    return [array for _, array in tree_flatten(model.trainable_parameters())]
 
 
 def _estimates(

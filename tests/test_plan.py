@@ -266,6 +266,38 @@ def test_gradients_that_nothing_needs_are_not_counted() -> None:
     assert [e.what for e in ane.plan(model, (1, 64, 64)).estimates] == ["forward"]
 
 
+def test_private_arrays_are_not_trained() -> None:
+    class Private(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._table = mx.zeros((64, 64))
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return x
+
+    def last_alone(*blocks: nn.Module) -> ane.Plan:
+        model = Stack(*blocks)
+        model.freeze()
+        model.layers[-1].unfreeze()
+        return ane.plan(model, (1, 64, 64), chip="M4")
+
+    plain = last_alone(MLP(), MLP())
+    assert last_alone(Private(), MLP(), MLP()).estimates == plain.estimates
+
+
+def test_a_model_that_forgets_to_be_a_module() -> None:
+    class Forgets(Stack):
+        def __init__(self, *blocks: nn.Module) -> None:  # as recurrent_gemma's
+            dict.__init__(self, layers=list(blocks))
+            self.__dict__["_training"] = True
+
+    plans = [
+        ane.plan(model, (1, 64, 64), chip="M4")
+        for model in (Stack(MLP(), MLP()), Forgets(MLP(), MLP()))
+    ]
+    assert plans[0].to_dict() == plans[1].to_dict()
+
+
 def test_a_block_that_is_no_program_says_why_and_counts_its_layers() -> None:
     odd, plain = Stack(MLP(odd=True)), Stack(MLP())
     plan = ane.plan(odd, (1, 64, 64), chip="M4")
@@ -277,6 +309,16 @@ def test_a_block_that_is_no_program_says_why_and_counts_its_layers() -> None:
     assert [e.layers for e in plan.estimates] == pytest.approx(layers)
     few = ane.plan(plain, (1, 8, 64), chip="M4")
     assert [b.why for b in few.blocks] == ["few rows"]
+
+
+def test_a_capture_that_fails_is_no_error_of_the_plan(monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("[custom_kernel] cannot be exported")
+
+    monkeypatch.setattr(planner, "captured", fails)
+    plan = ane.plan(Stack(MLP()), (1, 64, 64), chip="M4")
+    assert [b.why for b in plan.blocks] == ["cannot be exported"]
+    assert plan.estimates[1].blocks is None
 
 
 def test_parts_of_a_block_are_programs_where_the_whole_is_not() -> None:

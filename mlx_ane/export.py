@@ -151,8 +151,10 @@ def export(
         ValueError: A wrong argument.
 
     Example:
-        >>> report = ane.export(model, "encoder.mlpackage", tokens, mask)
-        >>> print(report)
+        >>> layer = nn.Linear(64, 32)
+        >>> report = ane.export(layer, "layer.mlpackage", mx.zeros((1, 64)))
+        >>> [(port.name, port.dtype, port.shape) for port in report.outputs]
+        [('output', 'fp32', (1, 32))]
     """
     version = _version(weights, deployment)
     mil.spec.check_path(path)

@@ -93,10 +93,9 @@ class Store:
         self.writer = Writer()
         self._offsets: dict[tuple[str, bytes], int] = {}
 
-    @property
-    def used(self) -> bool:
-        """Whether it has chunks."""
-        return bool(self._offsets)
+    def getvalue(self) -> bytes:
+        """The file; empty without arrays."""
+        return self.writer.getvalue() if self._offsets else b""
 
     def literal(self, dtype: str, array: Array) -> str:
         """MIL text of a constant, in the file if it has ten elements or more."""

@@ -277,7 +277,9 @@ def test_compressed_weights(weights: str, deployment: str, path: Path) -> None:
 def test_quantised_weights_decode_to_mlx(bits: int, path: Path) -> None:
     model, tokens = llama()
     nn.quantize(model, group_size=32, bits=bits)
+    state = np.array(mx.random.state[0])
     report = ane.export(model, path, tokens, deployment="macOS15")
+    assert np.array_equal(np.array(mx.random.state[0]), state)
     assert report.widened == []
     assert report.program_error is not None and report.program_error < 2e-3
     assert error(run(path, tokens)["output"], model(tokens)) < 2e-3

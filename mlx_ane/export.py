@@ -261,17 +261,18 @@ def _lengths(
     """The lengths beside the examples' own."""
     if not lengths:
         return []
-    if DEPLOYMENTS[deployment] < 9:
-        raise NotImplementedError(
-            f"[mlx_ane.export] several lengths are functions of one package, which "
-            f'{deployment} does not have; use deployment="macOS15", or export each.'
-        )
     if not examples or examples[0].ndim < 2 or any(n < 1 for n in lengths):
         raise ValueError(
             f"[mlx_ane.export] lengths is {list(lengths)}, need positive sizes for the "
             "second axis of the first input."
         )
-    return [n for n in dict.fromkeys(lengths) if n != examples[0].shape[1]]
+    more = [n for n in dict.fromkeys(lengths) if n != examples[0].shape[1]]
+    if more and DEPLOYMENTS[deployment] < 9:
+        raise NotImplementedError(
+            f"[mlx_ane.export] several lengths are functions of one package, which "
+            f'{deployment} does not have; use deployment="macOS15", or export each.'
+        )
+    return more
 
 
 def _resized(x: mx.array, examples: Sequence[mx.array], length: int) -> mx.array:

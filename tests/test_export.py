@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 import mlx_ane as ane
 from mlx_ane import emulated, mil
+from mlx_ane.cli import main
 from mlx_ane.export import DEPLOYMENTS
 
 ROOT = Path(__file__).parents[1]
@@ -239,6 +240,7 @@ def test_lengths_are_functions_over_the_same_weights(path: Path) -> None:
     assert error(got, model(short)) < 2e-3
     with pytest.raises(NotImplementedError, match='use deployment="macOS15"'):
         ane.export(model, path, tokens, lengths=[16])
+    ane.export(model, path, tokens, lengths=[32], check=False)  # the examples' own
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
@@ -474,27 +476,53 @@ def minilm(tmp_path: Path) -> Path:
     return next(tmp_path.rglob("1_Pooling")).parent
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlx_lm.tuner.lora import LoRALinear
+    from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import save_config, save_model
 
+    monkeypatch.chdir(tmp_path)
     model, tokens = llama()
-    config = {**vars(model.args), "model_type": "llama"}
-    save_model(tmp_path / "lm", model)
-    save_config(config, tmp_path / "lm" / "config.json")
-    out = tmp_path / "lm.mlpackage"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "mlx_ane", "export", str(tmp_path / "lm")),
-            *("--out", str(out), "--length", "32", "16", "--last"),
-            *("--weights", "int8", "--deployment", "macOS15", "--author", "me"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "relative error against MLX" in done.stdout
-    got = run(out, tokens)["logits"]
+    save_model(Path("lm"), model)
+    save_config({**vars(model.args), "model_type": "llama"}, "lm/config.json")
+    options = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    linear_to_lora_layers(model, 2, options)
+    for _, m in model.named_modules():
+        if isinstance(m, LoRALinear):
+            m.lora_b = mx.random.normal(m.lora_b.shape) * 0.1
+    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": options}
+    Path("ad").mkdir()
+    Path("ad/adapter_config.json").write_text(json.dumps(config))
+    adapters = {k: a for k, a in tree_flatten(model.parameters()) if "lora" in k}
+    mx.save_safetensors("ad/adapters.safetensors", adapters)
+
+    line = "export lm --out lm.mlpackage --adapter-path ad --length 32 16 --last "
+    line += "--weights int8 --deployment macOS15 --author me"
+    assert main(line.split()) == 0
+    assert "relative error against MLX" in capsys.readouterr().out
+    path = Path("lm.mlpackage")
+    got = run(path, tokens)["logits"]
     assert got.shape == (1, 96)
-    assert error(got, model(tokens)[:, -1]) < 5e-2
-    assert opened(out)[0].description.metadata.author == "me"
+    assert error(got, frozen(model)(tokens)[:, -1]) < 5e-2
+    assert run(path, tokens[:, :16], function="length_16")["logits"].shape == (1, 96)
+    assert opened(path)[0].description.metadata.author == "me"
+
+    assert (
+        main("export lm --out lm.mlpackage --length 8 --no-check --json".split()) == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["outputs"] == [
+        {"name": "logits", "shape": [1, 8, 96], "dtype": "fp32"}
+    ]
+    for wrong, words in {
+        "lm --out lm.mlmodel": "need a name ending in .mlpackage",
+        "lm --out a.mlpackage --length 0": "--length is [0], need 1 or more",
+        "lm --out a.mlpackage --length 8 16": 'use deployment="macOS15"',
+        "lm --out a.mlpackage --adapter-path no/where/at/all": "do not fit",
+        "./none --out a.mlpackage": "which does not exist",
+    }.items():
+        assert main(["export", *wrong.split()]) == 1
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1

@@ -48,9 +48,11 @@ def main() -> None:
             if error is not None:
                 found[name] = error
             else:
-                reasons[why.removeprefix("[mlx_ane.export] ").split()[0]] += 1
+                why = why.removeprefix("[mlx_ane.export] ")
+                reasons[why.split(" in ")[0].split(":")[0]] += 1
     small = sum(error <= 2e-3 for error in found.values())
-    print(f"{len(found)} of {len(names)} exported, {small} within 2e-3; {reasons}")
+    print(f"{len(found)} of {len(names)} exported, {small} within 2e-3")
+    print("not:", ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()))
 
 
 if __name__ == "__main__":

@@ -219,13 +219,15 @@ def encode_quantised(parts: Quantised) -> Constant | None:
     offsets = np.divide(-biases, scales, out=np.zeros_like(scales), where=scales != 0)
     dtype = "uint4" if parts.bits <= 4 else "uint8"
     whole = np.rint(offsets)
-    tries: list[tuple[str, Array]] = [("fp16", offsets.astype(np.float16))]
+    with np.errstate(over="ignore"):
+        tries: list[tuple[str, Array]] = [("fp16", offsets.astype(np.float16))]
     if whole.min() >= 0 and whole.max() < 2 ** (4 if parts.bits <= 4 else 8):
         tries.insert(0, (dtype, whole.astype(np.uint8)))
     scale = scales.astype(np.float16)
     for kind, offset in tries:
         wide = [np.repeat(a, parts.group_size, 1) for a in (scale, offset)]
-        values = (codes - wide[1].astype(np.float32)) * wide[0]
+        with np.errstate(invalid="ignore"):
+            values = (codes - wide[1].astype(np.float32)) * wide[0]
         if np.abs(values - expected).max() <= 1e-3 * np.abs(expected).max():
             operands = {
                 "data": (dtype, codes[None, None]),

@@ -69,7 +69,8 @@ class ExportReport:
     error: float | None
     #: The same against MLX with the weights as they are stored.
     program_error: float | None
-    #: Weights that MLX quantised in a way that Core ML cannot hold: they are fp16.
+    #: Weights that MLX quantised and that are fp16 here: Core ML cannot hold them, or
+    #: they are no module's.
     widened: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -484,7 +485,12 @@ class _Function:
             raise _named(error) from None
         places = {v: i for i, v in enumerate(tape.inputs)}
         self.decoded = {places[v]: a for v, a in made.decoded.items()}
-        self.widened = made.widened
+        makers = captured.prologue.producers()
+        self.widened = made.widened + [
+            tape.paths[v]
+            for v, inside in zip(tape.inputs, captured.body.inputs, strict=True)
+            if inside in makers and makers[inside].name == "Dequantised"
+        ]
         return made.text
 
     def compare(

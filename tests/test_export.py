@@ -300,6 +300,25 @@ def test_quantised_weights_decode_to_mlx(bits: int, path: Path) -> None:
         assert np.abs(values - np.array(exact)).max() < 1e-3 * np.abs(exact).max()
 
 
+def test_what_is_no_longer_quantised_is_said(path: Path) -> None:
+    far = mx.random.normal((64, 64)) * 1e-4 + 1.0  # groups far from zero
+    layer = nn.Linear(64, 64, bias=False)
+    layer.weight = far
+    layer = nn.Sequential(nn.QuantizedLinear.from_linear(layer, group_size=64, bits=8))
+    report = ane.export(layer, path, X, deployment="macOS15")
+    assert report.widened == ["layers.0.weight"]
+    packed = mx.quantize(mx.random.normal((64, 64)))
+
+    def function(x: mx.array) -> mx.array:
+        return mx.quantized_matmul(x, *packed)
+
+    x = mx.random.normal((4, 64))
+    report = ane.export(function, path, x)
+    assert len(report.widened) == 1
+    assert "in fp16: packed" in str(report)
+    assert error(run(path, x)["output"], function(x)) < 2e-3
+
+
 def test_adapters_are_fused_in_a_copy(path: Path) -> None:
     from mlx_lm.tuner.lora import LoRALinear
     from mlx_lm.tuner.utils import linear_to_lora_layers

@@ -168,10 +168,9 @@ def _int4_table(weight: Array, axis: int) -> Constant:
     table = table.astype(np.float16)
     middles = (table[1:].astype(np.float32) + table[:-1]) / 2
     codes = np.searchsorted(middles, weight.ravel()).astype(np.uint8)
-    low, high = codes[::2], codes[1::2]
-    packed = low | np.resize(np.append(high, 0), low.size).astype(np.uint8) << 4
+    pairs = np.append(codes, np.zeros(codes.size % 2, np.uint8)).reshape(-1, 2)
     operands = {
-        "indices": ("uint8", packed),
+        "indices": ("uint8", pairs[:, 0] | pairs[:, 1] << 4),
         "lut": ("fp16", table),
         "shape": ("uint32", np.array(weight.shape, np.uint32)),
     }

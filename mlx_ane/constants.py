@@ -93,10 +93,9 @@ class Store:
         self.writer = Writer()
         self._offsets: dict[tuple[str, bytes], int] = {}
 
-    @property
-    def used(self) -> bool:
-        """Whether it has chunks."""
-        return bool(self._offsets)
+    def getvalue(self) -> bytes:
+        """The file; empty without arrays."""
+        return self.writer.getvalue() if self._offsets else b""
 
     def literal(self, dtype: str, array: Array) -> str:
         """MIL text of a constant, in the file if it has ten elements or more."""
@@ -169,10 +168,9 @@ def _int4_table(weight: Array, axis: int) -> Constant:
     table = table.astype(np.float16)
     middles = (table[1:].astype(np.float32) + table[:-1]) / 2
     codes = np.searchsorted(middles, weight.ravel()).astype(np.uint8)
-    low, high = codes[::2], codes[1::2]
-    packed = low | np.resize(np.append(high, 0), low.size).astype(np.uint8) << 4
+    pairs = np.append(codes, np.zeros(codes.size % 2, np.uint8)).reshape(-1, 2)
     operands = {
-        "indices": ("uint8", packed),
+        "indices": ("uint8", pairs[:, 0] | pairs[:, 1] << 4),
         "lut": ("fp16", table),
         "shape": ("uint32", np.array(weight.shape, np.uint32)),
     }
@@ -220,13 +218,15 @@ def encode_quantised(parts: Quantised) -> Constant | None:
     offsets = np.divide(-biases, scales, out=np.zeros_like(scales), where=scales != 0)
     dtype = "uint4" if parts.bits <= 4 else "uint8"
     whole = np.rint(offsets)
-    tries: list[tuple[str, Array]] = [("fp16", offsets.astype(np.float16))]
+    with np.errstate(over="ignore"):
+        tries: list[tuple[str, Array]] = [("fp16", offsets.astype(np.float16))]
     if whole.min() >= 0 and whole.max() < 2 ** (4 if parts.bits <= 4 else 8):
         tries.insert(0, (dtype, whole.astype(np.uint8)))
     scale = scales.astype(np.float16)
     for kind, offset in tries:
         wide = [np.repeat(a, parts.group_size, 1) for a in (scale, offset)]
-        values = (codes - wide[1].astype(np.float32)) * wide[0]
+        with np.errstate(invalid="ignore"):
+            values = (codes - wide[1].astype(np.float32)) * wide[0]
         if np.abs(values - expected).max() <= 1e-3 * np.abs(expected).max():
             operands = {
                 "data": (dtype, codes[None, None]),

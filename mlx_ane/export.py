@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_ane import emulated, mil
+from mlx_ane._preserve import preserved
 from mlx_ane.capture import Captured, capture, lowered, rebuild
 from mlx_ane.constants import WAYS, Quantised, Store
 from mlx_ane.coreml import INNER, Port, Settings, write_function
@@ -67,7 +69,8 @@ class ExportReport:
     error: float | None
     #: The same against MLX with the weights as they are stored.
     program_error: float | None
-    #: Weights that MLX quantised in a way that Core ML cannot hold: they are fp16.
+    #: Weights that MLX quantised and that are fp16 here: Core ML cannot hold them, or
+    #: they are no module's.
     widened: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,64 +154,75 @@ def export(
         ValueError: A wrong argument.
 
     Example:
-        >>> report = ane.export(model, "encoder.mlpackage", tokens, mask)
-        >>> print(report)
+        >>> layer = nn.Linear(64, 32)
+        >>> report = ane.export(layer, "layer.mlpackage", mx.zeros((1, 64)))
+        >>> [(port.name, port.dtype, port.shape) for port in report.outputs]
+        [('output', 'fp32', (1, 32))]
     """
     version = _version(weights, deployment)
     mil.spec.check_path(path)
     examples = [_example(i, x) for i, x in enumerate(example_inputs)]
-    store = Store()
-    settings = Settings(weights, version, store)
     if type(fun) is type(mx.compile(abs)):
         raise ValueError(
             "[mlx_ane.export] fun is compiled by mx.compile, need the function itself."
         )
-    copied, quantised = _prepare(fun, version, deployment)
-    functions = [_Function.of("main", copied, examples, fun, names)]
-    for length in _lengths(lengths, examples, deployment):
-        resized = [_resized(x, examples, length) for x in examples]
-        functions.append(_Function.of(f"length_{length}", copied, resized, fun, names))
-    text = "".join(f.write(settings, quantised) for f in functions)
-    program = mil.parse(f"program(1.3)\n{{\n{text}}}\n")
-    model = mil.spec.write(
-        program,
-        version=version,
-        description=description,
-        author=author,
-        license=license,
-        model_version=model_version,
-        metadata=metadata,
-    )
-    file = store.writer.getvalue() if store.used else b""
-    main = functions[0]
-    errors = []
-    if check:
-        # What the package will hold is what runs.
-        engine = emulated.Program(
-            mil.spec.read(model).text(),
-            {mil.spec.WEIGHTS: file},
-            limits="off",
-            memory_budget=1 << 40,
+    more = _lengths(lengths, examples, deployment)
+    settings = Settings(weights, version, Store())
+    with preserved(fun, *_roots(fun)):
+        copied, quantised = _prepare(fun, version, deployment)
+        functions = [_Function.of("main", copied, examples, fun, names)]
+        for length in more:
+            resized = [_resized(x, examples, length) for x in examples]
+            name = f"length_{length}"
+            functions.append(_Function.of(name, copied, resized, fun, names))
+        text = "".join(f.write(settings, quantised) for f in functions)
+        program = mil.parse(f"program(1.3)\n{{\n{text}}}\n")
+        model = mil.spec.write(
+            program,
+            version=version,
+            description=description,
+            author=author,
+            license=license,
+            model_version=model_version,
+            metadata=metadata,
         )
+        file = settings.store.getvalue()
         compressed = weights != "float16" or bool(quantised)
-        errors = [f.compare(engine, fun, compressed) for f in functions]
+        errors = _compare(functions, model, file, fun, compressed) if check else []
     mil.spec.save(path, model, file)
-    operations: dict[str, int] = {}
-    for op in program.functions[0].operations:
-        if op.op != "const" and not op.op.startswith("constexpr_"):
-            operations[op.op] = operations.get(op.op, 0) + 1
+    main = functions[0]
+    operations = Counter(op.op for op in program.functions[0].operations)
     return ExportReport(
         path=os.fspath(path),
         deployment=deployment,
         version=version,
         inputs=main.inputs,
         outputs=main.outputs,
-        operations=operations,
+        operations={
+            op: n for op, n in operations.items() if not op.startswith("const")
+        },
         weight_bytes=len(file),
         error=max((e[0] for e in errors), default=None),
         program_error=max((e[1] for e in errors), default=None),
         widened=main.widened,
     )
+
+
+def _compare(
+    functions: Sequence[_Function],
+    model: bytes,
+    weights: bytes,
+    fun: Callable[..., Any],
+    compressed: bool,
+) -> list[tuple[float, float]]:
+    """The errors of each function: what runs is what the package will hold."""
+    engine = emulated.Program(
+        mil.spec.read(model).text(),
+        {mil.spec.WEIGHTS: weights},
+        limits="off",
+        memory_budget=1 << 40,
+    )
+    return [f.compare(engine, fun, compressed) for f in functions]
 
 
 # Arguments.
@@ -248,17 +262,18 @@ def _lengths(
     """The lengths beside the examples' own."""
     if not lengths:
         return []
-    if DEPLOYMENTS[deployment] < 9:
-        raise NotImplementedError(
-            f"[mlx_ane.export] several lengths are functions of one package, which "
-            f'{deployment} does not have; use deployment="macOS15", or export each.'
-        )
     if not examples or examples[0].ndim < 2 or any(n < 1 for n in lengths):
         raise ValueError(
             f"[mlx_ane.export] lengths is {list(lengths)}, need positive sizes for the "
             "second axis of the first input."
         )
-    return [n for n in dict.fromkeys(lengths) if n != examples[0].shape[1]]
+    more = [n for n in dict.fromkeys(lengths) if n != examples[0].shape[1]]
+    if more and DEPLOYMENTS[deployment] < 9:
+        raise NotImplementedError(
+            f"[mlx_ane.export] several lengths are functions of one package, which "
+            f'{deployment} does not have; use deployment="macOS15", or export each.'
+        )
+    return more
 
 
 def _resized(x: mx.array, examples: Sequence[mx.array], length: int) -> mx.array:
@@ -470,7 +485,12 @@ class _Function:
             raise _named(error) from None
         places = {v: i for i, v in enumerate(tape.inputs)}
         self.decoded = {places[v]: a for v, a in made.decoded.items()}
-        self.widened = made.widened
+        makers = captured.prologue.producers()
+        self.widened = made.widened + [
+            tape.paths[v]
+            for v, inside in zip(tape.inputs, captured.body.inputs, strict=True)
+            if inside in makers and makers[inside].name == "Dequantised"
+        ]
         return made.text
 
     def compare(

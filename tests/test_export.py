@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 import mlx_ane as ane
 from mlx_ane import emulated, mil
+from mlx_ane.cli import main
 from mlx_ane.export import DEPLOYMENTS
 
 ROOT = Path(__file__).parents[1]
@@ -239,6 +240,7 @@ def test_lengths_are_functions_over_the_same_weights(path: Path) -> None:
     assert error(got, model(short)) < 2e-3
     with pytest.raises(NotImplementedError, match='use deployment="macOS15"'):
         ane.export(model, path, tokens, lengths=[16])
+    ane.export(model, path, tokens, lengths=[32], check=False)  # the examples' own
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
@@ -277,7 +279,9 @@ def test_compressed_weights(weights: str, deployment: str, path: Path) -> None:
 def test_quantised_weights_decode_to_mlx(bits: int, path: Path) -> None:
     model, tokens = llama()
     nn.quantize(model, group_size=32, bits=bits)
+    state = np.array(mx.random.state[0])
     report = ane.export(model, path, tokens, deployment="macOS15")
+    assert np.array_equal(np.array(mx.random.state[0]), state)
     assert report.widened == []
     assert report.program_error is not None and report.program_error < 2e-3
     assert error(run(path, tokens)["output"], model(tokens)) < 2e-3
@@ -294,6 +298,25 @@ def test_quantised_weights_decode_to_mlx(bits: int, path: Path) -> None:
         op = ops[f"{name.replace('.', '_')}_weight"]
         values = op.materialized_val_inference().reshape(exact.shape)
         assert np.abs(values - np.array(exact)).max() < 1e-3 * np.abs(exact).max()
+
+
+def test_what_is_no_longer_quantised_is_said(path: Path) -> None:
+    far = mx.random.normal((64, 64)) * 1e-4 + 1.0  # groups far from zero
+    layer = nn.Linear(64, 64, bias=False)
+    layer.weight = far
+    layer = nn.Sequential(nn.QuantizedLinear.from_linear(layer, group_size=64, bits=8))
+    report = ane.export(layer, path, X, deployment="macOS15")
+    assert report.widened == ["layers.0.weight"]
+    packed = mx.quantize(mx.random.normal((64, 64)))
+
+    def function(x: mx.array) -> mx.array:
+        return mx.quantized_matmul(x, *packed)
+
+    x = mx.random.normal((4, 64))
+    report = ane.export(function, path, x)
+    assert len(report.widened) == 1
+    assert "in fp16: packed" in str(report)
+    assert error(run(path, x)["output"], function(x)) < 2e-3
 
 
 def test_adapters_are_fused_in_a_copy(path: Path) -> None:
@@ -472,27 +495,53 @@ def minilm(tmp_path: Path) -> Path:
     return next(tmp_path.rglob("1_Pooling")).parent
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlx_lm.tuner.lora import LoRALinear
+    from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import save_config, save_model
 
+    monkeypatch.chdir(tmp_path)
     model, tokens = llama()
-    config = {**vars(model.args), "model_type": "llama"}
-    save_model(tmp_path / "lm", model)
-    save_config(config, tmp_path / "lm" / "config.json")
-    out = tmp_path / "lm.mlpackage"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "mlx_ane", "export", str(tmp_path / "lm")),
-            *("--out", str(out), "--length", "32", "16", "--last"),
-            *("--weights", "int8", "--deployment", "macOS15", "--author", "me"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "relative error against MLX" in done.stdout
-    got = run(out, tokens)["logits"]
+    save_model(Path("lm"), model)
+    save_config({**vars(model.args), "model_type": "llama"}, "lm/config.json")
+    options = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    linear_to_lora_layers(model, 2, options)
+    for _, m in model.named_modules():
+        if isinstance(m, LoRALinear):
+            m.lora_b = mx.random.normal(m.lora_b.shape) * 0.1
+    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": options}
+    Path("ad").mkdir()
+    Path("ad/adapter_config.json").write_text(json.dumps(config))
+    adapters = {k: a for k, a in tree_flatten(model.parameters()) if "lora" in k}
+    mx.save_safetensors("ad/adapters.safetensors", adapters)
+
+    line = "export lm --out lm.mlpackage --adapter-path ad --length 32 16 --last "
+    line += "--weights int8 --deployment macOS15 --author me"
+    assert main(line.split()) == 0
+    assert "relative error against MLX" in capsys.readouterr().out
+    path = Path("lm.mlpackage")
+    got = run(path, tokens)["logits"]
     assert got.shape == (1, 96)
-    assert error(got, model(tokens)[:, -1]) < 5e-2
-    assert opened(out)[0].description.metadata.author == "me"
+    assert error(got, frozen(model)(tokens)[:, -1]) < 5e-2
+    assert run(path, tokens[:, :16], function="length_16")["logits"].shape == (1, 96)
+    assert opened(path)[0].description.metadata.author == "me"
+
+    assert (
+        main("export lm --out lm.mlpackage --length 8 --no-check --json".split()) == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["outputs"] == [
+        {"name": "logits", "shape": [1, 8, 96], "dtype": "fp32"}
+    ]
+    for wrong, words in {
+        "lm --out lm.mlmodel": "need a name ending in .mlpackage",
+        "lm --out a.mlpackage --length 0": "--length is [0], need 1 or more",
+        "lm --out a.mlpackage --length 8 16": 'use deployment="macOS15"',
+        "lm --out a.mlpackage --adapter-path no/where/at/all": "do not fit",
+        "./none --out a.mlpackage": "which does not exist",
+    }.items():
+        assert main(["export", *wrong.split()]) == 1
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1

@@ -26,6 +26,7 @@ from mlx_ane._ext import counters, reset_counters  # noqa: E402
 from mlx_ane._versions import __version__  # noqa: E402
 from mlx_ane.compile import compile  # noqa: E402
 from mlx_ane.convert import convert, revert  # noqa: E402
+from mlx_ane.export import ExportReport, export  # noqa: E402
 from mlx_ane.ops import einsum, linear, matmul  # noqa: E402
 from mlx_ane.planner import Plan, plan  # noqa: E402
 from mlx_ane.report import ConversionReport  # noqa: E402
@@ -34,6 +35,7 @@ from mlx_ane.verify import VerificationReport, verify  # noqa: E402
 
 __all__ = [
     "ConversionReport",
+    "ExportReport",
     "Plan",
     "VerificationReport",
     "__version__",
@@ -45,6 +47,7 @@ __all__ = [
     "device_info",
     "einsum",
     "emulated",
+    "export",
     "fast",
     "is_available",
     "linear",

@@ -108,8 +108,8 @@ _OLD_LAYOUTS = (
 # The last two are written in the first dialect only.
 _FULL_LAYOUTS = 4
 # What a step down costs, in places of the order: a second route comes before the third
-# form of the first. A route that is not listed comes last.
-_ROUTE_COST = {"in_memory": 0, "client": 1, "e5rt": 2}
+# form of the first. Core ML, which decides itself where a program runs, comes last.
+_ROUTE_COST = {r: place for place, r in enumerate(ROUTES) if r != "coreml"}
 _LAST_ROUTE, _ID_COST, _DIALECT_COST = 20, 4, 3
 
 
@@ -123,7 +123,9 @@ def variants(chip: str) -> list[Variant]:
         for staging in ("url", "id") if route == "in_memory" else ("",):
             for place, layout in enumerate(layouts):
                 for rank, dialect in enumerate(dialects):
-                    if rank and (place >= _FULL_LAYOUTS or staging == "id"):
+                    # Core ML gets a model, which is the same of both dialects.
+                    first = place >= _FULL_LAYOUTS or staging == "id"
+                    if rank and (first or route == "coreml"):
                         continue
                     cost = _ROUTE_COST.get(route, _LAST_ROUTE) + place
                     cost += _DIALECT_COST * rank + _ID_COST * (staging == "id")

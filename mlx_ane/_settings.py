@@ -12,8 +12,8 @@ from typing import TypeVar
 from mlx_ane import _ext
 from mlx_ane._types import DEVICES, FALLBACKS, Device
 
-#: In the order in which the self-test tries them.
-ROUTES = ("in_memory", "client", "e5rt")
+#: Routes to the Neural Engine that are built in, in the order of trial.
+ROUTES = tuple(_ext.ane_routes())
 
 Word = TypeVar("Word", bound=str)
 

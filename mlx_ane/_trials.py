@@ -30,6 +30,8 @@ Finding = dict[str, Any]
 TOLERANCE, EDGE_TOLERANCE = 2e-3, 2e-2
 #: (S, K, N): rows of K and of N end between multiples of 128 bytes, no two are equal.
 SHAPE = (64, 96, 160)
+#: The same for Core ML, which keeps small products on the CPU.
+LARGE_SHAPE = (512, 1312, 1056)
 #: Depths of one dot product whose throughput is compared; the first is measured for
 #: every variant.
 DEPTHS = (1344, 672, 2688, 5376)
@@ -41,6 +43,9 @@ class Way:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.layout: str = spec["layout"]
         self.dialect: str = spec["dialect"]
+        large = spec["route"] == "coreml"
+        self.shape = LARGE_SHAPE if large else SHAPE
+        self.other_shape = (256, *LARGE_SHAPE[1:]) if large else (64, 32, 96)
         self.words = {
             "route": spec["route"],
             "staging": spec.get("staging", ""),
@@ -160,8 +165,8 @@ def _finding(test: str, body: Callable[[], Finding]) -> Finding:
 
 def _right(way: Way) -> Finding:
     """Two calls with other data, another program loaded and run in between."""
-    pairs = [operands(*SHAPE, seed) for seed in (0, 1)]
-    results, facts = way.products(pairs, beside=(64, 32, 96))
+    pairs = [operands(*way.shape, seed) for seed in (0, 1)]
+    results, facts = way.products(pairs, beside=way.other_shape)
     found = [errors(y, x, w) for y, (x, w) in zip(results, pairs, strict=True)]
     facts["relative_error"] = max(whole for whole, _ in found)
     facts["edge_error"] = max(worst for _, worst in found)
@@ -179,7 +184,7 @@ def _right(way: Way) -> Finding:
 
 
 def _fingerprint(way: Way) -> Finding:
-    s, k, n = SHAPE
+    s, k, n = way.shape
     x, w = (
         np.array(bits, np.uint16).view(np.float16)
         for bits in _apple.fingerprint_operands(s, k, n)

@@ -250,6 +250,8 @@ class Builder:
             kind, literal = "bool", f"bool({str(value).lower()})"
         elif isinstance(value, int):
             kind, literal = "int32", f"int32({value})"
+        elif isinstance(value, str):
+            kind, literal = "string", f'string("{value}")'
         elif isinstance(value, (list, tuple)):
             kind = _tensor("int32", (len(value),))
             literal = f"{kind}([{', '.join(map(str, value))}])"

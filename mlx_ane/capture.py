@@ -158,7 +158,12 @@ def gradients(body: Tape, wanted: Sequence[int]) -> Tape:
     return _apart(lambda: fold(export(function, of, paths)))
 
 
-def capture(fun: Callable[..., Any], *args: Any, rows: int | None = None) -> Captured:
+def capture(
+    fun: Callable[..., Any],
+    *args: Any,
+    rows: int | None = None,
+    all_data: bool = False,
+) -> Captured:
     """Capture ``fun(*args)`` for arguments of these shapes.
 
     Args:
@@ -169,6 +174,8 @@ def capture(fun: Callable[..., Any], *args: Any, rows: int | None = None) -> Cap
             tracers. Modules are copied, not changed.
         rows (int, optional): Rows of the program: the last but one axis of the first
             array, and the axes of that size of masks, are padded with zeros to it.
+        all_data (bool): Whether integer arguments and masks are data of the body too,
+            instead of the prologue's.
 
     Returns:
         Captured: The function's prologue and body.
@@ -186,7 +193,7 @@ def capture(fun: Callable[..., Any], *args: Any, rows: int | None = None) -> Cap
     tree: dict[Any, Any] = {**dict(enumerate(args)), "fun": fun}
     rebuild(tree, note)
     if rows is None:
-        return _apart(lambda: _capture(fun, tree, leaves))
+        return _apart(lambda: _capture(fun, tree, leaves, all_data=all_data))
     padded = _padded(leaves)
     size = next((leaf.shape[leaf.padded[0]] for leaf in padded if leaf.padded), rows)
     if size > rows:
@@ -255,6 +262,7 @@ def _capture(
     tree: dict[Any, Any],
     leaves: list[Leaf],
     rows: int | None = None,
+    all_data: bool = False,
 ) -> Captured:
     result: list[Any] = []
 
@@ -285,12 +293,12 @@ def _capture(
     data = [
         v
         for v, leaf in zip(tape.inputs, leaves, strict=True)
-        if leaf.data and mx.issubdtype(leaf.dtype, mx.floating)
+        if leaf.data and (all_data or mx.issubdtype(leaf.dtype, mx.floating))
     ]
     draws = _open_random_state(tape, key)
     constants = _open_constants(tape, draws)
     tape = fold(recognise(fold(tape)))
-    masks = {v for v in data[1:] if _is_mask(tape, v)}
+    masks = {v for v in data[1:] if not all_data and _is_mask(tape, v)}
     data = [v for v in data if v not in masks]
     prologue, rest = _split(tape, data)
     used = [v for v in data if v in rest.inputs]

@@ -194,6 +194,9 @@ _MLX |= {
     "Sqrt": lambda x, a, _: (mx.rsqrt if a and a[0] else mx.sqrt)(x[0]),
     "Log": lambda x, a, _: (mx.log2, mx.log10, mx.log)[a[0] if a else 2](x[0]),
     "AddMM": lambda x, a, _: mx.addmm(x[2], x[0], x[1], a[0], a[1]),
+    "ArgReduce": lambda x, a, _: (mx.argmax if a[0] else mx.argmin)(
+        x[0], axis=a[1], keepdims=True
+    ),
     "GatherAxis": lambda x, a, _: mx.take_along_axis(x[0], x[1], a[0]),
 }
 _REDUCE = (mx.all, mx.any, mx.sum, mx.prod, mx.min, mx.max)
@@ -280,9 +283,11 @@ def _random_bits(x: list[mx.array], a: tuple[Any, ...], out: Type) -> mx.array:
 
 @run_as("Gather")
 def _gather(x: list[mx.array], a: tuple[Any, ...], out: Type) -> mx.array:
-    axes, sizes = a
-    if len(axes) != 1 or sizes[axes[0]] != 1:
-        raise Unsupported("Gather", "need whole rows along one axis")
-    rank = x[1].ndim
-    y = mx.take(mx.moveaxis(x[0], axes[0], 0), x[1], axis=0)
-    return mx.expand_dims(y, rank + axes[0]).reshape(out.shape)
+    (rows, *indices), (axes, sizes) = x, a
+    if len(indices) == 1 and sizes[axes[0]] == 1:
+        rank = indices[0].ndim
+        y = mx.take(mx.moveaxis(rows, axes[0], 0), indices[0], axis=0)
+        return mx.expand_dims(y, rank + axes[0]).reshape(out.shape)
+    if list(axes) != list(range(len(axes))) or any(sizes[i] != 1 for i in axes):
+        raise Unsupported("Gather", "need whole rows along one axis, or the first ones")
+    return rows[tuple(indices)].reshape(out.shape)

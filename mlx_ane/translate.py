@@ -8,7 +8,7 @@ the program; numbers are constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -55,20 +55,30 @@ def translate(tape: Tape, **forms: str) -> Program:
             )
     tape = recognise(tape, GRADIENTS)
     builder = Builder(tape, {k: v[0] for k, (v, _) in FORMS.items()} | forms)
-    for node in tape.nodes:
-        try:
-            if node.name not in PRIMITIVES:
-                raise Unsupported(node.name, "it has no translation")
-            operands = [builder.values[v] for v in node.inputs]
-            made = PRIMITIVES[node.name].emit(builder, node, *operands)
-        except Unsupported as error:
-            raise Unsupported(node.name, error.why, tape.near(node)) from None
-        results = made if isinstance(made, list) else [made]
-        builder.values.update(zip(node.outputs, results, strict=True))
+    emit(builder, {name: p.emit for name, p in PRIMITIVES.items()})
     return builder.program()
 
 
 Emit = Callable[..., Any]
+
+
+def emit(builder: Builder, table: Mapping[str, Emit]) -> None:
+    """Emit the nodes of the builder's tape by a table of primitives.
+
+    Raises:
+        Unsupported: A primitive is not in the table, or not with these arguments.
+    """
+    tape = builder.tape
+    for node in tape.nodes:
+        try:
+            if node.name not in table:
+                raise Unsupported(node.name, "it has no translation")
+            operands = [builder.values[v] for v in node.inputs]
+            made = table[node.name](builder, node, *operands)
+        except Unsupported as error:
+            raise Unsupported(node.name, error.why, tape.near(node)) from None
+        results = made if isinstance(made, list) else [made]
+        builder.values.update(zip(node.outputs, results, strict=True))
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,10 @@ void bind_caches(nb::module_& m) {
       "where"_a,
       "why"_a,
       "One line on stderr that something could not be kept there.");
+  m.def(
+      "ane_routes",
+      &ane_routes,
+      "Routes to the engine that are built in, in the order of trial.");
   m.def("abandoned_calls", &abandoned_calls, "Hung calls not yet returned.");
   m.def(
       "synchronize",

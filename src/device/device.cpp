@@ -99,6 +99,17 @@ size_t quarter_of_memory() {
          static_cast<size_t>(sysconf(_SC_PAGESIZE)) / 4;
 }
 
+const std::vector<std::string>& ane_routes() {
+  static const std::vector<std::string> names = {
+#ifndef MLX_ANE_PUBLIC_ONLY
+      "in_memory",
+      "client",
+      "e5rt",
+#endif
+      "coreml"};
+  return names;
+}
+
 // Leaked: stream threads may still run programs while the process exits.
 Device& get_device(std::string_view name) {
   if (name == "emulated") {

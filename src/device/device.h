@@ -148,6 +148,10 @@ class Device {
   virtual std::map<std::string, std::string> info() const = 0;
 };
 
+/// The routes to the engine that are built in, in the order in which they are
+/// tried.
+const std::vector<std::string>& ane_routes();
+
 /// "ane" or "emulated"; std::invalid_argument otherwise. One instance a
 /// process.
 Device& get_device(std::string_view name);

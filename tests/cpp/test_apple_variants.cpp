@@ -122,9 +122,7 @@ TEST(a_missing_framework_is_told) {
 
 TEST(an_unknown_route_is_an_error) {
   CHECK_THROWS(
-      std::invalid_argument,
-      "in_memory, client or e5rt",
-      make_ane_device("fast"));
+      std::invalid_argument, "need one of in_memory", make_ane_device("fast"));
   setenv("MLX_ANE_ROUTE", "fast", 1);
   CHECK_THROWS(
       std::invalid_argument, "MLX_ANE_ROUTE", make_ane_device()->limits());

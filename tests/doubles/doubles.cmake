@@ -50,6 +50,17 @@ add_framework(double_ane_old old AppleNeuralEngine ${DOUBLES}/ane.m
               DOUBLE_OLD_MACOS)
 add_framework(double_ane_moved moved AppleNeuralEngine ${DOUBLES}/ane.m
               DOUBLE_MISSPELT)
+foreach(folder frameworks old)
+  # Before macOS 14.4 there is no compute plan.
+  add_framework(
+    double_coreml_${folder}
+    ${folder}
+    CoreML
+    ${DOUBLES}/coreml.m
+    $<$<STREQUAL:${folder},old>:DOUBLE_OLD_MACOS>)
+  add_framework(double_corevideo_${folder} ${folder} CoreVideo
+                ${DOUBLES}/coreml_video.c)
+endforeach()
 add_framework(double_espresso frameworks Espresso ${DOUBLES}/espresso.c)
 # A machine without Espresso.
 file(MAKE_DIRECTORY ${DOUBLES_DIR}/no_espresso)
@@ -61,12 +72,13 @@ add_library(mlx_ane_double_engine OBJECT ${DOUBLES}/engine.cpp)
 target_include_directories(mlx_ane_double_engine PRIVATE src ${DOUBLES})
 target_link_libraries(
   mlx_ane_core
-  PUBLIC mlx_ane_doubles
-  INTERFACE $<TARGET_OBJECTS:mlx_ane_double_engine>)
+  PRIVATE $<LINK_ONLY:mlx_ane_doubles>
+  INTERFACE mlx_ane_doubles $<TARGET_OBJECTS:mlx_ane_double_engine>)
+set_property(
+  SOURCE src/device/apple/framework.cpp
+  APPEND
+  PROPERTY COMPILE_DEFINITIONS MLX_ANE_DOUBLES_DIR="${DOUBLES_DIR}/frameworks")
 target_compile_definitions(
-  mlx_ane_core
-  PRIVATE MLX_ANE_DOUBLES_DIR="${DOUBLES_DIR}/frameworks"
-  PUBLIC MLX_ANE_DOUBLES
-  INTERFACE DOUBLES_ROOT="${DOUBLES_DIR}")
+  mlx_ane_core INTERFACE MLX_ANE_DOUBLES DOUBLES_ROOT="${DOUBLES_DIR}")
 # An extension built so stays usable after it is copied or installed.
 target_link_options(mlx_ane_core INTERFACE "LINKER:-rpath,${DOUBLES_DIR}")

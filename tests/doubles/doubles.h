@@ -58,6 +58,15 @@ struct double_engine {
   const char* (*port_name)(void* program, int output, size_t index);
   /* Bytes between rows of a port on this machine. */
   size_t (*row_bytes)(void* program, int output, size_t index);
+  const int64_t* (*port_shape)(
+      void* program, int output, size_t index, size_t* rank);
+  /* A Core ML model: read from its bytes, its operations, its MIL text. */
+  void* (*read_model)(
+      const void* bytes, size_t size, struct double_status* status);
+  size_t (*model_operations)(void* model);
+  const char* (*model_operation)(void* model, size_t index);
+  const char* (*model_text)(void* model, size_t* size);
+  void (*free_model)(void* model);
 };
 
 void double_set_engine(const struct double_engine* engine);
@@ -66,12 +75,17 @@ const struct double_engine* double_get_engine(void);
 /* -- faults that only a framework can show -------------------------------- */
 
 /* `site` is a step (descriptor, model, compile, load, evaluate, request,
- * surface, wrapper, e5_<function>); `kind` is nil, error, nil_error or
- * exception. The next `count` passes of that site fail so. */
+ * surface, wrapper, e5_<function>, or one of Core ML's in coreml.m); `kind` is
+ * nil, error, nil_error or exception. The next `count` passes of that site fail
+ * so. DOUBLES_FAULTS="site=kind;..." makes every pass fail. */
 void double_inject(const char* site, const char* kind, int count);
 void double_clear_faults(void);
 /* The kind injected now, or NULL; counts it off. */
 const char* double_fault(const char* site);
+/* Blocks until double_clear_faults. */
+void double_block(void);
+/* Called by double_clear_faults: lets go of what a fault made it keep. */
+void double_at_clear(void (*release)(void));
 
 /* Symbols are listed in reverse order of name, as no framework does: tells
  * binding by name from binding by the ASCII rule. */

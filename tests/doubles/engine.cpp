@@ -11,7 +11,9 @@
 #include "device/emulated/emulated.h"
 #include "device/emulated/faults.h"
 #include "doubles.h"
+#include "mil/limits.h"
 #include "mil/program.h"
+#include "mil/spec.h"
 
 namespace mlx_ane {
 
@@ -296,6 +298,54 @@ const char* port_name(void* handle, int output, size_t index) {
   return ports(handle, output).at(index).name.c_str();
 }
 
+const int64_t* port_shape(
+    void* handle, int output, size_t index, size_t* rank) {
+  auto& shape = ports(handle, output).at(index).type.shape;
+  *rank = shape.size();
+  return shape.data();
+}
+
+/// A Core ML model in memory.
+struct Model {
+  mil::Program program;
+  std::string text;
+};
+
+void* read_model(const void* bytes, size_t size, double_status* status) {
+  std::unique_ptr<Model> made;
+  checked(status, [&] {
+    auto program = mil::read_spec({static_cast<const char*>(bytes), size});
+    // Core ML takes every dialect: the one that the engine here wants.
+    auto limits = mil::limits_of(machine_options().chip);
+    auto text = mil::write(
+        program,
+        limits.verbose_dialect ? mil::Dialect::ios16 : mil::Dialect::ios18);
+    made = std::make_unique<Model>(Model{std::move(program), std::move(text)});
+  });
+  return made.release();
+}
+
+const Model& model(void* handle) {
+  return *static_cast<Model*>(handle);
+}
+
+size_t model_operations(void* handle) {
+  return model(handle).program.functions.at(0).operations.size();
+}
+
+const char* model_operation(void* handle, size_t index) {
+  return model(handle).program.functions.at(0).operations.at(index).op.c_str();
+}
+
+const char* model_text(void* handle, size_t* size) {
+  *size = model(handle).text.size();
+  return model(handle).text.data();
+}
+
+void free_model(void* handle) {
+  delete static_cast<Model*>(handle);
+}
+
 size_t row_bytes(void* handle, int output, size_t index) {
   return stride(ports(handle, output).at(index), alignment());
 }
@@ -318,6 +368,12 @@ constexpr double_engine engine = {
     port_count,
     port_name,
     row_bytes,
+    port_shape,
+    read_model,
+    model_operations,
+    model_operation,
+    model_text,
+    free_model,
 };
 
 [[maybe_unused]] const bool registered = (double_set_engine(&engine), true);

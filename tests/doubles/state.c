@@ -24,6 +24,9 @@ static struct {
 static char log_text[MAX_LOG];
 static size_t log_size;
 static int reversed;
+static pthread_cond_t cleared = PTHREAD_COND_INITIALIZER;
+static unsigned clears;
+static void (*at_clear)(void);
 
 void double_set_engine(const struct double_engine* value) {
   engine = value;
@@ -33,8 +36,9 @@ const struct double_engine* double_get_engine(void) {
   return engine;
 }
 
+static const char* const known[] = {"nil", "error", "nil_error", "exception"};
+
 void double_inject(const char* site, const char* kind, int count) {
-  static const char* const known[] = {"nil", "error", "nil_error", "exception"};
   pthread_mutex_lock(&mutex);
   for (size_t k = 0; k < sizeof known / sizeof *known; ++k) {
     if (strcmp(known[k], kind) != 0) {
@@ -56,11 +60,47 @@ void double_clear_faults(void) {
   pthread_mutex_lock(&mutex);
   memset(faults, 0, sizeof faults);
   reversed = 0;
+  ++clears;
+  pthread_cond_broadcast(&cleared);
+  pthread_mutex_unlock(&mutex);
+  if (at_clear) {
+    at_clear();
+  }
+}
+
+void double_block(void) {
+  pthread_mutex_lock(&mutex);
+  for (unsigned before = clears; before == clears;) {
+    pthread_cond_wait(&cleared, &mutex);
+  }
   pthread_mutex_unlock(&mutex);
 }
 
+void double_at_clear(void (*release)(void)) {
+  at_clear = release;
+}
+
+/* The kind that DOUBLES_FAULTS has for a site, or NULL. */
+static const char* lasting_fault(const char* site) {
+  const char* entry = getenv("DOUBLES_FAULTS");
+  size_t size = strlen(site);
+  for (; entry && *entry; entry = strchr(entry, ';')) {
+    entry += *entry == ';';
+    if (strncmp(entry, site, size) == 0 && entry[size] == '=') {
+      const char* kind = entry + size + 1;
+      for (size_t k = 0; k < sizeof known / sizeof *known; ++k) {
+        if (strncmp(kind, known[k], strcspn(kind, ";")) == 0 &&
+            strlen(known[k]) == strcspn(kind, ";")) {
+          return known[k];
+        }
+      }
+    }
+  }
+  return NULL;
+}
+
 const char* double_fault(const char* site) {
-  const char* kind = NULL;
+  const char* kind = lasting_fault(site);
   pthread_mutex_lock(&mutex);
   for (size_t i = 0; i < MAX_FAULTS && kind == NULL; ++i) {
     if (faults[i].count > 0 && strcmp(faults[i].site, site) == 0) {

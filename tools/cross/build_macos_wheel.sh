@@ -1,13 +1,21 @@
 #!/bin/bash
-# Builds macOS arm64 wheels on Linux and checks them: build_macos_wheel.sh OUTDIR [PYTHON...]
+# Builds macOS arm64 wheels on Linux and checks them:
 #
+#   build_macos_wheel.sh [--public-only] OUTDIR [PYTHON...]
+#
+# With --public-only, without the routes over private API; no name of it may be left.
 # One wheel for each interpreter that MLX ships wheels for and that is found (its
 # headers are used); what is built has never been loaded by a Mac. Exit status 3 where
 # the compiler or MLX's wheels cannot be downloaded.
 set -euo pipefail
 
+public=OFF
+if [ "${1:-}" = --public-only ]; then
+  public=ON
+  shift
+fi
 if [ $# -lt 1 ]; then
-  echo "usage: $0 OUTDIR [PYTHON...]" >&2
+  echo "usage: $0 [--public-only] OUTDIR [PYTHON...]" >&2
   exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
@@ -88,12 +96,16 @@ print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
   env PATH="$venv/bin:$PATH" _PYTHON_HOST_PLATFORM=macosx-14.0-arm64 \
     SETUPTOOLS_EXT_SUFFIX=".cpython-$digits-darwin.so" \
     "$venv/bin/pip" wheel --quiet --no-build-isolation --no-deps --wheel-dir "$wheels" "$root" \
-    -C build-dir="$work/build-$digits" \
+    -C build-dir="$work/build-$digits-$public" \
+    -C cmake.define.MLX_ANE_PUBLIC_ONLY=$public \
     -C cmake.define.CMAKE_TOOLCHAIN_FILE="$here/zig-macos-arm64.cmake" \
     -C cmake.define.ZIG="$zig" -C cmake.define.STUBS="$stubs" \
     -C cmake.define.MLX_ROOT="$sdk/mlx/share/cmake/MLX"
   "$venv/bin/python" "$here/check_wheel.py" "$wheels"/*.whl \
     --mlx "$work/macos14" --mlx "$work/macos15" --mlx "$work/macos26"
+  if [ "$public" = ON ]; then
+    "$venv/bin/python" "$root/tools/public_only.py" "$wheels"/*.whl
+  fi
   "$venv/bin/python" "$here/test_check_wheel.py" "$wheels"/*.whl --mlx "$work/macos14"
   mv "$wheels"/*.whl "$out"
 done

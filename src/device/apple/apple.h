@@ -8,14 +8,14 @@
 
 namespace mlx_ane {
 
-/// The engine through AppleNeuralEngine.framework, or through Espresso where
-/// MLX_ANE_ROUTE or the stored verdict says so. Never throws for a machine
+/// The engine through the first route that this machine has, or through the one
+/// that MLX_ANE_ROUTE or the stored verdict names. Never throws for a machine
 /// without an engine: unavailable() says why.
 std::unique_ptr<Device> make_ane_device();
 
 /// One way into the engine; an empty word asks the environment and the verdict.
 struct Way {
-  std::string route;    // in_memory, client or e5rt
+  std::string route;    // one of ane_routes()
   std::string staging;  // in_memory's files: "url" (a folder of ours) or "id"
   bool on_cpu = false;  // e5rt's CPU, to test who computed (fingerprint.h)
   /// Rows begin at multiples of so many bytes, where the engine tells nothing;

@@ -4,8 +4,6 @@
 
 #include <initializer_list>
 #include <memory>
-#include <optional>
-#include <string>
 
 #include "device/apple/objc.h"
 #include "device/apple/program_files.h"
@@ -31,19 +29,6 @@ class Connection {
   /// Asks the daemon to forget what it compiled.
   virtual void purge(id model) const = 0;
 };
-
-struct Selector {
-  const char* cls;
-  bool of_class;
-  const char* name;
-  /// One letter a value, the result first: v nothing, i integer, p pointer.
-  const char* kinds;
-};
-
-/// The first of these classes or selectors that this macOS lacks or has with
-/// other kinds of values, as a sentence.
-std::optional<std::string> find_missing(
-    std::initializer_list<Selector> selectors);
 
 /// What both ways need: surfaces, requests.
 extern const std::initializer_list<Selector> shared_selectors;

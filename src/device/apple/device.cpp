@@ -1,7 +1,6 @@
 // The `ane` device: chooses a route and knows this machine's limits.
 #include <algorithm>
 #include <cstdlib>
-#include <iterator>
 #include <mutex>
 
 #include "device/apple/apple.h"
@@ -25,12 +24,15 @@ std::string value_of(const Verdict& verdict, const char* key) {
 }
 
 Way checked(Way way) {
-  bool known = std::find(std::begin(routes), std::end(routes), way.route) !=
-               std::end(routes);
-  if (!known) {
+  auto& known = ane_routes();
+  if (std::find(known.begin(), known.end(), way.route) == known.end()) {
+    std::string names;
+    for (auto& name : known) {
+      names += (names.empty() ? "" : ", ") + name;
+    }
     throw std::invalid_argument(
-        "[mlx_ane] got route \"" + way.route +
-        "\", need in_memory, client or e5rt.");
+        "[mlx_ane] got route \"" + way.route + "\", need one of " + names +
+        ".");
   }
   if (!way.staging.empty() && way.staging != "url" && way.staging != "id") {
     throw std::invalid_argument(
@@ -44,8 +46,7 @@ Way chosen_way(const Verdict& verdict) {
   Way way{value_of(verdict, "route"), value_of(verdict, "staging")};
   way.row_alignment = static_cast<size_t>(
       std::atoll(value_of(verdict, "row_alignment").c_str()));
-  auto set = host::choice_variable(
-      "MLX_ANE_ROUTE", {std::begin(routes), std::end(routes)});
+  auto set = host::choice_variable("MLX_ANE_ROUTE", ane_routes());
   if (set && *set != way.route) {
     way = Way{*set};
   }
@@ -53,12 +54,20 @@ Way chosen_way(const Verdict& verdict) {
 }
 
 std::unique_ptr<Route> make_route(const Way& way, const std::string& chip) {
+#ifndef MLX_ANE_PUBLIC_ONLY
+  if (way.route.empty() || way.route == "in_memory") {
+    return make_in_memory_route(chip, way.staging == "id");
+  }
+  if (way.route == "client") {
+    return make_client_route(chip);
+  }
   if (way.route == "e5rt") {
     return make_e5rt_route(way.on_cpu);
   }
-  return way.route == "client"
-             ? make_client_route(chip)
-             : make_in_memory_route(chip, way.staging == "id");
+#else
+  static_cast<void>(way);
+#endif
+  return make_coreml_route(chip);
 }
 
 /// Limits of the chip, or the strictest of all for one that nobody reported.
@@ -91,7 +100,7 @@ struct State {
     row_alignment = way.row_alignment;
     route = make_route(way, limits.chip);
     missing = route->unavailable();
-    for (auto name : routes) {
+    for (auto& name : ane_routes()) {
       if (!missing || !way.route.empty()) {
         break;
       }
@@ -101,11 +110,13 @@ struct State {
         missing.reset();
       }
     }
+#ifndef MLX_ANE_PUBLIC_ONLY
     if (!missing && facts["hasANE"] == "no") {
       missing =
           "the system says that this machine has no Neural Engine (hasANE is "
           "0), as in a virtual machine";
     }
+#endif
   }
 };
 
@@ -218,6 +229,7 @@ std::map<std::string, std::string> AppleDevice::info() const {
   auto rounding = value_of(state.verdict, "rounding");
   facts["rounding"] = rounding.empty() ? "unknown" : rounding;
   facts["route"] = state.route->name();
+  facts.merge(state.route->facts());
   facts["chip"] = state.limits.chip;
   facts["os_build"] = os_build();
   return facts;

@@ -31,7 +31,7 @@ struct Library {
 
   Library() {
     void* handle = nullptr;
-    missing = open_framework("Espresso", &handle);
+    missing = open_private_framework("Espresso", &handle);
     if (missing) {
       return;
     }

@@ -143,7 +143,7 @@ class InMemoryRoute : public Route {
   std::optional<std::string> unavailable() const override {
     static const auto missing = [] {
       void* handle = nullptr;
-      auto error = open_framework("AppleNeuralEngine", &handle);
+      auto error = open_private_framework("AppleNeuralEngine", &handle);
       error = error ? error : find_missing(needed);
       return error ? error : find_missing(shared_selectors);
     }();

@@ -3,6 +3,61 @@
 
 namespace mlx_ane::apple {
 
+namespace {
+
+/// The kinds of a method's encoding, "B40@0:8I16@20^@28" -> "iiipp" and so on;
+/// "" where it cannot be read.
+std::string kinds_of(const char* encoding) {
+  std::string kinds;
+  for (auto c = encoding; c && *c; ++c) {
+    switch (*c) {
+      case '@':
+      case '#':
+      case ':':
+      case '*':
+        kinds += 'p';
+        // Of a block, or of an object with its class's name.
+        if (c[0] == '@' && c[1] == '?') {
+          ++c;
+        }
+        break;
+      case '^':
+        kinds += 'p';
+        while (c[1] == '^') {
+          ++c;
+        }
+        if (c[1] == '{') {
+          while (*++c && *c != '}') {
+          }
+        } else if (c[1]) {
+          ++c;
+        }
+        if (!*c) {
+          return "";
+        }
+        break;
+      case 'v':
+        kinds += 'v';
+        break;
+      case 'f':
+      case 'd':
+        kinds += 'f';
+        break;
+      case '{':
+      case '(':
+      case '[':
+        return "";
+      default:
+        if (std::string_view("BcCsSiIlLqQ").find(*c) != std::string::npos) {
+          kinds += 'i';
+        }
+    }
+  }
+  return kinds;
+}
+
+}  // namespace
+
 id class_named(const char* name) {
   auto cls = reinterpret_cast<id>(objc_getClass(name));
   if (cls == nullptr) {
@@ -18,6 +73,35 @@ bool responds(id object, const char* selector) {
   return object != nullptr &&
          class_respondsToSelector(
              object_getClass(object), sel_registerName(selector));
+}
+
+std::optional<std::string> find_missing(
+    std::initializer_list<Selector> selectors) {
+  for (auto& selector : selectors) {
+    auto cls = objc_getClass(selector.cls);
+    if (cls == nullptr) {
+      return "class " + std::string(selector.cls) + " is missing on this macOS";
+    }
+    // A class method is an instance method of the class's class.
+    auto holder = selector.of_class ? object_getClass(reinterpret_cast<id>(cls))
+                                    : reinterpret_cast<Class>(cls);
+    auto name = sel_registerName(selector.name);
+    auto full = "selector " + std::string(selector.of_class ? "+[" : "-[") +
+                selector.cls + " " + selector.name + "]";
+    if (!class_respondsToSelector(holder, name)) {
+      return full + " is missing on this macOS";
+    }
+    auto method = class_getInstanceMethod(holder, name);
+    auto encoding = method ? method_getTypeEncoding(method) : nullptr;
+    auto kinds = kinds_of(encoding);
+    // Object and selector stand before the arguments.
+    auto expected =
+        std::string(1, selector.kinds[0]) + "pp" + (selector.kinds + 1);
+    if (!kinds.empty() && kinds != expected) {
+      return full + " takes other values (" + encoding + ") on this macOS";
+    }
+  }
+  return std::nullopt;
 }
 
 IMP implementation(id object, const char* selector) {

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <exception>
+#include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,6 +22,20 @@ id class_named(const char* name);
 IMP implementation(id object, const char* selector);
 
 bool responds(id object, const char* selector);
+
+/// A method that a route needs, of a class or of its objects.
+struct Selector {
+  const char* cls;
+  bool of_class;
+  const char* name;
+  /// One letter a value, the result first: v nothing, i integer, p pointer.
+  const char* kinds;
+};
+
+/// The first of these classes or selectors that this macOS lacks or has with
+/// other kinds of values, as a sentence.
+std::optional<std::string> find_missing(
+    std::initializer_list<Selector> selectors);
 
 /// [object selector:arguments...]. A message to nil returns R(). Through the
 /// method's own address: objc_msgSend's variadic form breaks on arm64.

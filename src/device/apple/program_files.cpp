@@ -36,18 +36,6 @@ std::string read(const fs::path& file) {
   return content.str();
 }
 
-void write(const fs::path& file, const void* bytes, size_t size) {
-  std::ofstream stream(file, std::ios::binary | std::ios::trunc);
-  stream.write(static_cast<const char*>(bytes), size);
-  stream.close();
-  if (!stream) {
-    throw DeviceError(
-        Cause::compile_failed,
-        "[mlx_ane.ane] got an error on writing " + file.string() +
-            ", need room for program files, free disk space.");
-  }
-}
-
 /// Where a weight of the program lies beside model.mil.
 fs::path weight_file(const std::string& name) {
   fs::path relative(
@@ -66,12 +54,8 @@ fs::path weight_file(const std::string& name) {
 void stage(const fs::path& directory, const Source& source) {
   fs::create_directories(directory / "weights");
   fs::permissions(directory, fs::perms::owner_all);
-  write(directory / "model.mil", source.text.data(), source.text.size());
-  for (auto& [name, bytes] : source.weights) {
-    auto file = directory / weight_file(name);
-    fs::create_directories(file.parent_path());
-    write(file, bytes->data(), bytes->size());
-  }
+  write_file(directory / "model.mil", source.text.data(), source.text.size());
+  write_weights(directory, source);
 }
 
 /// One line "size hash name" for each file but the manifest itself.
@@ -155,6 +139,26 @@ void prune(const fs::path& root) {
 
 }  // namespace
 
+void write_file(const fs::path& file, const void* bytes, size_t size) {
+  std::ofstream stream(file, std::ios::binary | std::ios::trunc);
+  stream.write(static_cast<const char*>(bytes), size);
+  stream.close();
+  if (!stream) {
+    throw DeviceError(
+        Cause::compile_failed,
+        "[mlx_ane.ane] got an error on writing " + file.string() +
+            ", need room for program files, free disk space.");
+  }
+}
+
+void write_weights(const fs::path& directory, const Source& source) {
+  for (auto& [name, bytes] : source.weights) {
+    auto file = directory / weight_file(name);
+    fs::create_directories(file.parent_path());
+    write_file(file, bytes->data(), bytes->size());
+  }
+}
+
 std::unique_ptr<ProgramFiles> ProgramFiles::in_private(const Source& source) {
   return in_directory(source, make_private_directory());
 }
@@ -234,7 +238,7 @@ void ProgramFiles::settle() {
     // Renamed into place: a half-written manifest is never seen.
     auto draft = directory_ / (std::string(manifest_name) + ".new");
     try {
-      write(draft, text.data(), text.size());
+      write_file(draft, text.data(), text.size());
       fs::rename(draft, directory_ / manifest_name);
       compiled_ = true;
     } catch (const std::runtime_error& error) {

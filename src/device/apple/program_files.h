@@ -10,6 +10,15 @@
 
 namespace mlx_ane::apple {
 
+/// Writes a file. Throws DeviceError{compile_failed} that says what to do.
+void write_file(
+    const std::filesystem::path& file, const void* bytes, size_t size);
+
+/// Writes the weight files of a program below `directory`, which is what their
+/// names call @model_path. Throws DeviceError{compile_failed}.
+void write_weights(
+    const std::filesystem::path& directory, const Source& source);
+
 /// model.mil, the weight files and what the compiler leaves beside them. The
 /// caller stages, compiles if it must, loads, and then settles.
 class ProgramFiles {

@@ -9,19 +9,18 @@ namespace mlx_ane::apple {
 
 namespace {
 
-/// A surface of one row of bytes, the form that every report uses.
-__IOSurface* create(size_t bytes) {
+__IOSurface* create(const Geometry& geometry) {
   auto properties = dictionary();
   auto put = [&](const void* key, long long value) {
     set(properties, static_cast<id>(const_cast<void*>(key)), number(value));
   };
-  auto size = static_cast<long long>(bytes);
-  put(kIOSurfaceWidth, size);
-  put(kIOSurfaceHeight, 1);
-  put(kIOSurfaceBytesPerElement, 1);
-  put(kIOSurfaceBytesPerRow, size);
-  put(kIOSurfaceAllocSize, size);
-  put(kIOSurfacePixelFormat, 0);
+  put(kIOSurfaceWidth, static_cast<long long>(geometry.width));
+  put(kIOSurfaceHeight, static_cast<long long>(geometry.height));
+  put(kIOSurfaceBytesPerElement,
+      static_cast<long long>(geometry.element_bytes));
+  put(kIOSurfaceBytesPerRow, static_cast<long long>(geometry.row_bytes));
+  put(kIOSurfaceAllocSize, static_cast<long long>(geometry.bytes));
+  put(kIOSurfacePixelFormat, geometry.format);
   return IOSurfaceCreate(properties);
 }
 
@@ -37,20 +36,31 @@ size_t round_surface(size_t bytes, const Limits& limits) {
   return (bytes + page - 1) / page * page;
 }
 
-IOSurfaceMemory::IOSurfaceMemory(size_t bytes) {
+SurfaceMemory::SurfaceMemory(const Geometry& geometry) {
   guarded(Cause::out_of_memory, "IOSurfaceCreate", [&] {
-    surface_.reset(create(bytes));
+    surface_.reset(create(geometry));
     if (!surface_) {
       throw DeviceError(
           Cause::out_of_memory,
           "[mlx_ane.ane] IOSurfaceCreate gave nothing for " +
-              std::to_string(bytes) +
+              std::to_string(geometry.bytes) +
               " bytes, free memory or lower mlx_ane.set_cache_limit.");
     }
+  });
+}
+
+SurfaceMemory::~SurfaceMemory() {
+  if (!in_same_process()) {
+    surface_.release();
+  }
+}
+
+#ifndef MLX_ANE_PUBLIC_ONLY
+IOSurfaceMemory::IOSurfaceMemory(size_t bytes)
+    : SurfaceMemory({bytes, 1, 1, bytes, bytes, 0}) {
+  guarded(Cause::out_of_memory, "objectWithIOSurface:", [&] {
     wrapper_ = Ref(send(
-        class_named("_ANEIOSurfaceObject"),
-        "objectWithIOSurface:",
-        surface_.get()));
+        class_named("_ANEIOSurfaceObject"), "objectWithIOSurface:", surface()));
     if (!wrapper_) {
       throw DeviceError(
           Cause::out_of_memory,
@@ -63,15 +73,15 @@ IOSurfaceMemory::IOSurfaceMemory(size_t bytes) {
 IOSurfaceMemory::~IOSurfaceMemory() {
   if (!in_same_process()) {
     wrapper_.leak();
-    surface_.release();
   }
 }
+#endif
 
-size_t IOSurfaceMemory::bytes() const {
+size_t SurfaceMemory::bytes() const {
   return IOSurfaceGetAllocSize(surface_.get());
 }
 
-std::byte* IOSurfaceMemory::lock(Access access) {
+std::byte* SurfaceMemory::lock(Access access) {
   if (auto code = IOSurfaceLock(surface_.get(), options(access), nullptr)) {
     throw DeviceError(
         Cause::evaluate_failed,
@@ -80,7 +90,7 @@ std::byte* IOSurfaceMemory::lock(Access access) {
   return static_cast<std::byte*>(IOSurfaceGetBaseAddress(surface_.get()));
 }
 
-void IOSurfaceMemory::unlock(Access access) {
+void SurfaceMemory::unlock(Access access) {
   IOSurfaceUnlock(surface_.get(), options(access), nullptr);
 }
 

@@ -11,6 +11,17 @@ namespace mlx_ane::emulated {
 
 namespace {
 
+// As the private frameworks say it.
+#ifndef MLX_ANE_PUBLIC_ONLY
+constexpr const char* engine_domain = "com.apple.appleneuralengine";
+constexpr const char* compilation_failure =
+    "_ANECompiler : ANECCompile() FAILED : err=(CompilationFailure)";
+#else
+constexpr const char* engine_domain = "engine";
+constexpr const char* compilation_failure =
+    "ANECCompile() FAILED : err=(CompilationFailure)";
+#endif
+
 /// What a stage answers where no source says it.
 Answer usual_answer(Stage stage) {
   return stage == Stage::evaluate ? Answer::inference_error
@@ -125,7 +136,7 @@ EngineError refusal(std::string_view rule, const std::string& what) {
 
 EngineError refusal(
     Stage stage, Answer answer, std::string name, const std::string& what) {
-  std::string domain = "com.apple.appleneuralengine";
+  std::string domain = engine_domain;
   std::string text;
   int code = 0;
   switch (answer) {
@@ -136,7 +147,7 @@ EngineError refusal(
     case Answer::compilation_failure:
       domain += ".compiler";
       code = 1;
-      text = "_ANECompiler : ANECCompile() FAILED : err=(CompilationFailure)";
+      text = compilation_failure;
       break;
     case Answer::too_many_programs:
       text = "Program load failure (0x50004)";

@@ -16,6 +16,8 @@ import pytest
 
 from mlx_ane import _ext, _probes, _selftest, _trials
 from mlx_ane.builder import FORMS
+from mlx_ane.compile import right_forms
+from mlx_ane.translate import choose
 
 doubles = pytest.mark.skipif(
     not hasattr(_ext, "apple"), reason="built without the Apple route"
@@ -162,7 +164,7 @@ def test_findings_are_json() -> None:
 @pytest.mark.skipif(hasattr(_ext, "apple"), reason="built with the Apple route")
 def test_without_the_apple_route() -> None:
     assert _selftest.stored_verdict() is None
-    assert _selftest.right_forms() is None and _probes.chosen_forms() == {}
+    assert _selftest.right_forms() is None
     verdict = _selftest.run_in_subprocess()
     assert not verdict.passed
     assert "macOS" in verdict.reason
@@ -172,7 +174,7 @@ def test_without_the_apple_route() -> None:
 
 
 def test_forms_are_chosen_by_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def probed(**wrong: str) -> dict[str, str]:
+    def chosen(**wrong: str) -> dict[str, str]:
         findings = [
             {
                 "test": "probe",
@@ -184,10 +186,13 @@ def test_forms_are_chosen_by_the_probes(monkeypatch: pytest.MonkeyPatch) -> None
         ]
         verdict = _selftest.Verdict(True, "", findings=findings)
         monkeypatch.setattr(_selftest, "stored_verdict", lambda: verdict)
-        return _probes.chosen_forms()
+        _selftest.right_forms.cache_clear()
+        return choose(right_forms("ane"))
 
-    assert probed() == {}
-    assert probed(max="reduce_max", rsqrt="pow") == {"max": "tree", "rsqrt": "sqrt"}
+    assert chosen() == {}
+    assert chosen(max="reduce_max", rsqrt="pow") == {"max": "tree", "rsqrt": "sqrt"}
+    assert right_forms("emulated") is None
+    _selftest.right_forms.cache_clear()
 
 
 def test_every_form_has_a_probe() -> None:
@@ -196,7 +201,7 @@ def test_every_form_has_a_probe() -> None:
     every = {f"{form}={c}" for form, (choices, _) in FORMS.items() for c in choices}
     assert every <= set(names)
     assert names[0] == "max=reduce_max"
-    assert {"2 ports", "7 ports", "20 ports"} < set(names)
+    assert {"ports=2", "ports=7", "ports=20"} < set(names)
 
 
 # -- runs over the doubles --------------------------------------------------------
@@ -262,8 +267,8 @@ def test_fresh_tries_all_and_probes_operations(
     right = _selftest.right_forms()
     assert right is not None
     assert "max=tree" in right and "max=reduce_max" not in right
-    assert {"20 ports", "attention", "attention, gradient", "mlp, gradient"} <= right
-    chosen = _probes.chosen_forms()
+    assert {"ports=20", "attention", "attention, gradient", "mlp, gradient"} <= right
+    chosen = choose(right_forms("ane"))
     assert chosen["max"] == "tree" and chosen["rsqrt"] == "sqrt"
     refused = next(f for f in verdict.findings if f.get("form") == "max=reduce_max")
     assert "InvalidMILProgram" in refused["error"]

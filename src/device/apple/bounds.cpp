@@ -39,9 +39,10 @@ void within(
 
 void let_go(std::function<void()> call) {
   static std::atomic<bool> hangs{false};
-  auto bound = hangs ? std::chrono::milliseconds(20) : bounds().unload;
+  auto bound = hangs ? std::chrono::milliseconds(200) : bounds().unload;
   try {
     within(bound, "unloading a program", std::move(call));
+    hangs = false;
   } catch (const DeviceError& error) {
     hangs = hangs || error.cause == Cause::hang;
   } catch (const std::exception&) {

@@ -184,7 +184,11 @@ def right_forms(device: str) -> frozenset[str] | None:
     Entries are "form=choice" of :data:`mlx_ane.translate.FORMS`, and "ports=N" for
     programs of N inputs.
     """
-    return None
+    if device != "ane":
+        return None
+    from mlx_ane import _selftest  # here, as `python -m` runs it as a program
+
+    return _selftest.right_forms()
 
 
 def _compiled(

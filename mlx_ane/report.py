@@ -179,6 +179,17 @@ class ConversionReport:
         total = time.perf_counter() - start
         self.outside = max(0.0, 1.0 - (spent() - before) / total)
 
+    def rounding(self) -> str | None:
+        """Who computes the layers of device "ane", by how the self-test saw it round.
+
+        Returns:
+            str, optional: "rounds like the engine", "asked only" or "unknown"; None
+            where no layer is on that device.
+        """
+        if not any(c.device == "ane" for c in self.converted):
+            return None
+        return _ext.device_info("ane").get("rounding", "unknown")
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
         live = self.placement()
@@ -220,6 +231,7 @@ class ConversionReport:
                 }
                 for a in self.attention or []
             ],
+            "rounding": self.rounding(),
         }
 
     def __repr__(self) -> str:
@@ -231,6 +243,7 @@ class ConversionReport:
     def __str__(self) -> str:
         live = self.placement()
         lines = [*wrapped(self.lead), *wrapped(self.why), *wrapped(self.hint)]
+        lines += self._rounding()
         inside = {
             id(m) for c in self.converted if not c.shape for m in c.layer.modules()
         } - {id(c.layer) for c in self.converted if not c.shape}
@@ -284,6 +297,10 @@ class ConversionReport:
                 found += wrapped(f"{word} {cause}: {count} calls of {name}")
         return found
 
+    def _rounding(self) -> list[str]:
+        rounding = self.rounding()
+        return [] if rounding is None else [f"device ane: {rounding}"]
+
     def _energy(self) -> list[str]:
         """What joules were estimated with."""
         decisions = [c.decision for c in self.converted if c.decision]
@@ -310,7 +327,7 @@ class ConversionReport:
             )
             for c in self.converted
         ]
-        lines = [self.lead, *filter(None, (self.why, self.hint)), ""]
+        lines = [self.lead, *filter(None, (self.why, self.hint)), *self._rounding(), ""]
         if rows:
             head = ("layer", "class", "N x K", "device", "calls", "on it", "notes")
             lines += table([head, *rows])

@@ -59,6 +59,8 @@ out["info"] = ane.device_info("ane")
 print(json.dumps(out))
 """
 ERRORS = ("linear", "dx", "dw", "block", "block_dx", "block_dw")
+#: Of fp16 and of the engine's tables of silu and the square root.
+TOLERANCE = 6e-3
 
 
 def private_names(path: Path) -> list[str]:
@@ -99,10 +101,10 @@ def run(program: str = PROGRAM, **environment: str) -> dict[str, Any]:
 @doubles
 def test_products_gradients_and_blocks_run_on_the_engine() -> None:
     found = run()
-    assert all(found[name] <= 2e-3 for name in ERRORS), found
+    assert all(found[name] <= TOLERANCE for name in ERRORS), found
     counters, info = found["counters"], found["info"]
-    # One linear and three calls of the block's two programs.
-    assert counters["device_calls"] == 4
+    # A linear, and the block's two programs.
+    assert counters["device_calls"] == 3
     assert not any(name.startswith(("placed_", "fallback_")) for name in counters)
     assert info["route"] == "coreml"
     assert info["coreml_programs"] == "2 asked only, 1 rounds like the engine"
@@ -113,10 +115,11 @@ def test_products_gradients_and_blocks_run_on_the_engine() -> None:
 @doubles
 def test_what_core_ml_has_on_the_cpu_runs_on_the_blas() -> None:
     found = run(DOUBLES_FAULTS="ml_plan_cpu=nil")
-    # fp32, so nearer than fp16 can be: the BLAS, and the program on the host.
-    assert all(found[name] <= 1e-5 for name in ERRORS), found
+    # fp32, so nearer than fp16 can be.
+    assert found["linear"] <= 1e-5
+    assert all(found[name] <= TOLERANCE for name in ERRORS), found
     counters = found["counters"]
-    assert counters["placed_by_coreml"] == 4
+    assert counters["placed_by_coreml"] == 3
     assert "device_calls" not in counters and "evaluations" not in counters
     assert found["info"]["coreml_elsewhere"] == (
         "Core ML would run matmul on MLCPUComputeDevice"
@@ -128,7 +131,7 @@ def test_what_core_ml_has_on_the_cpu_runs_on_the_blas() -> None:
 def test_a_silent_cpu_is_told_from_the_engine() -> None:
     found = run(DOUBLES_FAULTS="ml_cpu=nil")
     assert found["counters"]["placed_by_coreml"] == 1
-    assert found["counters"]["device_calls"] == 3  # blocks have no such question
+    assert found["counters"]["device_calls"] == 2  # blocks have no such question
     assert "1 on the CPU" in found["info"]["coreml_programs"]
     assert found["linear"] <= 1e-5
 
@@ -140,8 +143,8 @@ def test_a_silent_cpu_is_told_from_the_engine() -> None:
 )
 def test_machines_that_answer_rightly_otherwise(machine: str) -> None:
     found = run(DOUBLES_FAULTS=machine)
-    assert all(found[name] <= 2e-3 for name in ERRORS), found
-    assert found["counters"]["device_calls"] == 4
+    assert all(found[name] <= TOLERANCE for name in ERRORS), found
+    assert found["counters"]["device_calls"] == 3
     info = found["info"]
     assert ("coreml_copied_outputs" in info) == (machine == "ml_backings=nil")
     assert ("unknown" in info["coreml_programs"]) == (machine == "ml_plan=nil")
@@ -159,7 +162,8 @@ def test_machines_that_answer_rightly_otherwise(machine: str) -> None:
 )
 def test_machines_that_fail_cost_the_engine_only(machine: str, cause: str) -> None:
     found = run(DOUBLES_FAULTS=machine, MLX_ANE_FALLBACK="warn")
-    assert all(found[name] <= 1e-5 for name in ERRORS), found
+    assert found["linear"] <= 1e-5
+    assert all(found[name] <= TOLERANCE for name in ERRORS), found
     assert found["counters"][cause] >= 1
     assert "device_calls" not in found["counters"]
     text = {"ml_anec=nil": "ANECCompile() FAILED"}.get(
@@ -170,6 +174,7 @@ def test_machines_that_fail_cost_the_engine_only(machine: str, cause: str) -> No
 
 @doubles
 def test_both_layouts_and_dialects_through_the_self_tests_door() -> None:
+    ane.emulated.configure(numerics="exact")
     x = np.random.default_rng(1).normal(size=(64, 96)).astype(np.float16)
     w = np.random.default_rng(2).normal(size=(160, 96)).astype(np.float16)
     for layout in ("natural", "channels_first"):

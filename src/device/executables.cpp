@@ -185,18 +185,16 @@ bool ExecutableCache::admits(
 }
 
 int64_t ExecutableCache::resident(Device& device) {
-  return std::count_if(entries_.begin(), entries_.end(), [&](auto& entry) {
-    return entry.first.first == &device;
-  });
+  auto of = [&](const auto& entry) { return entry.first.first == &device; };
+  return std::count_if(entries_.begin(), entries_.end(), of) +
+         std::count_if(loading_.begin(), loading_.end(), of);
 }
 
 bool ExecutableCache::has_room(Device& device, size_t bytes) {
-  auto programs = resident(device);
   for (auto& [key, coming] : loading_) {
-    programs += key.first == &device;
     bytes += coming;
   }
-  return programs < device.limits().resident_programs &&
+  return resident(device) < device.limits().resident_programs &&
          bytes_ + bytes <= limit_;
 }
 

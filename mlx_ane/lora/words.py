@@ -32,11 +32,12 @@ def before(
 ) -> None:
     """Where the layers are and why not, and how long a step may take."""
     trained = sum(a.size for _, a in tree_flatten(model.trainable_parameters()))
+    trains = f"; {config.fine_tune_type} trains {trained / 1e6:.3g} M parameters"
     chosen = _device.resolve(config.ane["device"], "lora")
     how = _device.auto_choice()[1] if _is_auto(config) else ""
     say(
-        f"device {chosen}{f' ({how})' * bool(how)}: {report.placed}; "
-        f"{config.fine_tune_type} trains {trained / 1e6:.3g} M parameters"
+        f"device {chosen}{f' ({how})' * bool(how)}: {report.placed}"
+        + trains * bool(config.train)
     )
     left = _left(report)
     for reason, layers in left.items():

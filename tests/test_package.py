@@ -11,10 +11,10 @@ import mlx_ane as ane
 from mlx_ane import _ext, _versions
 
 #: The public API; a name more or less is a decision, not an accident.
-NAMES = """ConversionReport ExportReport Plan VerificationReport __version__ clear_cache compile
-convert counters default_device device_info einsum emulated export fast is_available
-linear matmul mil nn optimizers plan plot reset_counters restore_devices revert set_cache_limit
-set_default_device set_fallback timeline verify""".split()
+NAMES = """ConversionReport ExportReport Plan VerificationReport __version__ clear_cache
+compile convert counters default_device device_info einsum emulated export fast
+is_available linear matmul mil nn optimizers plan plot reset_counters restore_devices
+revert set_cache_limit set_default_device set_fallback timeline verify""".split()
 
 
 def test_public_names() -> None:

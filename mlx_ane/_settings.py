@@ -13,6 +13,7 @@ from mlx_ane import _ext
 from mlx_ane._types import DEVICES, FALLBACKS, Device
 
 ROUTES = ("in_memory", "e5rt")
+ADAM = ("auto", "loop", "accelerate")
 
 Word = TypeVar("Word", bound=str)
 
@@ -21,6 +22,7 @@ VARIABLES = {
     "MLX_ANE_DEVICE": "default device: " + " | ".join(DEVICES),
     "MLX_ANE_ROUTE": "route to the engine: " + " | ".join(ROUTES),
     "MLX_ANE_FALLBACK": "a failed device call: " + " | ".join(FALLBACKS),
+    "MLX_ANE_ADAM": "what computes Adam: " + " | ".join(ADAM),
     "MLX_ANE_TIMELINE": "file that gets the timeline of the whole process",
     "MLX_ANE_CACHE_DIR": "folder of verdicts, measurements and compiled programs",
     "MLX_ANE_BLAS_THREADS": "threads of one GEMM",
@@ -46,6 +48,11 @@ class Settings:
     def route(self) -> str | None:
         """The route to the engine, if one is set; ValueError if it is unknown."""
         return _choice("MLX_ANE_ROUTE", ROUTES)
+
+    @property
+    def adam(self) -> str:
+        """What computes Adam; ValueError if it is unknown."""
+        return _choice("MLX_ANE_ADAM", ADAM) or "auto"
 
     @property
     def timeline(self) -> str | None:

@@ -464,46 +464,57 @@ def rebuild(tree: Any, leaf: Leaves) -> Any:
     Containers, modules and objects such as caches are copied, so that a function may
     write to them.
     """
-    seen: dict[int, Any] = {}
+    return _Copy(leaf).walk(tree, "", True)
 
-    def items(values: dict[Any, Any], path: str, data: bool) -> dict[Any, Any]:
+
+class _Copy:
+    """One `rebuild`. Functions that call each other would be a cycle that holds the
+    arrays until Python collects it: no optimizer could update them in place."""
+
+    def __init__(self, leaf: Leaves) -> None:
+        self.leaf = leaf
+        self.seen: dict[int, Any] = {}
+
+    def items(self, values: dict[Any, Any], path: str, data: bool) -> dict[Any, Any]:
         dot = path + "." if path else ""
-        return {k: walk(v, f"{dot}{k}", data) for k, v in values.items()}
+        return {k: self.walk(v, f"{dot}{k}", data) for k, v in values.items()}
 
-    def walk(value: Any, path: str, data: bool) -> Any:
-        if id(value) in seen:
-            return seen[id(value)]
+    def walk(self, value: Any, path: str, data: bool) -> Any:
+        if id(value) in self.seen:
+            return self.seen[id(value)]
         if isinstance(value, mx.array):
-            new: Any = leaf(path, value, data)
+            new: Any = self.leaf(path, value, data)
         elif isinstance(value, nn.Module):
             new = dict.__new__(_without_checkpoint(type(value)))
-            seen[id(value)] = new  # before its children: they may point back
-            dict.update(new, items(value, path, False))
-            new.__dict__.update(items(value.__dict__, path, False))
+            self.seen[id(value)] = new  # before its children: they may point back
+            dict.update(new, self.items(value, path, False))
+            new.__dict__.update(self.items(value.__dict__, path, False))
         elif type(value) is dict:
-            new = items(value, path, data)
+            new = self.items(value, path, data)
         elif isinstance(value, (list, tuple)):
-            parts = items(dict(enumerate(value)), path, data).values()
+            parts = self.items(dict(enumerate(value)), path, data).values()
             named = hasattr(value, "_fields")
             new = type(value)(*parts) if named else type(value)(parts)
         elif isinstance(value, types.FunctionType) and value.__closure__:
-            return function(value, path)
+            return self.function(value, path)
         elif isinstance(value, types.MethodType):
-            return types.MethodType(value.__func__, walk(value.__self__, path, False))
+            return types.MethodType(
+                value.__func__, self.walk(value.__self__, path, False)
+            )
         elif _has_state(value):
-            new = seen[id(value)] = copy.copy(value)
-            new.__dict__.update(items(value.__dict__, path, data))
+            new = self.seen[id(value)] = copy.copy(value)
+            new.__dict__.update(self.items(value.__dict__, path, data))
         else:
             return value
-        seen[id(value)] = new
+        self.seen[id(value)] = new
         return new
 
-    def function(value: types.FunctionType, path: str) -> types.FunctionType:
-        seen[id(value)] = value  # it may close over itself
+    def function(self, value: types.FunctionType, path: str) -> types.FunctionType:
+        self.seen[id(value)] = value  # it may close over itself
         names = value.__code__.co_freevars
         cells = dict(zip(names, value.__closure__ or (), strict=True))
         filled = {k: c.cell_contents for k, c in cells.items() if _is_filled(c)}
-        new = items(filled, path, False)
+        new = self.items(filled, path, False)
         if all(new[k] is filled[k] for k in new):
             return value
         cells |= {k: types.CellType(v) for k, v in new.items()}
@@ -516,12 +527,6 @@ def rebuild(tree: Any, leaf: Leaves) -> Any:
         )
         copied.__kwdefaults__ = value.__kwdefaults__
         return copied
-
-    new = walk(tree, "", True)
-    # They hold each other and `seen`: arrays would wait for the garbage collector,
-    # and an optimizer could not update them in place.
-    del items, walk, function
-    return new
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -255,7 +255,6 @@ def _signature(tree: Any) -> Any:
             parts.append(value if _hashable(value) else id(value))
 
     walk(tree)
-    del walk  # it holds itself, and with `tree` arrays that are to be donated
     return tuple(parts)
 
 

@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_ane import _device, _ext, optimizers
+from mlx_ane import _adam, _device, _ext, optimizers
 from mlx_ane._types import Device
 from mlx_ane.ops import linear
 from mlx_ane.verify import FORWARD_TOLERANCE, relative_error
@@ -186,6 +186,19 @@ def measure(device: Device) -> Iterator[Check]:
     yield _compared(device, "gradient of w", dw, lambda: dy64.T @ x64)
     yield _compared(device, "gradient of b", db, lambda: dy64.sum(0))
     yield _compared(device, "Adam step", step, stepped)
+    if device == "cpu":
+        yield _adam_implementations()
+
+
+def _adam_implementations() -> Check:
+    """Measure both implementations of Adam; later processes take the faster."""
+    rates = _adam.measure()
+    _adam.keep(rates)
+    words = [f"{_adam.label(name)} {rate:.1f} GB/s" for name, rate in rates.items()]
+    faster = max(rates, key=rates.__getitem__)
+    if not _ext.kernels.has_accelerate():
+        faster = "loop"  # a stand-in says nothing about Accelerate
+    return Check("cpu", "Adam", "pass", faster, ", ".join(words))
 
 
 def _compared(

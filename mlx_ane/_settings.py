@@ -22,6 +22,7 @@ VARIABLES = {
     "MLX_ANE_DEVICE": "default device: " + " | ".join(DEVICES),
     "MLX_ANE_ROUTE": "route to the engine: " + " | ".join(ROUTES),
     "MLX_ANE_FALLBACK": "a failed device call: " + " | ".join(FALLBACKS),
+    "MLX_ANE_ADAM": "what computes Adam: " + " | ".join(ADAM),
     "MLX_ANE_TIMELINE": "file that gets the timeline of the whole process",
     "MLX_ANE_CACHE_DIR": "folder of verdicts, measurements and compiled programs",
     "MLX_ANE_BLAS_THREADS": "threads of one GEMM",
@@ -47,6 +48,11 @@ class Settings:
     def route(self) -> str | None:
         """The route to the engine, if one is set; ValueError if it is unknown."""
         return _choice("MLX_ANE_ROUTE", ROUTES)
+
+    @property
+    def adam(self) -> str:
+        """What computes Adam; ValueError if it is unknown."""
+        return _choice("MLX_ANE_ADAM", ADAM) or "auto"
 
     @property
     def timeline(self) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import optimizers
 
-from mlx_ane import _ext
+from mlx_ane import _adam, _ext
 
 __all__ = ["Adam", "AdamW"]
 
@@ -108,6 +108,7 @@ class _Fused(optimizers.Adam):
     ) -> list[mx.array]:
         if not gradients:
             return []
+        _adam.choose()
         updated, m, v = _ext.adam(
             parameters,
             gradients,

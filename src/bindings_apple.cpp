@@ -17,7 +17,6 @@
 #include "device/apple/verdict.h"
 #include "device/fingerprint.h"
 #include "device/programs.h"
-#include "kernels/adam_accelerate.h"
 #ifdef MLX_ANE_DOUBLES
 #include "device/apple/staging.h"
 #include "doubles.h"
@@ -229,10 +228,6 @@ void bind_apple(nb::module_& m) {
       &apple::store_verdict,
       "verdict"_a,
       "Keeps a verdict for later processes.");
-  m.def(
-      "adam_implementation",
-      &kernels::adam_implementation,
-      "\"loop\" or \"vDSP\", whichever was faster here.");
 #ifdef MLX_ANE_DOUBLES
   auto doubles = m.def_submodule("doubles", "The doubles, for tests.");
   bind_doubles(doubles);

@@ -13,6 +13,7 @@
 #include "host/cores.h"
 #include "host/loops.h"
 #include "kernels/adam.h"
+#include "kernels/adam_accelerate.h"
 #include "kernels/gemm.h"
 #include "kernels/pack.h"
 #include "kernels/probe.h"
@@ -240,6 +241,29 @@ void gemm(const Array& a, const Array& b, const Array& c) {
   kernels::gemm(left, right, nullptr, out);
 }
 
+void bind_adam_implementation(nb::module_& m) {
+  m.def(
+      "adam_implementation",
+      [] {
+        bool loop =
+            kernels::adam_implementation() == kernels::AdamImplementation::loop;
+        return loop ? "loop" : "accelerate";
+      },
+      "What computes Adam's steps: \"loop\" or \"accelerate\".");
+  m.def(
+      "set_adam_implementation",
+      [](const std::string& name) {
+        kernels::set_adam_implementation(
+            kernels::adam_implementation_from(name));
+      },
+      "name"_a,
+      "Computes the steps from here on by this implementation.");
+  m.def(
+      "has_accelerate",
+      &kernels::has_accelerate,
+      "Whether \"accelerate\" calls Accelerate, not loops that stand in.");
+}
+
 void bind_machine(nb::module_& m) {
   m.def(
       "targets",
@@ -278,6 +302,7 @@ void bind_machine(nb::module_& m) {
 
 void bind_kernels(nb::module_& m) {
   bind_machine(m);
+  bind_adam_implementation(m);
   m.def(
       "pack",
       &pack,

@@ -26,6 +26,15 @@ def cpu_quota(root: str = '/') -> float | None:
 def memory_copy(dst: Annotated[NDArray, dict(device='cpu')], src: Annotated[NDArray, dict(device='cpu')], bytes: int) -> None:
     """memcpy of the first `bytes` bytes."""
 
+def adam_implementation() -> str:
+    """What computes Adam's steps: "loop" or "accelerate"."""
+
+def set_adam_implementation(name: str) -> None:
+    """Computes the steps from here on by this implementation."""
+
+def has_accelerate() -> bool:
+    """Whether "accelerate" calls Accelerate, not loops that stand in."""
+
 def pack(x: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArray, dict(device='cpu')], *, transposed: bool = False) -> None:
     """float16 of x (rows, cols) in out, or in out.T; out is zero-padded."""
 

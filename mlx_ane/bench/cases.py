@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_ane._adam import label
 from mlx_ane.bench import inputs
 
 PARTS = ("adam", "embedding", "gemm", "pack", "dispatch", "step")
@@ -94,6 +95,7 @@ def _adam(peers: tuple[str, ...], small: bool) -> Iterator[Case]:
         variants = [
             Variant("bandwidth bound", "ours", {"how": "traffic"}, checked=False),
             Variant("kernel", "ours", {"how": "kernel"}),
+            Variant(label("accelerate"), "ours", {"how": "accelerate"}),
             Variant("update", "ours", {"how": "update"}),
             Variant("ten passes", "ours", {"how": "passes"}),
             Variant("reference loop", "ours", {"how": "reference"}),

@@ -66,6 +66,10 @@ def _adam(spec: dict[str, Any]) -> Timed:
     ]
 
     def run() -> None:
+        # By name, whatever is in use.
+        before = kernels.adam_implementation()
+        name = "accelerate" if spec["how"] == "accelerate" else "loop"
+        kernels.set_adam_implementation(name)
         for arrays in tensors:
             if spec["how"] == "traffic":
                 kernels.adam_traffic(*arrays)
@@ -77,6 +81,7 @@ def _adam(spec: dict[str, Any]) -> Timed:
                     reference=spec["how"] == "reference",
                     passes=spec["how"] == "passes",
                 )
+        kernels.set_adam_implementation(before)
 
     def first() -> NDArray[Any]:
         if spec["how"] == "traffic":

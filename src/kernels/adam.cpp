@@ -2,10 +2,14 @@
 #include "kernels/adam.h"
 
 #include <algorithm>
+#include <atomic>
+#include <stdexcept>
 
+#include "host/environment.h"
 #include "host/half.h"
 #include "host/loops.h"
 #include "host/rounding.h"
+#include "kernels/adam_accelerate.h"
 
 namespace mlx_ane::kernels {
 
@@ -14,6 +18,22 @@ namespace {
 /// Elements converted at a time; the fp32 tiles of all arrays stay in L1.
 constexpr int64_t tile = 1024;
 static_assert(host::random_block % tile == 0);
+
+std::atomic<AdamImplementation>& implementation() {
+  static std::atomic<AdamImplementation> chosen = [] {
+    auto name =
+        host::choice_variable("MLX_ANE_ADAM", {"auto", "loop", "accelerate"});
+    return name == "accelerate" ? AdamImplementation::accelerate
+                                : AdamImplementation::loop;
+  }();
+  return chosen;
+}
+
+decltype(host::Loops::adam) adam_loop() {
+  return implementation() == AdamImplementation::accelerate
+             ? adam_accelerate
+             : host::loops().adam;
+}
 
 /// The array from element i on, as bytes.
 const char* at(const void* data, Float type, int64_t i) {
@@ -71,12 +91,13 @@ void adam_tiles(
     const AdamStep& step,
     const host::AdamConstants& constants) {
   alignas(64) float p[tile], g[tile], m[tile], v[tile];
+  auto loop = adam_loop();
   for (int64_t i = 0; i < t.n; i += tile) {
     int64_t n = std::min(tile, t.n - i);
     float* p_out = write_to(t.p_out, t.p_type, i, p);
     float* m_out = write_to(t.m_out, t.state_type, i, m);
     float* v_out = write_to(t.v_out, t.state_type, i, v);
-    host::loops().adam(
+    loop(
         read(t.p, t.p_type, i, n, p),
         read(t.g, t.g_type, i, n, g),
         read(t.m, t.state_type, i, n, m),
@@ -114,6 +135,26 @@ host::AdamConstants constants_of(const AdamStep& step) {
       .gradient_scale = step.gradient_scale};
 }
 
+AdamImplementation adam_implementation_from(const std::string& name) {
+  if (name == "accelerate") {
+    return AdamImplementation::accelerate;
+  }
+  if (name == "loop") {
+    return AdamImplementation::loop;
+  }
+  throw std::invalid_argument(
+      "[mlx_ane.adam] got implementation \"" + name +
+      "\", need \"loop\" or \"accelerate\".");
+}
+
+AdamImplementation adam_implementation() {
+  return implementation();
+}
+
+void set_adam_implementation(AdamImplementation chosen) {
+  implementation() = chosen;
+}
+
 AdamTensor part(const AdamTensor& t, int64_t begin, int64_t n) {
   return {
       at(t.p, t.p_type, begin),
@@ -134,7 +175,7 @@ void adam(const AdamTensor& t, const AdamStep& step) {
   host::AdamConstants constants = constants_of(step);
   if (t.p_type == Float::f32 && t.g_type == Float::f32 &&
       t.state_type == Float::f32) {
-    host::loops().adam(
+    adam_loop()(
         static_cast<const float*>(t.p),
         static_cast<const float*>(t.g),
         static_cast<const float*>(t.m),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "host/loops.h"
 #include "host/matrix.h"
@@ -67,6 +68,16 @@ struct AdamTensor {
   /// Index of the first element within its tensor, for the stochastic counter.
   int64_t offset = 0;
 };
+
+/// What computes a step: our one-pass loop, or Accelerate (adam_accelerate.h).
+enum class AdamImplementation { loop, accelerate };
+
+/// "loop" or "accelerate"; std::invalid_argument otherwise.
+AdamImplementation adam_implementation_from(const std::string& name);
+
+/// The one in use, process-wide: of MLX_ANE_ADAM, else the loop, unless set.
+AdamImplementation adam_implementation();
+void set_adam_implementation(AdamImplementation implementation);
 
 /// Elements begin .. begin + n of a tensor.
 AdamTensor part(const AdamTensor& tensor, int64_t begin, int64_t n);

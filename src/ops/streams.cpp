@@ -11,6 +11,7 @@
 
 #include "blas/blas.h"
 #include "device/runner.h"
+#include "kernels/adam.h"
 #include "mlx/scheduler.h"
 #include "ops/outputs.h"
 
@@ -71,6 +72,7 @@ void check_environment() {
     blas::threads();
     kept_output_limit();
     runner_settings();
+    kernels::adam_implementation();
     return true;
   }();
 }

@@ -59,16 +59,40 @@ void new_cblas_sgemm(
   }
 }
 
+static int direction = 0;
+static unsigned calls = 0;
+
+void double_accelerate_rounds(int how) {
+  direction = how;
+}
+
+/* The neighbour of an exact value that was asked for: an error of up to a unit
+   in the last place. */
+static float rounded(double exact, Length i) {
+  float nearest = (float)exact;
+  if (direction == 0 || !isfinite(nearest)) {
+    return nearest;
+  }
+  int up = direction > 0;
+  if (direction == 2) {
+    up = ((i * 2654435761u + ++calls * 40503u) >> 13) & 1;
+  }
+  if (up) {
+    return nearest < exact ? nextafterf(nearest, INFINITY) : nearest;
+  }
+  return nearest > exact ? nextafterf(nearest, -INFINITY) : nearest;
+}
+
 void vDSP_vsmul(
     const float* a, Stride ia, const float* b, float* c, Stride ic, Length n) {
   for (Length i = 0; i < n; ++i) {
-    c[i * ic] = a[i * ia] * *b;
+    c[i * ic] = rounded((double)a[i * ia] * *b, i);
   }
 }
 
 void vDSP_vsq(const float* a, Stride ia, float* c, Stride ic, Length n) {
   for (Length i = 0; i < n; ++i) {
-    c[i * ic] = a[i * ia] * a[i * ia];
+    c[i * ic] = rounded((double)a[i * ia] * a[i * ia], i);
   }
 }
 
@@ -81,7 +105,7 @@ void vDSP_vsmsa(
     Stride id,
     Length n) {
   for (Length i = 0; i < n; ++i) {
-    d[i * id] = a[i * ia] * *b + *c;
+    d[i * id] = rounded((double)a[i * ia] * *b + *c, i);
   }
 }
 
@@ -96,7 +120,7 @@ void vDSP_vsmsma(
     Stride ie,
     Length n) {
   for (Length i = 0; i < n; ++i) {
-    e[i * ie] = a[i * ia] * *b + c[i * ic] * *d;
+    e[i * ie] = rounded((double)a[i * ia] * *b + (double)c[i * ic] * *d, i);
   }
 }
 
@@ -109,12 +133,12 @@ void vDSP_vdiv(
     Stride ic,
     Length n) {
   for (Length i = 0; i < n; ++i) {
-    c[i * ic] = a[i * ia] / b[i * ib];
+    c[i * ic] = rounded((double)a[i * ia] / b[i * ib], i);
   }
 }
 
 void vvsqrtf(float* y, const float* x, const int* n) {
   for (int i = 0; i < *n; ++i) {
-    y[i] = sqrtf(x[i]);
+    y[i] = rounded(sqrt(x[i]), i);
   }
 }

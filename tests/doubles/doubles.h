@@ -10,6 +10,10 @@ extern "C" {
 
 /* -- the engine behind the frameworks ------------------------------------ */
 
+/* Rounding of Accelerate's vector functions: 0 to nearest, 1 up, -1 down, 2 up
+   or down by element and call. */
+void double_accelerate_rounds(int how);
+
 /* How a call ended; code and domain as an NSError would carry them. */
 struct double_status {
   int failed;

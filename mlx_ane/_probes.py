@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from mlx_ane import _ext, _selftest
+from mlx_ane import _ext
 from mlx_ane.builder import FORMS
 from mlx_ane.capture import capture, gradients, lowered
 from mlx_ane.tape import Tape
@@ -26,24 +26,6 @@ Array = mx.array
 #: Engines compute some functions from tables of 33 points (M6 study).
 TOLERANCE = 2e-2
 S, K = 64, 64
-
-
-def chosen_forms() -> dict[str, str]:
-    """The forms that `translate` should use here: the first that is right of each.
-
-    Returns:
-        dict[str, str]: Only where the probes found another than the default right;
-        empty without probes.
-    """
-    right = _selftest.right_forms()
-    if right is None:
-        return {}
-    chosen = {}
-    for form, (choices, _) in FORMS.items():
-        found = [c for c in choices if f"{form}={c}" in right]
-        if found and found[0] != choices[0]:
-            chosen[form] = found[0]
-    return chosen
 
 
 def _positive(x: Array) -> Array:
@@ -156,7 +138,7 @@ def probes() -> Iterator[tuple[str, Probe, dict[str, str]]]:
             {},
         )
     for ports in PORTS:
-        yield f"{ports} ports", partial(_of, _joined, ports), {}
+        yield f"ports={ports}", partial(_of, _joined, ports), {}
     with mx.stream(mx.cpu):
         mlp = _Mlp()
     for choice in FORMS["weights"][0]:

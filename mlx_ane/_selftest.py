@@ -9,6 +9,7 @@ variant. The verdict is kept by OS build, chip and version.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import queue
 import subprocess
@@ -181,8 +182,11 @@ def lately_undecided() -> Verdict | None:
     return verdict if open_now and verdict_age() < UNDECIDED_SECONDS else None
 
 
+@functools.cache
 def right_forms() -> frozenset[str] | None:
     """Names of the operations and forms that the probes found right here.
+
+    Looked up once: `mlx_ane.translate.choose` takes them.
 
     Returns:
         frozenset[str], optional: None where no probes are stored.
@@ -247,6 +251,7 @@ def run_in_subprocess(fresh: bool = False, bounds: Bounds | None = None) -> Verd
             "findings": json.dumps(verdict.findings),
         }
     )
+    right_forms.cache_clear()
     return verdict
 
 

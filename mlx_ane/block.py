@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_ane import emulated
+from mlx_ane import _ext, emulated
 from mlx_ane.builder import Program
 from mlx_ane.capture import Captured, capture, gradients, lowered, signature
 from mlx_ane.tape import Node, Tape, Type
@@ -82,6 +82,27 @@ class BlockProgram:
     cotangents: int = 0
     #: For each result of the program, whether it is linear in the cotangents.
     scaled: tuple[bool, ...] = ()
+
+    @cached_property
+    def handle(self) -> Any:
+        """The program of the extension: one, whatever calls it."""
+        program = self.program
+        inputs = [
+            (
+                port.name,
+                list(port.shape),
+                [(part.source, part.row, part.transposed) for part in port.parts],
+                None
+                if port.table is None
+                else np.ascontiguousarray(port.table, np.float16).view(np.uint16),
+            )
+            for port in program.ports
+        ]
+        results = [
+            (r.name, list(r.port), r.shape[-1] if r.shape else 1, scaled)
+            for r, scaled in zip(program.results, self.scaled, strict=True)
+        ]
+        return _ext.block.program(program.mil.handle, inputs, results, self.cotangents)
 
     def run(
         self,

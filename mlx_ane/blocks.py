@@ -60,6 +60,7 @@ class BlockModule(Exchanged):
                 device=device,
                 name=self._name,
                 blocks=_captured,
+                plain=plain,
             )
         except Unsupported as error:
             self.__dict__["_why"] = str(error)

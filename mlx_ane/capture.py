@@ -201,6 +201,19 @@ def capture(
     return _apart(lambda: _capture_padded(fun, tree, leaves, padded, size, rows))
 
 
+def rows_of(tree: Any) -> int:
+    """Rows of the first array that has them, of those not held by modules; or 0."""
+    sizes: list[int] = []
+
+    def note(_: str, array: mx.array, data: bool) -> mx.array:
+        if data and array.ndim > 1:
+            sizes.append(array.shape[-2])
+        return array
+
+    rebuild(tree, note)
+    return sizes[0] if sizes else 0
+
+
 def _padded(leaves: list[Leaf]) -> list[Leaf]:
     """The leaves with their axes of rows: those of the first array and of masks."""
     first = next((leaf for leaf in leaves if leaf.data and len(leaf.shape) > 1), None)
@@ -233,12 +246,14 @@ def _capture_padded(
         if leaf.padded
     }
     # The prologue ends where the body begins: both are one proof.
-    joined, found = guard(_joined(wide), _joined(exact), axes, size, rows)
+    joined, found, masks = guard(_joined(wide), _joined(exact), axes, size, rows)
+    mx.eval(list(masks.values()))  # they belong to this thread
     prologue, body = _split(joined, wide.data)
     return replace(
         wide,
         prologue=prologue,
         body=body,
+        constants=[*wide.constants, *masks.values()],
         data=[v for v in wide.data if v in body.inputs],
         rows=rows,
         row_axes=found,

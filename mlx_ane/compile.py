@@ -15,12 +15,16 @@ from mlx_ane import _ext
 from mlx_ane._capturing import capturing
 from mlx_ane._device import resolve
 from mlx_ane.block import Block, BlockProgram, Operand
-from mlx_ane.capture import output_dtypes
+from mlx_ane.capture import output_dtypes, rows_of
 from mlx_ane.tape import Unsupported
+from mlx_ane.translate import choose
 
 __all__ = ["compile"]
 
 Arrays = list[mx.array]
+
+#: Rows of programs: a call of fewer is padded, where padding provably reaches nothing.
+BUCKETS = (64, 128, 256, 512, 1024, 2048)
 
 
 def compile(
@@ -68,7 +72,9 @@ def compile(
         place = resolve(device, "compile")
         if place == "cpu" or capturing():
             return fun(*args, **kwargs)
-        return call(fun, args, kwargs, device=place, name=name, blocks=blocks)
+        return call(
+            fun, args, kwargs, device=place, name=name, blocks=blocks, plain=fun
+        )
 
     return compiled
 
@@ -101,6 +107,7 @@ def call(
     device: str,
     name: str,
     blocks: Blocks,
+    plain: Callable[..., Any],
 ) -> Any:
     """``fun(*args, **kwargs)`` as a program, captured at the first such call.
 
@@ -111,20 +118,26 @@ def call(
         device (str): An engine.
         name (str): Of the layer, for counters and errors.
         blocks (dict): Blocks captured so far, of this function or of others.
+        plain (callable): Called instead, and counted, where the device has no room
+            for another program.
 
     Raises:
         Unsupported: If it cannot be a program.
     """
-    key = (fun, _signature((fun, args, kwargs)))
+    right = right_forms(device)
+    key = (fun, right, _signature((fun, args, kwargs)))
     if key not in blocks:
         try:
-            blocks[key] = CompiledBlock(fun, args, kwargs)
+            blocks[key] = _compiled(fun, args, kwargs, right)
         except Unsupported as error:
             blocks[key] = Unsupported(error.primitive, error.why, error.near)
     block = blocks[key]
     if isinstance(block, Unsupported):
         # Anew: a traceback would keep modules alive.
         raise Unsupported(block.primitive, block.why, block.near)
+    if not _ext.block.admits(block.forward.handle, device):
+        _ext.block.place(name, "over_budget")
+        return plain(*args, **kwargs)
     given = block.captured.arguments(args, kwargs)
     frozen = block.frozen(args, kwargs)
     outputs = block.node(
@@ -139,22 +152,89 @@ def call(
         device,
         name,
     )
+    if block.captured.rows is not None:
+        size = block.captured.valid(args, kwargs)
+        outputs = [
+            y[(*[slice(None)] * axis, slice(size))]
+            for y, axis in zip(outputs, block.captured.row_axes, strict=True)
+        ]
     return rebuild_result(block.captured.result, outputs)
+
+
+def right_forms(device: str) -> frozenset[str] | None:
+    """What was found right on a device; None: nothing is known of it.
+
+    Entries are "form=choice" of :data:`mlx_ane.translate.FORMS`, and "ports=N" for
+    programs of N inputs.
+    """
+    if device != "ane":
+        return None
+    from mlx_ane import _selftest  # here, as `python -m` runs it as a program
+
+    return _selftest.right_forms()
+
+
+def _compiled(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    right: frozenset[str] | None,
+) -> CompiledBlock:
+    """A block in forms that are right, of as many inputs as are right."""
+    forms = choose(right)
+    block = _padded(fun, args, kwargs, forms)
+    counts = [int(r[6:]) for r in right or () if r.startswith("ports=")]
+    if not counts or block.inputs() <= max(counts):
+        return block
+    if "weights=rows" in (right or ()):
+        block = _padded(fun, args, kwargs, forms | {"weights": "rows"})
+    if (n := block.inputs()) > max(counts):
+        why = f"{n} inputs of a program, {max(counts)} are right on this machine"
+        raise Unsupported("Input", why)
+    return block
+
+
+def _padded(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    forms: dict[str, str],
+) -> CompiledBlock:
+    """A block of as many rows as its bucket, or as the arguments have.
+
+    Blocks of one bucket share their programs: they are equal.
+    """
+    size = rows_of((args, kwargs))
+    rows = next((n for n in BUCKETS if n >= size), size)
+    if rows != size:
+        try:
+            return CompiledBlock(fun, args, kwargs, rows, forms)
+        except Unsupported:
+            pass
+    return CompiledBlock(fun, args, kwargs, None, forms)
 
 
 class CompiledBlock(Block):
     """A block, what it needs to run on a device, and that for its gradients."""
 
     def __init__(
-        self, fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+        self,
+        fun: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        rows: int | None,
+        forms: dict[str, str],
     ) -> None:
         def spread(args: Any, kwargs: Any) -> Any:
             return fun(*args, **kwargs)
 
-        super().__init__(spread, args, kwargs)
+        super().__init__(spread, args, kwargs, rows=rows, **forms)
         self.dtypes = output_dtypes(spread, args, kwargs)
-        #: Programs of the extension, by the id of ours.
-        self._programs: dict[int, Any] = {}
+
+    def inputs(self) -> int:
+        """The most inputs that one of its programs has."""
+        programs = (self.forward, self.backward(self.differentiable))
+        return max(len(p.program.ports) for p in programs)
 
     def frozen(self, args: Any, kwargs: Any) -> list[bool]:
         """For each input of the body, whether it is a module's frozen parameter."""
@@ -189,10 +269,8 @@ class CompiledBlock(Block):
         stream: Any = None,
     ) -> Arrays:
         """Results of a program as a node of MLX's graph."""
-        if id(program) not in self._programs:
-            self._programs[id(program)] = _handle(program)
         results: Arrays = _ext.block.call(
-            self._programs[id(program)],
+            program.handle,
             given,
             [(s, d, -1 if r is None else r) for s, d, r in outputs],
             frozen,
@@ -264,27 +342,6 @@ def _hashable(value: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _handle(block: BlockProgram) -> Any:
-    """The program of the extension."""
-    program = block.program
-    inputs = [
-        (
-            port.name,
-            list(port.shape),
-            [(part.source, part.row, part.transposed) for part in port.parts],
-            None
-            if port.table is None
-            else np.ascontiguousarray(port.table, np.float16).view(np.uint16),
-        )
-        for port in program.ports
-    ]
-    results = [
-        (r.name, list(r.port), r.shape[-1] if r.shape else 1, scaled)
-        for r, scaled in zip(program.results, block.scaled, strict=True)
-    ]
-    return _ext.block.program(program.mil.handle, inputs, results, block.cotangents)
 
 
 class _Function:

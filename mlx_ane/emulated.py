@@ -217,7 +217,7 @@ def run(
 
 
 def options() -> dict[str, Any]:
-    """Options of the emulated device: chip, numerics, limits, allow, memory_budget."""
+    """Options of the emulated device, as :func:`configure` takes them."""
     return dict(_emulated.options())
 
 
@@ -227,6 +227,7 @@ def configure(
     numerics: str | None = None,
     limits: str | None = None,
     allow: Iterable[str] | None = None,
+    refuse: Iterable[str] | None = None,
     memory_budget: int | None = None,
 ) -> None:
     """Set options of the emulated device; those not given stay as they are.
@@ -239,16 +240,19 @@ def configure(
         numerics (str, optional): ``"fast"`` or ``"exact"``, as :func:`run`'s.
         limits (str, optional): ``"strict"``, ``"program"`` or ``"off"``.
         allow (iterable of str, optional): rules that are not enforced.
+        refuse (iterable of str, optional): operations of MIL, such as "sigmoid", with
+            which no program compiles.
         memory_budget (int, optional): bytes; a program that needs more is refused.
 
     Raises:
-        ValueError: for an unknown chip, level or rule.
+        ValueError: for an unknown chip, level, rule or operation.
     """
     given = {
         "chip": chip,
         "numerics": numerics,
         "limits": limits,
         "allow": None if allow is None else list(allow),
+        "refuse": None if refuse is None else list(refuse),
         "memory_budget": memory_budget,
     }
     new = options() | {key: value for key, value in given.items() if value is not None}
@@ -257,6 +261,7 @@ def configure(
         exact=_is_exact(new["numerics"]),
         limits=new["limits"],
         allow=set(new["allow"]),
+        refuse=set(new["refuse"]),
         memory_budget=new["memory_budget"],
     )
 

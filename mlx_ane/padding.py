@@ -3,7 +3,8 @@
 A program serves every number of rows up to its own if what it computes for the first S
 rows is what a program of exactly S rows computes. `guard` follows, for each value, the
 axes along which elements past S are padding: products and sums may not run over such an
-axis, unless the padding is masked out. Where a softmax would, a mask is added.
+axis, unless the padding is masked out. Where a softmax would, a mask is added: an
+input, so that the program is the same for every S.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ RESHAPE = frozenset("Reshape Flatten Unflatten ExpandDims Squeeze".split())
 
 def guard(
     tape: Tape, exact: Tape, axes: dict[str, tuple[int, ...]], size: int, rows: int
-) -> tuple[Tape, list[int]]:
+) -> tuple[Tape, list[int], dict[str, mx.array]]:
     """The tape with masks where padding needs them.
 
     Args:
@@ -47,7 +48,8 @@ def guard(
         rows (int): The rows of the program.
 
     Returns:
-        tuple: The tape, and for each output the axis of its rows.
+        tuple: The tape, for each output the axis of its rows, and the masks: its last
+        inputs.
 
     Raises:
         Unsupported: Padded rows may reach valid ones.
@@ -64,7 +66,8 @@ def guard(
     for node in tape.nodes:
         nodes += proof.follow(node)
     outputs = [proof.only_axis(v) for v in tape.outputs]
-    return replace(proof.tape, nodes=nodes), outputs
+    inputs = [*proof.tape.inputs, *proof.masks]
+    return replace(proof.tape, inputs=inputs, nodes=nodes), outputs, proof.masks
 
 
 class _Proof:
@@ -77,6 +80,7 @@ class _Proof:
         #: Axes whose padding is far below every score, or zero.
         self.far: dict[str, Marks] = {}
         self.zero: dict[str, Marks] = {}
+        self.masks: dict[str, mx.array] = {}
 
     def constant(self, value: str, array: mx.array, exact: mx.array) -> None:
         padded = [
@@ -127,8 +131,10 @@ class _Proof:
         if mark not in self.of(scores) or mark in self.far.get(scores, NONE):
             return None
         table = np.where(np.arange(self.rows) < self.size, 0.0, FAR)
-        keys = self.tape.like(scores, Type((self.rows,), mx.float32))
-        self.tape.constants[keys] = mx.array(table, dtype=mx.float32)
+        keys = next(iter(self.masks), "") or self.tape.like(
+            scores, Type((self.rows,), mx.float32)
+        )
+        self.masks[keys] = mx.array(table, dtype=mx.float32)
         masked = self.tape.like(scores, self.tape.types[scores])
         self.marks[masked] = self.of(scores)
         self.far[masked] = self.far.get(scores, NONE) | {mark}

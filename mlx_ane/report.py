@@ -101,6 +101,17 @@ class ConversionReport:
         counts = _ext.layer_counters()
         return {c.path: _live(counts.get(c.name, {})) for c in self.converted}
 
+    def rounding(self) -> str | None:
+        """Who computes the layers of device "ane", by how the self-test saw it round.
+
+        Returns:
+            str, optional: "rounds like the engine", "asked only" or "unknown"; None
+            where no layer is on that device.
+        """
+        if not any(c.device == "ane" for c in self.converted):
+            return None
+        return _ext.device_info("ane").get("rounding", "unknown")
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
         live = self.placement()
@@ -136,6 +147,7 @@ class ConversionReport:
                 }
                 for a in self.attention or []
             ],
+            "rounding": self.rounding(),
         }
 
     def __str__(self) -> str:
@@ -156,6 +168,8 @@ class ConversionReport:
             f"{len(self.converted)} layers converted, {len(self.skipped)} not",
             "",
         ]
+        if (rounding := self.rounding()) is not None:
+            lines[1:1] = [f"device ane: {rounding}"]
         if rows:
             head = ("layer", "class", "N x K", "device", "calls", "on it", "notes")
             lines += table([head, *rows])

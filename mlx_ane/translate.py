@@ -8,7 +8,7 @@ the program; numbers are constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -30,7 +30,7 @@ from mlx_ane.builder import (
 from mlx_ane.recognise import FAR, GRADIENTS, recognise
 from mlx_ane.tape import Node, Tape, Unsupported, ranges
 
-__all__ = ["FORMS", "PRIMITIVES", "Primitive", "translate"]
+__all__ = ["FORMS", "PRIMITIVES", "Primitive", "choose", "translate"]
 
 
 def translate(tape: Tape, **forms: str) -> Program:
@@ -57,6 +57,24 @@ def translate(tape: Tape, **forms: str) -> Program:
     builder = Builder(tape, {k: v[0] for k, (v, _) in FORMS.items()} | forms)
     emit(builder, {name: p.emit for name, p in PRIMITIVES.items()})
     return builder.program()
+
+
+def choose(right: Collection[str] | None) -> dict[str, str]:
+    """The forms to translate with: of each, the first choice that is right.
+
+    Args:
+        right: What was found right on a machine, such as "sigmoid=tanh"; None if
+            nothing is known. A form of which no choice is right keeps its first.
+
+    Returns:
+        dict[str, str]: For `translate`; only what differs from the default.
+    """
+    chosen = {}
+    for form, (choices, _) in FORMS.items():
+        found = [c for c in choices if right is None or f"{form}={c}" in right]
+        if found and found[0] != choices[0]:
+            chosen[form] = found[0]
+    return chosen
 
 
 Emit = Callable[..., Any]

@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "bindings.h"
+#include "device/executables.h"
 #include "device/runner.h"
 #include "ops/block.h"
 #include "ops/gemm.h"
@@ -188,6 +189,18 @@ void bind_block(nb::module_& m) {
       "name"_a,
       "dtype"_a,
       "left (M, K) @ right (K, N) on the BLAS, on this thread's CPU stream.");
+  m.def(
+      "admits",
+      [](const std::shared_ptr<BlockProgram>& program,
+         const std::string& device) {
+        auto place = resolve_place("block", device);
+        // Its gradient is a program too.
+        return !place.device || executable_cache().admits(
+                                    *place.device, BlockShape{program}, 1);
+      },
+      "program"_a,
+      "device"_a,
+      "Whether the device has the program, or room for it and its gradient.");
   m.def("min_rows", &min_rows, "Calls of fewer rows are placed on the BLAS.");
   m.def(
       "program",

@@ -38,7 +38,7 @@ Options make_options(
     const mil::Allow& allow,
     int64_t memory_budget) {
   mil::check_allow(allow, "mlx_ane.emulated");
-  return {chip, exact, emulated::level_named(limits), allow, memory_budget};
+  return {chip, exact, emulated::level_named(limits), allow, {}, memory_budget};
 }
 
 std::vector<PortTuple> ports(const std::vector<mil::Value>& values) {
@@ -168,6 +168,8 @@ void bind_options(nb::module_& m) {
         out["numerics"] = o.exact ? "exact" : "fast";
         out["limits"] = to_string(o.level);
         out["allow"] = std::vector<std::string>(o.allow.begin(), o.allow.end());
+        out["refuse"] =
+            std::vector<std::string>(o.refuse.begin(), o.refuse.end());
         out["memory_budget"] = o.memory_budget;
         return out;
       },
@@ -178,15 +180,18 @@ void bind_options(nb::module_& m) {
          bool exact,
          const std::string& limits,
          const std::set<std::string>& allow,
+         const std::set<std::string>& refuse,
          int64_t memory_budget) {
-        emulated::configure(
-            make_options(chip, exact, limits, allow, memory_budget));
+        auto options = make_options(chip, exact, limits, allow, memory_budget);
+        options.refuse = refuse;
+        emulated::configure(options);
       },
       nb::kw_only(),
       "chip"_a,
       "exact"_a,
       "limits"_a,
       "allow"_a,
+      "refuse"_a,
       "memory_budget"_a);
   m.def("reset", &emulated::reset);
   m.def("usage", [] {

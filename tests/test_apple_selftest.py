@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 
 from mlx_ane import _ext, _probes, _selftest, _trials
 from mlx_ane.builder import FORMS
+from mlx_ane.compile import right_forms
+from mlx_ane.translate import choose
 
 doubles = pytest.mark.skipif(
     not hasattr(_ext, "apple"), reason="built without the Apple route"
@@ -63,7 +65,8 @@ def test_the_best_attested_variants_come_first() -> None:
         assert {v.route for v in order} == set(_selftest.ROUTES)
         assert {v.staging for v in order if v.route == "in_memory"} == {"url", "id"}
         # Every route has a say within the bound of the first use.
-        assert {v.route for v in order[:10]} == set(_selftest.ROUTES)
+        private = set(_selftest.ROUTES) - {"coreml"}
+        assert {v.route for v in order[:10]} == private
         assert {v.layout for v in order} == set(_selftest._LAYOUTS)
         assert order[-1].layout == "single"
 
@@ -162,7 +165,7 @@ def test_findings_are_json() -> None:
 @pytest.mark.skipif(hasattr(_ext, "apple"), reason="built with the Apple route")
 def test_without_the_apple_route() -> None:
     assert _selftest.stored_verdict() is None
-    assert _selftest.right_forms() is None and _probes.chosen_forms() == {}
+    assert _selftest.right_forms() is None
     verdict = _selftest.run_in_subprocess()
     assert not verdict.passed
     assert "macOS" in verdict.reason
@@ -172,7 +175,7 @@ def test_without_the_apple_route() -> None:
 
 
 def test_forms_are_chosen_by_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def probed(**wrong: str) -> dict[str, str]:
+    def chosen(**wrong: str) -> dict[str, str]:
         findings = [
             {
                 "test": "probe",
@@ -184,10 +187,13 @@ def test_forms_are_chosen_by_the_probes(monkeypatch: pytest.MonkeyPatch) -> None
         ]
         verdict = _selftest.Verdict(True, "", findings=findings)
         monkeypatch.setattr(_selftest, "stored_verdict", lambda: verdict)
-        return _probes.chosen_forms()
+        _selftest.right_forms.cache_clear()
+        return choose(right_forms("ane"))
 
-    assert probed() == {}
-    assert probed(max="reduce_max", rsqrt="pow") == {"max": "tree", "rsqrt": "sqrt"}
+    assert chosen() == {}
+    assert chosen(max="reduce_max", rsqrt="pow") == {"max": "tree", "rsqrt": "sqrt"}
+    assert right_forms("emulated") is None
+    _selftest.right_forms.cache_clear()
 
 
 def test_every_form_has_a_probe() -> None:
@@ -196,7 +202,7 @@ def test_every_form_has_a_probe() -> None:
     every = {f"{form}={c}" for form, (choices, _) in FORMS.items() for c in choices}
     assert every <= set(names)
     assert names[0] == "max=reduce_max"
-    assert {"2 ports", "7 ports", "20 ports"} < set(names)
+    assert {"ports=2", "ports=7", "ports=20"} < set(names)
 
 
 # -- runs over the doubles --------------------------------------------------------
@@ -262,8 +268,8 @@ def test_fresh_tries_all_and_probes_operations(
     right = _selftest.right_forms()
     assert right is not None
     assert "max=tree" in right and "max=reduce_max" not in right
-    assert {"20 ports", "attention", "attention, gradient", "mlp, gradient"} <= right
-    chosen = _probes.chosen_forms()
+    assert {"ports=20", "attention", "attention, gradient", "mlp, gradient"} <= right
+    chosen = choose(right_forms("ane"))
     assert chosen["max"] == "tree" and chosen["rsqrt"] == "sqrt"
     refused = next(f for f in verdict.findings if f.get("form") == "max=reduce_max")
     assert "InvalidMILProgram" in refused["error"]
@@ -274,9 +280,10 @@ def test_wrong_answers_do_not_pass(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLX_ANE_ROUTE", "e5rt")
+    bounds = replace(BOUNDS, first=6)  # some variants are enough
     for fault in ("wrong_values", "writes_nothing"):
         monkeypatch.setenv("MLX_ANE_FAULTS", fault)
-        verdict = _selftest.run_in_subprocess(bounds=BOUNDS)
+        verdict = _selftest.run_in_subprocess(bounds=bounds)
         assert not verdict.passed and not verdict.undecided, fault
         assert "wrong values" in verdict.reason
         stored = _selftest.stored_verdict()
@@ -311,13 +318,13 @@ def test_a_crash_costs_one_variant_only(
     opened = subprocess.Popen
 
     def crash(command: list[str], **options: Any) -> Any:
-        if '"channels_first"' in command[-1]:
+        if '"in_memory"' in command[-1] and '"channels_first"' in command[-1]:
             command = [sys.executable, "-c", "import os; print('{'); os.abort()"]
         return opened(command, **options)
 
     monkeypatch.setattr(subprocess, "Popen", crash)
     verdict = _selftest.run_in_subprocess(bounds=BOUNDS)
-    assert verdict.passed and verdict.layout != "channels_first"
+    assert verdict.passed and verdict.route != "in_memory"
     ends = [f for f in verdict.findings if f["test"] == "process"]
     assert len(ends) == 1 and "ended with status -6" in ends[0]["error"]
     assert json.loads(json.dumps(asdict(verdict)))["passed"]

@@ -203,3 +203,32 @@ def test_a_weight_staged_for_few_rows_meets_a_larger_program() -> None:
             )
             model = nn.Sequential(plain)
             ane.convert(model, device="emulated")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x + self.down(mx.tanh(self.up(x)))
+
+
+def test_a_block_without_room_runs_by_layers() -> None:
+    model = nn.Sequential(Block())
+    x = mx.random.normal((1, 64, 64))
+    expected = model(x)
+    for granularity in ("layer", "block"):
+        report = ane.convert(model, device="emulated", granularity=granularity)
+        if granularity == "layer":
+            mx.eval(model(x))  # one program serves both layers
+            ane.revert(model)
+    for _ in range(2):
+        run_shapes(BUDGET - 1, depth=2)  # twice: in use, they stay
+    ane.reset_counters()
+    assert norm_error(model(x), exact(expected)) < 1e-3
+    assert counts("block_calls", "placed_over_budget", "device_calls") == (0, 1, 2)
+    assert report.placement()["layers.0"]["placed"] == {"over_budget": 1}
+    ane.clear_cache()
+    assert norm_error(model(x), exact(expected)) < 1e-3
+    assert counts("block_calls") == (1,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,13 +13,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import ENGINES
+from conftest import DEVICES, ENGINES
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
 import mlx_ane as ane
+from mlx_ane.block import Block
+from mlx_ane.builder import FORMS
+from mlx_ane.translate import choose
 
+compiler = sys.modules["mlx_ane.compile"]
 ENGINE = ENGINES[-1] if ENGINES else ""
 pytestmark = pytest.mark.skipif(not ENGINES, reason="no engine among the devices")
 ROWS = (2, 40)
@@ -99,6 +104,42 @@ def test_values_and_gradients(dtype: mx.Dtype, compiled: bool) -> None:
     counts = ane.counters()
     assert counts["device_calls"] == counts["block_calls"] > 0
     assert not [k for k, n in counts.items() if n and k.startswith("fallback_")]
+
+
+class Attention(nn.Module):
+    """Every row attends to every row: padding must be masked out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(64, 192)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        q, k, v = (y[:, None] for y in mx.split(self.qkv(x), 3, axis=-1))
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.125, mask=None)
+        return x + y[:, 0]
+
+
+@pytest.mark.parametrize("make", [MLP, Attention])
+def test_lengths_of_a_bucket_share_programs(make: type[nn.Module]) -> None:
+    module = make()
+    fun = ane.compile(lambda module, x: module(x), device=ENGINE)
+    for size in (33, 48, 63):
+        x = mx.random.normal((2, size, 64))
+        y = fun(module, x)
+        assert y.shape == x.shape
+        assert error(y, module(x)) < 1e-3
+        got = gradients(fun, module, x)
+        for key, gradient in gradients(lambda m, x: m(x), module, x).items():
+            assert error(got[key], gradient) < 6e-3, key
+    assert ane.counters()["compiles"] == 2
+
+
+def test_a_function_of_the_number_of_rows_is_not_padded() -> None:
+    fun = ane.compile(lambda x: x - x.mean(1, keepdims=True), device=ENGINE)
+    for size in (33, 48):
+        x = mx.random.normal((2, size, 64))
+        assert error(fun(x), x - x.mean(1, keepdims=True)) < 1e-3
+    assert ane.counters()["compiles"] == 2
 
 
 def test_an_array_that_is_closed_over_has_a_gradient() -> None:
@@ -272,6 +313,83 @@ def test_what_is_no_program_falls_back_to_its_children() -> None:
     assert "Sort" in str(report)
     ane.revert(model)
     assert type(model.layers[0].mlp) is MLP
+
+
+FORM_FUNCTIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    "concat": lambda x: mx.concatenate([x, 2 * x], -1),
+    "slice": lambda x: x[..., 8:40] * 2,
+    "sum": lambda x: x - x.sum(-1, keepdims=True),
+    "max": lambda x: x - x.max(-1, keepdims=True),
+    "maximum": lambda x: mx.maximum(x, 0.25 * x),
+    "rsqrt": lambda x: mx.rsqrt(mx.abs(x) + 0.5),
+    "sigmoid": mx.sigmoid,
+    "compare": lambda x: mx.where(x > 0.5, x, -3 * x),
+    "select": lambda x: mx.where(x > 0.5, x, -3 * x),
+}
+
+
+def operations(
+    fun: Callable[[mx.array], mx.array], x: mx.array, **forms: str
+) -> set[str]:
+    text = Block(fun, x, **forms).forward.program.text()
+    return set(re.findall(r"= (\w+)\(", text))
+
+
+@pytest.mark.skipif("emulated" not in DEVICES, reason="its operations are refused")
+@pytest.mark.parametrize(
+    ("form", "choice"),
+    [(f, c) for f, (choices, _) in FORMS.items() if f != "weights" for c in choices],
+)
+def test_every_form_where_the_others_are_refused(
+    form: str, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fun = FORM_FUNCTIONS[form]
+    x = mx.random.normal((*ROWS, 64))
+    x = mx.where(mx.abs(x - 0.5) < 0.01, 0.0, x)  # fp16 would jump elsewhere
+    own = operations(fun, x, **{form: choice})
+    others = [operations(fun, x, **{form: c}) for c in FORMS[form][0] if c != choice]
+    refused = set[str]().union(*others) - own
+    known = set(ane.emulated.operations())
+    before = ane.emulated.options()
+    try:
+        ane.emulated.configure(refuse=refused & known, allow=["disputed", "compiles"])
+        right = {f"{form}={choice}"}
+        monkeypatch.setattr(compiler, "right_forms", lambda _: frozenset(right))
+        assert error(ane.compile(fun, device="emulated")(x), fun(x)) < 2e-3
+        counts = ane.counters()
+        assert (counts["device_calls"], counts["compiles"]) == (1, 1), refused
+        default = operations(fun, x)
+        if default & refused:  # what is not known is tried, refused and counted
+            monkeypatch.setattr(compiler, "right_forms", lambda _: None)
+            ane.set_fallback("allow")
+            assert error(ane.compile(fun, device="emulated")(x), fun(x)) < 2e-3
+            assert ane.counters()["fallback_compile_failed"] == 1
+    finally:
+        ane.emulated.configure(refuse=[], allow=before["allow"])
+        ane.set_fallback("error")
+
+
+def test_forms_that_are_right() -> None:
+    assert choose(None) == {}
+    assert choose({"sigmoid=exp", "max=reduce_max", "max=tree"}) == {"sigmoid": "exp"}
+
+
+def test_machines_of_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Stack(MLP)
+    x = mx.random.normal((*ROWS, 64))
+    expected = model(x)
+    for right, calls in (
+        ({"ports=20"}, 2),
+        ({"ports=7", "weights=rows"}, 2),
+        ({"ports=2"}, 0),
+    ):
+        monkeypatch.setattr(compiler, "right_forms", lambda _, r=right: frozenset(r))
+        ane.reset_counters()
+        report = ane.convert(model, device=ENGINE, granularity="block")
+        assert error(model(x), expected) < 2e-3
+        assert ane.counters()["block_calls"] == calls, right
+        assert ("2 are right on this machine" in str(report)) == (calls == 0)
+        ane.revert(model)
 
 
 def test_copies_and_pickles_of_blocks() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.special
-from mil_text import program
+from mil_text import literal, program, type_of
 
 from mlx_ane import emulated
 
@@ -409,3 +409,61 @@ def test_every_operation_has_a_case_and_a_page() -> None:
     pages = set(operations.values())
     assert len(pages) == len(operations)
     assert all(page.startswith("iOS1") for page in pages)
+
+
+ROWS = (1, 2, 301, 40)
+STEPS: dict[str, tuple[str, dict[str, str], dict[str, Any], tuple[int, ...]]] = {
+    "a": ("abs", {"x": "x"}, {}, ROWS),
+    "m": ("reduce_max", {"x": "a"}, {"axes": [3], "keep_dims": True}, (1, 2, 301, 1)),
+    "d": ("real_div", {"x": "x", "y": "m"}, {}, ROWS),  # one value a row
+    "w": ("mul", {"x": "d", "y": "g"}, {}, ROWS),  # one a column
+    "k": ("add", {"x": "w", "y": "k0"}, {}, ROWS),  # the same for both planes
+    "s": ("softmax", {"x": "k"}, {"axis": -1}, ROWS),
+    "u": ("matmul", {"x": "s", "y": "ones"}, {}, (1, 2, 301, 1)),
+    "n": ("sub", {"x": "s", "y": "u"}, {}, ROWS),
+    "t": ("transpose", {"x": "n"}, {"perm": [0, 1, 3, 2]}, (1, 2, 40, 301)),
+    "e": ("sigmoid", {"x": "t"}, {}, (1, 2, 40, 301)),
+    "c": (
+        "slice_by_size",
+        {"x": "n"},
+        {"begin": [0, 1, 0, 0], "size": [1, 1, 301, 40]},
+        (1, 1, 301, 40),
+    ),
+    "z": ("mul", {"x": "c", "y": "k0"}, {}, (1, 1, 301, 40)),
+    "q": ("add", {"x": "n", "y": "w"}, {}, ROWS),
+}
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_steps_in_tiles_are_the_steps_one_by_one(numerics: str) -> None:
+    """Rows are shared among threads, and several steps run on a few rows at a time."""
+    given = {
+        "x": normal(*ROWS),
+        "g": normal(1, 1, 1, 40, seed=1),
+        "k0": normal(1, 1, 301, 40, seed=2),
+        "ones": np.ones((1, 1, 40, 1), np.float16),
+    }
+    values, lines = dict(given), []
+    for name, (op, operands, constants, shape) in STEPS.items():
+        alone = {k: values[v] for k, v in operands.items()}
+        like = np.zeros(shape, np.float16)
+        text = program(op, alone, constants, [like])
+        (values[name],) = emulated.run(text, inputs=alone, numerics=numerics).values()
+        passed = dict(operands)
+        for key, value in constants.items():
+            passed[key] = f"{name}_{key}"
+            kind, written = literal(value)
+            lines.append(
+                f'{kind} {name}_{key}=const()[name=string("c"),val={written}];'
+            )
+        words = ", ".join(f"{k}={v}" for k, v in passed.items())
+        lines.append(f'{type_of(like)} {name}={op}({words})[name=string("{name}")];')
+    inputs = ", ".join(f"{type_of(a)} {k}" for k, a in given.items())
+    text = (
+        f"program(1.3)\n{{ func main<ios18>({inputs}) {{\n"
+        + "\n".join(lines)
+        + "\n} -> (e, z, q, u); }\n"
+    )
+    found = emulated.run(text, inputs=given, numerics=numerics)
+    for name in ("e", "z", "q", "u"):
+        np.testing.assert_array_equal(found[name], values[name], err_msg=name)

@@ -48,7 +48,9 @@ failed = [vars(c) for c in _checkup.measure("ane") if c.status != "pass"]
 def train(device):
     mx.random.seed(0)
     model = nn.Sequential(nn.Linear(40, 72), nn.ReLU(), nn.Linear(72, 8))
-    ane.convert(model, device=device)
+    report = ane.convert(model, device=device)
+    assert report.rounding() == (None if device == "cpu" else
+                                 ane.device_info("ane")["rounding"])
     x = mx.random.normal((96, 40)); y = x[:, :8] * 0.5 + x[:, 8:16]
     adam = ane.optimizers.Adam(learning_rate=1e-2)
     step = nn.value_and_grad(model, lambda m: ((m(x) - y) ** 2).mean())

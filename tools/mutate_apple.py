@@ -190,7 +190,7 @@ MUTATIONS = [
     ),
     Mutation(
         "kinds of a method not compared",
-        f"{APPLE}/framework_program.cpp",
+        f"{APPLE}/objc.cpp",
         "if (!kinds.empty() && kinds != expected) {",
         "if (false) {",
     ),

@@ -37,8 +37,10 @@ def row(report: dict[str, Any]) -> tuple[str, ...]:
         {},
     )
     used = report["passed"] and report["device"]["resolved"] == "ane"
-    staging = f" ({best['staging']})" if best.get("staging") else ""
-    name = f"{best['route']}{staging}, {best['layout']}, {best['dialect']}"
+    name = str(test.get("reason", "no self-test"))
+    if best:
+        staging = f" ({best['staging']})" if best["staging"] else ""
+        name = f"{best['route']}{staging}, {best['layout']}, {best['dialect']}"
 
     def number(key: str, form: str, scale: float = 1.0) -> str:
         value = best.get(key)
@@ -49,7 +51,7 @@ def row(report: dict[str, Any]) -> tuple[str, ...]:
         str(engine.get("os_build") or "unknown"),
         str(report["versions"]["mlx_ane"]),
         "right" if used or right else "not usable",
-        name if best else str(test.get("reason", "no self-test")),
+        name,
         number("relative_error", ".1e"),
         number("floor_seconds", ".0f", 1e6) + (" us" if best else ""),
         number("tflops", ".2f"),

@@ -19,6 +19,9 @@ def place(name: str, reason: str) -> None:
 def weight_gradient(left: mlx.core.array, right: mlx.core.array, name: str, dtype: mlx.core.Dtype) -> mlx.core.array:
     """left (M, K) @ right (K, N) on the BLAS, on this thread's CPU stream."""
 
+def admits(program: Program, device: str) -> bool:
+    """Whether the device has the program, or room for it and its gradient."""
+
 def min_rows() -> int:
     """Calls of fewer rows are placed on the BLAS."""
 

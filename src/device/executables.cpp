@@ -170,16 +170,30 @@ FoundProgram ExecutableCache::get(Device& device, const ProgramShape& shape) {
   return {program};
 }
 
+bool ExecutableCache::admits(
+    Device& device, const ProgramShape& shape, int more) {
+  std::lock_guard lock(mutex_);
+  Key key{&device, shape};
+  if (entries_.contains(key) ||
+      resident(device) + more < device.limits().resident_programs) {
+    return true;
+  }
+  auto asked = std::exchange(asked_[key], ++clock_);
+  auto oldest = oldest_idle(&device);
+  return oldest != entries_.end() && oldest->second.used <= asked;
+}
+
+int64_t ExecutableCache::resident(Device& device) {
+  auto of = [&](const auto& entry) { return entry.first.first == &device; };
+  return std::count_if(entries_.begin(), entries_.end(), of) +
+         std::count_if(loading_.begin(), loading_.end(), of);
+}
+
 bool ExecutableCache::has_room(Device& device, size_t bytes) {
-  auto resident =
-      std::count_if(entries_.begin(), entries_.end(), [&](const auto& entry) {
-        return entry.first.first == &device;
-      });
   for (auto& [key, coming] : loading_) {
-    resident += key.first == &device;
     bytes += coming;
   }
-  return resident < device.limits().resident_programs &&
+  return resident(device) < device.limits().resident_programs &&
          bytes_ + bytes <= limit_;
 }
 

@@ -55,6 +55,10 @@ class ExecutableCache {
   /// DeviceError.
   FoundProgram get(Device& device, const ProgramShape& shape);
 
+  /// Whether get() is likely to have this program and `more` others, by their
+  /// number: if not, this call counts as a miss.
+  bool admits(Device& device, const ProgramShape& shape, int more);
+
   /// Forgets a program that must not be called again (a hang).
   void drop(const std::shared_ptr<LoadedProgram>& program);
 
@@ -82,6 +86,7 @@ class ExecutableCache {
     uint64_t until = 0;
   };
 
+  int64_t resident(Device& device);
   bool has_room(Device& device, size_t bytes);
   bool make_room(
       Device& device,

@@ -48,6 +48,8 @@ struct Loops {
 
   void (*half_to_float)(const uint16_t* x, float* y, int64_t n, bool stream);
   void (*float_to_half)(const float* x, uint16_t* y, int64_t n, bool stream);
+  /// x = float of half(x).
+  void (*round_to_half)(float* x, int64_t n);
   void (*bfloat_to_float)(const uint16_t* x, float* y, int64_t n);
   void (*float_to_bfloat)(const float* x, uint16_t* y, int64_t n);
 

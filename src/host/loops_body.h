@@ -16,6 +16,7 @@ constexpr Loops loops_of(const char* name) {
       .lanes = lanes,
       .half_to_float = half_to_float_loop,
       .float_to_half = float_to_half_loop,
+      .round_to_half = round_to_half_loop,
       .bfloat_to_float = bfloat_to_float_loop,
       .float_to_bfloat = float_to_bfloat_loop,
       .scale_to_half = scale_to_half_loop,

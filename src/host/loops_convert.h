@@ -89,6 +89,13 @@ void float_to_half_loop(const float* x, uint16_t* y, int64_t n, bool stream) {
   shrink(x, y, n, stream, [](V v) { return float_to_half(v); });
 }
 
+void round_to_half_loop(float* x, int64_t n) {
+  each_register(n, 0, [&](int64_t i, int64_t count) {
+    H half = float_to_half(load_count<V>(x + i, count));
+    store_count(x + i, half_to_float(half), count);
+  });
+}
+
 void bfloat_to_float_loop(const uint16_t* x, float* y, int64_t n) {
   widen(x, y, n, false, [](H b) { return bfloat_to_float(b); });
 }

@@ -407,6 +407,8 @@ static void let_go(void) {
     weights[i++].size = [bytes length];
   }
   const char* text = engine->model_text(asset->model, &size);
+  double_hang("compile");
+  double_hang("load");
   void* program = engine->create(text, size, weights, count, &status);
   if (!status.failed) {
     engine->load(program, &status);

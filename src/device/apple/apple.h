@@ -15,8 +15,9 @@ std::unique_ptr<Device> make_ane_device();
 
 /// One way into the engine; an empty word asks the environment and the verdict.
 struct Way {
-  std::string route;    // one of ane_routes()
-  std::string staging;  // in_memory's files: "url" (a folder of ours) or "id"
+  std::string route;  // one of ane_routes()
+  std::string staging =
+      {};               // in_memory's files: "url" (a folder of ours) or "id"
   bool on_cpu = false;  // e5rt's CPU, to test who computed (fingerprint.h)
   /// Rows begin at multiples of so many bytes, where the engine tells nothing;
   /// 0 is 64. maderix#35 needs 128 on M5.

@@ -1,6 +1,7 @@
 // How long steps of a framework may take before they are given up.
 #include "device/apple/bounds.h"
 
+#include <atomic>
 #include <mutex>
 
 #include "device/watchdog.h"
@@ -33,6 +34,19 @@ void within(
         Cause::hang,
         "[mlx_ane.ane] " + what + " did not return within " +
             std::to_string(bound.count()) + " ms.");
+  }
+}
+
+void let_go(std::function<void()> call) {
+  static std::atomic<bool> hangs{false};
+  auto bound = hangs ? std::chrono::milliseconds(200) : bounds().unload;
+  try {
+    within(bound, "unloading a program", std::move(call));
+    hangs = false;
+  } catch (const DeviceError& error) {
+    hangs = hangs || error.cause == Cause::hang;
+  } catch (const std::exception&) {
+    // No thread, or no memory: nothing is left to do.
   }
 }
 

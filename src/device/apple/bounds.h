@@ -14,7 +14,7 @@ namespace mlx_ane::apple {
 struct Bounds {
   std::chrono::milliseconds open{90'000};  // compile and load
   std::chrono::milliseconds evaluate{30'000};
-  std::chrono::milliseconds unload{10'000};
+  std::chrono::milliseconds unload{3'000};
 };
 Bounds bounds();
 void set_bounds(const Bounds& bounds);
@@ -25,5 +25,9 @@ void within(
     std::chrono::milliseconds bound,
     const std::string& what,
     std::function<void()> call);
+
+/// Runs an unload, and waits within its bound; where one hung, not for others.
+/// Never throws: what does not unload stays with its worker.
+void let_go(std::function<void()> call);
 
 }  // namespace mlx_ane::apple

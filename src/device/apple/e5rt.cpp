@@ -337,14 +337,7 @@ class E5Executable : public Executable {
     if (!in_same_process()) {
       return;
     }
-    try {
-      within(
-          bounds().unload,
-          "releasing a program",
-          [program = std::move(program_)]() mutable { program.reset(); });
-    } catch (const std::exception&) {
-      // What does not unload stays with its worker.
-    }
+    let_go([program = std::move(program_)]() mutable { program.reset(); });
   }
 
   void evaluate(

@@ -277,14 +277,7 @@ class FrameworkExecutable : public Executable {
     if (!in_same_process()) {
       return;
     }
-    try {
-      within(
-          bounds().unload,
-          "unloading a program",
-          [program = std::move(program_)]() mutable { program.reset(); });
-    } catch (const std::exception&) {
-      // What does not unload stays with its worker.
-    }
+    let_go([program = std::move(program_)]() mutable { program.reset(); });
   }
 
   size_t row_bytes(const Port& port) const override {

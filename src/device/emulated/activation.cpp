@@ -4,6 +4,7 @@
 #include "device/emulated/broadcast.h"
 #include "device/emulated/tables.h"
 #include "device/emulated/unary.h"
+#include "host/loops.h"
 
 namespace mlx_ane::emulated {
 
@@ -13,8 +14,15 @@ float sigmoid(float x) {
   return 1.0f / (1.0f + std::exp(-x));
 }
 
+void sigmoid_run(const float* x, float* y, int64_t n) {
+  host::loops().exp_sum(x, -1.0f, 0.0f, y, n);
+  for (int64_t i = 0; i < n; ++i) {
+    y[i] = 1.0f / (1.0f + y[i]);
+  }
+}
+
 LoweredOp sigmoid_op(const Call& call) {
-  return unary_table(call, sigmoid, table_sigmoid);
+  return or_table(call, unary_runs(call, sigmoid_run), table_sigmoid);
 }
 
 LoweredOp tanh_op(const Call& call) {
@@ -22,7 +30,13 @@ LoweredOp tanh_op(const Call& call) {
 }
 
 LoweredOp silu(const Call& call) {
-  return unary_table(call, [](float x) { return x * sigmoid(x); }, table_silu);
+  auto run = [](const float* x, float* y, int64_t n) {
+    sigmoid_run(x, y, n);
+    for (int64_t i = 0; i < n; ++i) {
+      y[i] *= x[i];
+    }
+  };
+  return or_table(call, unary_runs(call, run), table_silu);
 }
 
 LoweredOp gelu(const Call& call) {
@@ -170,6 +184,12 @@ LoweredOp softplus_parametric(const Call& call) {
   });
 }
 
+void softmax_row(const float* x, float* out, int64_t n) {
+  auto& loops = host::loops();
+  auto sum = loops.exp_sum(x, 1.0f, loops.maximum(x, n), out, n);
+  loops.scale_add(out, 1.0f / sum, 0.0f, n);
+}
+
 /// One softmax over `n` elements `stride` apart.
 void softmax_line(const float* x, float* out, int64_t n, int64_t stride) {
   float largest = -INFINITY;
@@ -194,6 +214,15 @@ LoweredOp softmax(const Call& call) {
   call.need(!x.shape().empty(), "x must not be a scalar");
   auto axis = call.axis(call.integer("axis", -1), x.shape().size());
   auto n = x.shape()[axis], stride = strides_of(x.shape())[axis];
+  if (stride == 1) {
+    return LoweredOp::by_rows(
+        x.type, [=](const Frame& frame, int64_t first, int64_t last) {
+          auto *a = x.floats(frame), *out = z.floats(frame);
+          for (int64_t r = first; r < last; ++r) {
+            softmax_row(a + r * n, out + r * n, n);
+          }
+        });
+  }
   auto outer = n * stride == 0 ? 0 : x.size() / (n * stride);
   return LoweredOp({x.type}, [=](const Frame& frame) {
     auto *a = x.floats(frame), *out = z.floats(frame);

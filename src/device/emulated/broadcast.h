@@ -57,18 +57,37 @@ struct Loop {
   /// body(position in out, offsets of the operands, inner size, inner strides).
   template <class Body>
   void run(Body&& body) const {
-    auto inner = sizes.back();
+    run(0, elements(sizes), body);
+  }
+
+  /// The same of elements [begin, end) of out.
+  template <class Body>
+  void run(int64_t begin, int64_t end, Body&& body) const {
+    if (begin == end) {
+      return;
+    }
+    auto inner = sizes.back(), within = begin % inner;
     std::array<int64_t, count> step{}, offset{};
     for (size_t i = 0; i < count; ++i) {
       step[i] = strides[i].back();
-    }
-    int64_t outer = 1;
-    for (size_t d = 0; d + 1 < sizes.size(); ++d) {
-      outer *= sizes[d];
+      offset[i] = within * step[i];
     }
     std::array<int64_t, 8> index{};
-    for (int64_t o = 0; o < outer; ++o) {
-      body(o * inner, offset, inner, step);
+    auto before = begin / inner;
+    for (size_t d = sizes.size() - 1; d-- > 0; before /= sizes[d]) {
+      index[d] = before % sizes[d];
+      for (size_t i = 0; i < count; ++i) {
+        offset[i] += index[d] * strides[i][d];
+      }
+    }
+    while (begin < end) {
+      auto n = std::min(inner - within, end - begin);
+      body(begin, offset, n, step);
+      begin += n;
+      for (size_t i = 0; i < count; ++i) {
+        offset[i] -= within * step[i];
+      }
+      within = 0;
       for (size_t d = sizes.size() - 1; d-- > 0;) {
         ++index[d];
         for (size_t i = 0; i < count; ++i) {

@@ -57,33 +57,30 @@ static void copy_plane(
   }
 }
 
-void StridedCopy::run(const int32_t* from, int32_t* to, int64_t offset) const {
+void StridedCopy::run(
+    const int32_t* from, int32_t* to, int64_t begin, int64_t end) const {
   auto rank = sizes_.size();
   auto rows = sizes_[rank - 2], cols = sizes_[rank - 1];
-  int64_t planes = 1;
-  for (size_t d = 0; d + 2 < rank; ++d) {
-    planes *= sizes_[d];
-  }
-  if (rows * cols == 0) {
-    return;
-  }
-  std::array<int64_t, 16> index{};
-  for (int64_t p = 0; p < planes; ++p) {
-    copy_plane(
-        from + offset,
-        strides_[rank - 2],
-        strides_[rank - 1],
-        rows,
-        cols,
-        to + p * rows * cols);
-    for (size_t d = rank - 2; d-- > 0;) {
-      offset += strides_[d];
-      if (++index[d] < sizes_[d]) {
-        break;
-      }
-      offset -= strides_[d] * sizes_[d];
-      index[d] = 0;
+  auto row_stride = strides_[rank - 2], col_stride = strides_[rank - 1];
+  while (begin < end) {
+    auto row = begin / cols % rows, col = begin % cols;
+    auto* start = from + row * row_stride + col * col_stride;
+    auto plane = begin / (rows * cols);
+    for (size_t d = rank - 2; d-- > 0; plane /= sizes_[d]) {
+      start += plane % sizes_[d] * strides_[d];
     }
+    // Whole rows of this plane, or what is wanted of one.
+    auto whole = std::min(rows - row, (end - begin) / cols);
+    bool part = col > 0 || whole == 0;
+    auto n = part ? std::min(cols - col, end - begin) : whole * cols;
+    copy_plane(
+        start,
+        row_stride,
+        col_stride,
+        part ? 1 : whole,
+        part ? n : cols,
+        to + begin);
+    begin += n;
   }
 }
 

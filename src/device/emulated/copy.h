@@ -9,8 +9,13 @@ namespace mlx_ane::emulated {
 class StridedCopy {
  public:
   StridedCopy(const Shape& shape, const Shape& strides);
-  /// `offset` is where in `from` the first element stands.
-  void run(const int32_t* from, int32_t* to, int64_t offset = 0) const;
+  /// `from` is where the first element stands.
+  void run(const int32_t* from, int32_t* to) const {
+    run(from, to, 0, elements(sizes_));
+  }
+  /// Elements [begin, end) of the output alone.
+  void run(
+      const int32_t* from, int32_t* to, int64_t begin, int64_t end) const;
 
  private:
   Shape sizes_, strides_;  // inner axis last, neighbours merged

@@ -27,13 +27,14 @@ Shape broadcast(const Shape& a, const Shape& b) {
 namespace {
 
 template <class In, class Out, class F>
-Kernel binary_kernel(const Call& call, const Shape& shape, F f) {
+RowKernel binary_kernel(const Call& call, const Shape& shape, F f) {
   auto x = call.operand("x"), y = call.operand("y"), z = call.results[0];
   Loop<2> loop(shape, {&x.shape(), &y.shape()});
-  return [=](const Frame& frame) {
+  auto columns = columns_of(shape);
+  return [=](const Frame& frame, int64_t first, int64_t last) {
     auto *a = x.data<In>(frame), *b = y.data<In>(frame);
     auto* out = z.data<Out>(frame);
-    loop.run([&](int64_t at, auto offset, int64_t n, auto step) {
+    auto body = [&](int64_t at, auto offset, int64_t n, auto step) {
       auto *pa = a + offset[0], *pb = b + offset[1];
       auto* po = out + at;
       if (step[0] == 1 && step[1] == 1) {
@@ -45,12 +46,18 @@ Kernel binary_kernel(const Call& call, const Shape& shape, F f) {
         for (int64_t i = 0; i < n; ++i) {
           po[i] = f(pa[i], scalar);
         }
+      } else if (step[0] == 0 && step[1] == 1) {
+        auto scalar = *pa;
+        for (int64_t i = 0; i < n; ++i) {
+          po[i] = f(scalar, pb[i]);
+        }
       } else {
         for (int64_t i = 0; i < n; ++i) {
           po[i] = f(pa[i * step[0]], pb[i * step[1]]);
         }
       }
-    });
+    };
+    loop.run(first * columns, last * columns, body);
   };
 }
 
@@ -70,12 +77,12 @@ LoweredOp arithmetic(const Call& call) {
   auto shape = binary_shape(call);
   auto dtype = call.operand("x").type.dtype;
   if (mil::is_float(dtype)) {
-    return LoweredOp(
-        {{dtype, shape}}, binary_kernel<float, float>(call, shape, F{}));
+    return LoweredOp::by_rows(
+        {dtype, shape}, binary_kernel<float, float>(call, shape, F{}));
   }
   auto f = [dtype](int32_t a, int32_t b) { return wrap(F{}(a, b), dtype); };
-  return LoweredOp(
-      {{dtype, shape}}, binary_kernel<int32_t, int32_t>(call, shape, f));
+  return LoweredOp::by_rows(
+      {dtype, shape}, binary_kernel<int32_t, int32_t>(call, shape, f));
 }
 
 template <class F>
@@ -84,7 +91,7 @@ LoweredOp comparison(const Call& call) {
   auto kernel = mil::is_float(call.operand("x").type.dtype)
                     ? binary_kernel<float, int32_t>(call, shape, F{})
                     : binary_kernel<int32_t, int32_t>(call, shape, F{});
-  return LoweredOp({{DType::boolean, shape}}, kernel);
+  return LoweredOp::by_rows({DType::boolean, shape}, kernel);
 }
 
 template <class F>
@@ -92,8 +99,8 @@ LoweredOp logical(const Call& call) {
   auto shape = binary_shape(call);
   call.need(
       call.operand("x").type.dtype == DType::boolean, "x and y must be bool");
-  return LoweredOp(
-      {{DType::boolean, shape}},
+  return LoweredOp::by_rows(
+      {DType::boolean, shape},
       binary_kernel<int32_t, int32_t>(call, shape, F{}));
 }
 
@@ -281,18 +288,20 @@ LoweredOp select(const Call& call) {
   call.need(a.type.dtype == b.type.dtype, "a and b must have one dtype");
   auto shape = broadcast(cond.shape(), broadcast(a.shape(), b.shape()));
   Loop<3> loop(shape, {&cond.shape(), &a.shape(), &b.shape()});
-  LoweredOp lowered({{a.type.dtype, shape}});
-  lowered.moves = true;
-  lowered.kernel = [=](const Frame& frame) {
+  auto columns = columns_of(shape);
+  auto rows = [=](const Frame& frame, int64_t first, int64_t last) {
     auto *c = cond.ints(frame), *pa = a.ints(frame), *pb = b.ints(frame);
     auto* out = z.ints(frame);
-    loop.run([&](int64_t at, auto offset, int64_t n, auto step) {
+    auto body = [&](int64_t at, auto offset, int64_t n, auto step) {
       for (int64_t i = 0; i < n; ++i) {
         out[at + i] = c[offset[0] + i * step[0]] ? pa[offset[1] + i * step[1]]
                                                  : pb[offset[2] + i * step[2]];
       }
-    });
+    };
+    loop.run(first * columns, last * columns, body);
   };
+  auto lowered = LoweredOp::by_rows({a.type.dtype, shape}, rows);
+  lowered.moves = true;
   return lowered;
 }
 

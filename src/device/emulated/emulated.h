@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -33,6 +34,8 @@ struct Options {
   /// Rules that are not enforced. The count of compilations is entangled with
   /// that of resident programs, so it is off until asked for.
   mil::Allow allow = {"compiles"};
+  /// Operations that no program may have: a chip whose compiler refuses them.
+  std::set<std::string> refuse;
   /// A program whose constants and values need more is refused.
   int64_t memory_budget = int64_t{4} << 30;
 };

@@ -338,6 +338,17 @@ std::unique_ptr<EngineProgram> compile_program(
       throw refusal("compiles", "one compilation more");
     }
   }
+  for (auto& function : program.functions) {
+    for (auto& operation : function.operations) {
+      if (options.refuse.contains(operation.op)) {
+        throw refusal(
+            Stage::compile,
+            Answer::compilation_failure,
+            "refused-operation",
+            operation.op);
+      }
+    }
+  }
   auto breaks = check_program(program, options, limits);
   std::vector<Procedure> procedures;
   for (auto& function : program.functions) {

@@ -5,8 +5,11 @@
 #include <set>
 #include <unordered_map>
 
+#include "blas/blas.h"
 #include "device/emulated/arena.h"
 #include "device/emulated/constants.h"
+#include "host/pool.h"
+#include "host/scratch.h"
 
 namespace mlx_ane::emulated {
 
@@ -60,6 +63,10 @@ class GraphBuilder {
         touch(graph_.input_slots_[i], end);
       }
     }
+    for (size_t i = 0; i < graph_.steps_.size();) {
+      graph_.stages_.push_back(stage(i));
+      i = graph_.stages_.back().last + 1;
+    }
     allocate();
   }
 
@@ -77,6 +84,80 @@ class GraphBuilder {
         return life.last == life.first && !others.contains(result.slot) &&
                rounded_by_store.contains(result.slot);
       });
+    }
+  }
+
+  /// What is known of a step before memory is planned.
+  struct Shapes {
+    std::vector<Operand> reads;
+    Operand result;  // of steps by rows
+    bool gathers = false;
+  };
+
+  /// The longest run of steps from `first` on that can go tile by tile.
+  Graph::Stage stage(size_t first) {
+    Graph::Stage stage{first, first};
+    if (!graph_.steps_[first].rows) {
+      return stage;
+    }
+    stage.rows = rows_of(shapes_[first].result.shape());
+    std::set<int> made{shapes_[first].result.slot};
+    while (stage.last + 1 < graph_.steps_.size() &&
+           joins(stage.last + 1, stage.rows, made)) {
+      ++stage.last;
+      made.insert(shapes_[stage.last].result.slot);
+    }
+    keep_local(stage, made);
+    return stage;
+  }
+
+  bool joins(size_t step, int64_t rows, const std::set<int>& made) const {
+    auto& shapes = shapes_[step];
+    return graph_.steps_[step].rows &&
+           rows_of(shapes.result.shape()) == rows &&
+           std::all_of(
+               shapes.reads.begin(), shapes.reads.end(), [&](auto& operand) {
+                 return !made.contains(operand.slot) ||
+                        (!shapes.gathers && rows_of(operand.shape()) == rows);
+               });
+  }
+
+  /// Plans the memory of a tile; what else the stage touches lives as long as
+  /// it.
+  void keep_local(Graph::Stage& stage, const std::set<int>& made) {
+    constexpr int64_t tile_elements = 2048;  // 8 KiB: three stay in L1
+    auto first = static_cast<int>(stage.first);
+    auto last = static_cast<int>(stage.last);
+    int64_t widest = 1;
+    for (auto i = stage.first; i <= stage.last; ++i) {
+      widest = std::max(widest, columns_of(shapes_[i].result.shape()));
+    }
+    stage.tile = std::clamp<int64_t>(
+        tile_elements / widest, 1, std::max<int64_t>(stage.rows, 1));
+    std::vector<Piece> pieces;
+    for (auto i = stage.first; i <= stage.last; ++i) {
+      auto& result = shapes_[i].result;
+      auto& life = lives_[result.slot];
+      if (life.last <= last) {
+        auto columns = columns_of(result.shape());
+        pieces.push_back(
+            {stage.tile * columns * element_size, life.first, life.last});
+        stage.locals.push_back({result.slot, columns, 0});
+        life.bytes = 0;
+      } else {
+        life.first = first;
+      }
+    }
+    for (auto i = stage.first; i <= stage.last; ++i) {
+      for (auto& operand : shapes_[i].reads) {
+        if (!made.contains(operand.slot)) {
+          touch(operand.slot, last);
+        }
+      }
+    }
+    stage.local_bytes = place(pieces);
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      stage.locals[i].offset = pieces[i].offset;
     }
   }
 
@@ -307,7 +388,7 @@ class GraphBuilder {
     reserve(lowered.scratch_bytes, at(operation) + operation.op);
     std::vector<std::byte> scratch(lowered.scratch_bytes);
     used_ -= lowered.scratch_bytes;
-    lowered.kernel({pointers_.data(), scratch.data(), Numerics::fast});
+    lowered.run({pointers_.data(), scratch.data(), Numerics::fast});
     for (size_t i = 0; i < lowered.types.size(); ++i) {
       auto& type = lowered.types[i];
       auto& values = literals[i]->floats;
@@ -330,13 +411,16 @@ class GraphBuilder {
           " bytes to work in, more than the budget of " +
           std::to_string(memory_budget_) + " bytes");
     }
+    Shapes shapes{{}, {}, lowered.gathers};
     for (auto& argument : call.arguments) {
       for (auto& operand : argument.operands) {
         touch(operand.slot, step);
+        shapes.reads.push_back(operand);
       }
     }
     Graph::Step out;
     out.kernel = std::move(lowered.kernel);
+    out.rows = std::move(lowered.rows);
     for (size_t i = 0; i < lowered.types.size(); ++i) {
       auto& type = lowered.types[i];
       auto slot = call.results[i].slot;
@@ -346,7 +430,9 @@ class GraphBuilder {
         out.to_round.push_back(result);
       }
       define(operation.outputs[i].name, result);
+      shapes.result = std::move(result);
     }
+    shapes_.push_back(std::move(shapes));
     scratch_.push_back({lowered.scratch_bytes, step, step});
     graph_.steps_.push_back(std::move(out));
   }
@@ -400,8 +486,17 @@ class GraphBuilder {
   std::vector<void*>
       pointers_;                // of the slot of that number, set for constants
   std::vector<Piece> scratch_;  // of the step of that number
+  std::vector<Shapes> shapes_;  // of the step of that number
   std::unordered_map<std::string, Operand> values_;
 };
+
+static void round_shared(float* values, int64_t n) {
+  constexpr int64_t part = 1 << 16;
+  host::parallel_for(
+      (n + part - 1) / part, blas::threads(), [&](int64_t i) {
+        round_to_half(values + i * part, std::min(part, n - i * part));
+      });
+}
 
 Graph::Graph(
     const mil::Function& function,
@@ -420,14 +515,68 @@ const void* Graph::output(size_t i) const {
 }
 
 void Graph::run(Numerics numerics) {
-  for (auto& step : steps_) {
-    Frame frame{slots_.data(), step.scratch, numerics};
-    step.kernel(frame);
-    if (numerics == Numerics::single) {
+  for (auto& stage : stages_) {
+    if (stage.rows > 0) {
+      run_rows(stage, numerics);
       continue;
     }
+    auto& step = steps_[stage.first];
+    if (step.rows) {
+      continue;  // of no elements
+    }
+    Frame frame{slots_.data(), step.scratch, numerics};
+    step.kernel(frame);
     for (auto& result : step.to_round) {
-      round_to_half(result.floats(frame), result.size());
+      if (numerics != Numerics::single) {
+        round_shared(result.floats(frame), result.size());
+      }
+    }
+  }
+}
+
+void Graph::run_rows(const Stage& stage, Numerics numerics) const {
+  struct SlotsUse {};
+  struct TileUse {};
+  auto tiles = (stage.rows + stage.tile - 1) / stage.tile;
+  // A few tiles a task: each task copies the table of slots.
+  int threads = blas::threads();
+  auto tasks = std::min<int64_t>(tiles, threads > 1 ? 4 * threads : 1);
+  host::parallel_for(tasks, threads, [&](int64_t task) {
+    auto count = std::ssize(slots_);
+    std::span<void*> slots(host::scratch<SlotsUse, void*>(count), slots_.size());
+    std::copy(slots_.begin(), slots_.end(), slots.begin());
+    auto* memory = host::scratch<TileUse, std::byte>(stage.local_bytes);
+    auto begin = tiles * task / tasks, end = tiles * (task + 1) / tasks;
+    for (auto tile = begin; tile < end; ++tile) {
+      auto first = tile * stage.tile;
+      for (auto& local : stage.locals) {
+        // Kernels count rows from the value's first.
+        auto address = reinterpret_cast<uintptr_t>(memory + local.offset) -
+                       first * local.columns * element_size;
+        slots[local.slot] = reinterpret_cast<void*>(address);
+      }
+      auto last = std::min(first + stage.tile, stage.rows);
+      run_tile(stage, slots, first, last, numerics);
+    }
+  });
+}
+
+void Graph::run_tile(
+    const Stage& stage,
+    std::span<void*> slots,
+    int64_t first,
+    int64_t last,
+    Numerics numerics) const {
+  Frame frame{slots.data(), nullptr, numerics};
+  for (auto i = stage.first; i <= stage.last; ++i) {
+    auto& step = steps_[i];
+    step.rows(frame, first, last);
+    for (auto& result : step.to_round) {
+      auto columns = columns_of(result.shape());
+      if (numerics != Numerics::single) {
+        round_to_half(
+            result.floats(frame) + first * columns, (last - first) * columns);
+      }
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -61,9 +62,32 @@ class Graph {
   friend class GraphBuilder;
   struct Step {
     Kernel kernel;
+    RowKernel rows;  // instead of a kernel
     std::vector<Operand> to_round;  // fp16 results that were computed
     std::byte* scratch = nullptr;
   };
+  /// A value that no later stage reads: a tile of it at a time.
+  struct Local {
+    int slot;
+    int64_t columns;
+    int64_t offset;  // bytes, in the memory of a tile
+  };
+  /// One step, or several by rows that run tile by tile.
+  struct Stage {
+    size_t first, last;  // steps, last included
+    int64_t rows = 0;    // 0: one step as a whole
+    int64_t tile = 0;    // rows of a tile
+    std::vector<Local> locals;
+    int64_t local_bytes = 0;
+  };
+
+  void run_rows(const Stage& stage, Numerics numerics) const;
+  void run_tile(
+      const Stage& stage,
+      std::span<void*> slots,
+      int64_t first,
+      int64_t last,
+      Numerics numerics) const;
 
   std::vector<mil::Value> inputs_;
   std::vector<mil::Value> outputs_;
@@ -71,6 +95,7 @@ class Graph {
   std::vector<int> output_slots_;
   std::vector<std::shared_ptr<Literal>> constants_;
   std::vector<Step> steps_;
+  std::vector<Stage> stages_;
   std::vector<void*> slots_;
   std::unique_ptr<std::byte[]> arena_;
   int64_t bytes_ = 0;

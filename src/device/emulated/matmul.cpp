@@ -5,6 +5,7 @@
 #include "device/emulated/broadcast.h"
 #include "device/emulated/copy.h"
 #include "device/emulated/product.h"
+#include "host/loops.h"
 
 namespace mlx_ane::emulated {
 
@@ -42,6 +43,24 @@ Batched batched(const Call& call, Shape x, Shape y) {
   return {product, broadcast(x, y), x, y};
 }
 
+/// z (rows, 1) = x (rows, k) y (k, 1), as programs sum rows.
+RowKernel times_vector(
+    const Operand& x, const Operand& y, const Operand& z, Product p) {
+  return [=](const Frame& frame, int64_t first, int64_t last) {
+    auto *a = x.floats(frame) + first * p.k, *b = y.floats(frame);
+    auto* out = z.floats(frame) + first;
+    if (frame.numerics > Numerics::fast) {
+      auto rows = p;
+      rows.m = last - first;
+      multiply(rows, a, b, nullptr, out, frame.numerics);
+      return;
+    }
+    for (int64_t r = 0; r < last - first; ++r) {
+      out[r] = host::loops().dot(a + r * p.k, b, p.k);
+    }
+  };
+}
+
 LoweredOp matmul(const Call& call) {
   auto x = call.operand("x"), y = call.operand("y"), z = call.results[0];
   need_floats(call, x, y);
@@ -59,9 +78,13 @@ LoweredOp matmul(const Call& call) {
   if (!y_vector) {
     shape.push_back(b.product.n);
   }
+  Type type{x.type.dtype, shape};
+  if (b.product.n == 1 && !b.product.transpose_a && !x_vector && !y_vector &&
+      elements(b.y_batch) == 1) {
+    return LoweredOp::by_rows(type, times_vector(x, y, z, b.product));
+  }
   Loop<2> loop(b.batch, {&b.x_batch, &b.y_batch});
-  return LoweredOp(
-      {{x.type.dtype, shape}}, [=, p = b.product](const Frame& frame) {
+  return LoweredOp({type}, [=, p = b.product](const Frame& frame) {
         auto *px = x.floats(frame), *py = y.floats(frame);
         auto* out = z.floats(frame);
         loop.run([&](int64_t at, auto offset, int64_t count, auto step) {

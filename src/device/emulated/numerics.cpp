@@ -1,9 +1,7 @@
 // Rounding to fp16 at op boundaries.
 #include "device/emulated/numerics.h"
 
-#include <algorithm>
-
-#include "host/half.h"
+#include "host/loops.h"
 
 namespace mlx_ane::emulated {
 
@@ -22,13 +20,7 @@ Numerics numerics_of(int generation) {
 }
 
 void round_to_half(float* values, int64_t n) {
-  constexpr int64_t block = 2048;  // 4 KiB of halves stay in L1
-  uint16_t halves[block];
-  for (int64_t i = 0; i < n; i += block) {
-    auto count = std::min(block, n - i);
-    host::from_float(values + i, Float::f16, halves, count);
-    host::to_float(halves, Float::f16, values + i, count);
-  }
+  host::loops().round_to_half(values, n);
 }
 
 }  // namespace mlx_ane::emulated

@@ -20,6 +20,15 @@ int64_t elements(const Shape& shape) {
   return n;
 }
 
+int64_t columns_of(const Shape& shape) {
+  return shape.empty() ? 1 : shape.back();
+}
+
+int64_t rows_of(const Shape& shape) {
+  auto columns = columns_of(shape);
+  return columns == 0 ? 0 : elements(shape) / columns;
+}
+
 std::string to_string(const Shape& shape) {
   std::string out = "[";
   for (size_t i = 0; i < shape.size(); ++i) {

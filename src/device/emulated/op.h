@@ -28,6 +28,9 @@ inline constexpr int64_t element_size = 4;
 
 /// Elements of a shape; std::invalid_argument past 2^40 or with negative sizes.
 int64_t elements(const Shape& shape);
+/// Size of the last axis, and the product of the others.
+int64_t columns_of(const Shape& shape);
+int64_t rows_of(const Shape& shape);
 std::string to_string(const Shape& shape);
 std::string to_string(const Type& type);
 Shape strides_of(const Shape& shape);
@@ -78,6 +81,10 @@ struct Operand {
 };
 
 using Kernel = std::function<void(const Frame&)>;
+/// Fills rows [first, last) of the one result: rows of its last axis. Of
+/// operands with as many rows, it reads the same ones.
+using RowKernel =
+    std::function<void(const Frame&, int64_t first, int64_t last)>;
 
 /// Arguments of one operation with their types, and what the program declares
 /// of its results. Accessors throw std::invalid_argument naming op and
@@ -135,14 +142,33 @@ struct LoweredOp {
   explicit LoweredOp(std::vector<Type> types, Kernel kernel = {})
       : types(std::move(types)), kernel(std::move(kernel)) {
   }
+  static LoweredOp by_rows(Type type, RowKernel rows) {
+    LoweredOp out({std::move(type)});
+    out.rows = std::move(rows);
+    return out;
+  }
   static LoweredOp view(const Operand& x, Shape shape) {
     LoweredOp out({{x.type.dtype, std::move(shape)}});
     out.view_of = x.slot;
     return out;
   }
 
+  /// Fills the results, by rows or as a whole.
+  void run(const Frame& frame) const {
+    if (rows) {
+      rows(frame, 0, rows_of(types[0].shape));
+    } else {
+      kernel(frame);
+    }
+  }
+
   std::vector<Type> types;
   Kernel kernel;
+  /// In the place of a kernel: rows are shared among threads, and what one step
+  /// made of a few rows is still in the cache when the next reads it.
+  RowKernel rows;
+  /// `rows` reads any rows of its operands.
+  bool gathers = false;
   /// The result is this operand's data under another shape; no kernel.
   int view_of = -1;
   /// Results are copies of operands' values, already rounded.

@@ -14,6 +14,7 @@ float to_half(float x) {
 
 /// A reduction as a fold: start, step(accumulator, value), finish(result, n).
 struct Sum {
+  static constexpr bool in_any_order = false;  // and in floats
   static constexpr double start = 0;
   static double step(double a, float x) {
     return a + x;
@@ -48,6 +49,7 @@ struct LogSum : Sum {
   }
 };
 struct Product {
+  static constexpr bool in_any_order = false;
   static constexpr double start = 1;
   static double step(double a, float x) {
     return a * x;
@@ -57,8 +59,10 @@ struct Product {
   }
 };
 struct Largest {
+  static constexpr bool in_any_order = true;
   static constexpr double start = -INFINITY;
-  static double step(double a, float x) {
+  template <class T>
+  static T step(T a, float x) {
     return a > x || a != a ? a : x;
   }
   static double finish(double a, int64_t) {
@@ -66,8 +70,10 @@ struct Largest {
   }
 };
 struct Least {
+  static constexpr bool in_any_order = true;
   static constexpr double start = INFINITY;
-  static double step(double a, float x) {
+  template <class T>
+  static T step(T a, float x) {
     return a < x || a != a ? a : x;
   }
   static double finish(double a, int64_t) {
@@ -78,7 +84,9 @@ struct Least {
 struct Reduction {
   Operand x, z;
   ReductionAxes reduction;
-  LoweredOp lowered;
+  Type type;
+  /// Over the last axis alone: elements of one reduction lie side by side.
+  bool of_rows;
 };
 
 Reduction reduction(const Call& call) {
@@ -86,11 +94,43 @@ Reduction reduction(const Call& call) {
   call.need(x.type.dtype != DType::string, "x must hold numbers");
   auto axes = call.axes("axes", x.shape().size());
   auto shape = reduced_shape(x.shape(), axes, call.flag("keep_dims", false));
+  bool of_rows = axes.size() == 1 && axes[0] + 1 == std::ssize(x.shape());
   return {
       x,
       call.results[0],
       ReductionAxes(x.shape(), axes),
-      LoweredOp({{x.type.dtype, shape}})};
+      {x.type.dtype, shape},
+      of_rows};
+}
+
+/// The fold of n elements side by side.
+template <class Fold>
+float fold_row(const float* x, int64_t n) {
+  if constexpr (Fold::in_any_order) {
+    constexpr int64_t lanes = 16;
+    float totals[lanes];
+    std::fill_n(totals, lanes, static_cast<float>(Fold::start));
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        totals[lane] = Fold::step(totals[lane], x[i + lane]);
+      }
+    }
+    auto total = static_cast<float>(Fold::start);
+    for (float value : totals) {
+      total = Fold::step(total, value);
+    }
+    for (; i < n; ++i) {
+      total = Fold::step(total, x[i]);
+    }
+    return total;
+  } else {
+    double total = Fold::start;
+    for (int64_t i = 0; i < n; ++i) {
+      total = Fold::step(total, x[i]);
+    }
+    return static_cast<float>(Fold::finish(total, n));
+  }
 }
 
 template <class Fold, class T>
@@ -119,30 +159,38 @@ void narrow_fold(const ReductionAxes& reduction, const float* x, float* out) {
 template <class Fold, bool narrow = false>
 LoweredOp reduce(const Call& call) {
   auto r = reduction(call);
-  if (!mil::is_float(r.x.type.dtype)) {
-    r.lowered.kernel =
-        [x = r.x, z = r.z, reduction = r.reduction](const Frame& frame) {
-          fold<Fold>(reduction, x.ints(frame), z.ints(frame));
-        };
-    return r.lowered;
+  auto x = r.x, z = r.z;
+  if (!mil::is_float(x.type.dtype)) {
+    return LoweredOp({r.type}, [=](const Frame& frame) {
+      fold<Fold>(r.reduction, x.ints(frame), z.ints(frame));
+    });
   }
-  bool halves = r.x.type.dtype == DType::fp16;
-  r.lowered.kernel =
-      [=, x = r.x, z = r.z, reduction = r.reduction](const Frame& frame) {
-        if (narrow && halves && frame.numerics > Numerics::fast) {
-          narrow_fold<Fold>(reduction, x.floats(frame), z.floats(frame));
-        } else {
-          fold<Fold>(reduction, x.floats(frame), z.floats(frame));
+  bool halves = narrow && x.type.dtype == DType::fp16;
+  if (!r.of_rows || halves) {
+    return LoweredOp({r.type}, [=](const Frame& frame) {
+      if (halves && frame.numerics > Numerics::fast) {
+        narrow_fold<Fold>(r.reduction, x.floats(frame), z.floats(frame));
+      } else {
+        fold<Fold>(r.reduction, x.floats(frame), z.floats(frame));
+      }
+    });
+  }
+  auto n = r.reduction.length(), columns = columns_of(r.type.shape);
+  return LoweredOp::by_rows(
+      r.type, [=](const Frame& frame, int64_t first, int64_t last) {
+        auto *a = x.floats(frame), *out = z.floats(frame);
+        for (int64_t i = first * columns; i < last * columns; ++i) {
+          out[i] = fold_row<Fold>(a + i * n, n);
         }
-      };
-  return r.lowered;
+      });
 }
 
 LoweredOp reduce_log_sum_exp(const Call& call) {
   auto r = reduction(call);
   call.need(mil::is_float(r.x.type.dtype), "x must be fp16 or fp32");
-  r.lowered.kernel = [x = r.x, z = r.z, reduction = r.reduction](
-                         const Frame& frame) {
+  auto x = r.x, z = r.z;
+  auto& reduction = r.reduction;
+  return LoweredOp({r.type}, [=](const Frame& frame) {
     auto *a = x.floats(frame), *out = z.floats(frame);
     reduction.each([&](int64_t i, int64_t at) {
       float largest = -INFINITY;
@@ -152,8 +200,7 @@ LoweredOp reduce_log_sum_exp(const Call& call) {
       reduction.along(at, [&](int64_t p) { sum += std::exp(a[p] - largest); });
       out[i] = largest + static_cast<float>(std::log(sum));
     });
-  };
-  return r.lowered;
+  });
 }
 
 template <bool largest>

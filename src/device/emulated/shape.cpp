@@ -140,11 +140,15 @@ LoweredOp permuted(
     strides.push_back(from[p]);
   }
   StridedCopy copy(sizes, strides);
-  LoweredOp lowered({{x.type.dtype, std::move(out)}});
+  auto columns = columns_of(out);
+  auto lowered = LoweredOp::by_rows(
+      {x.type.dtype, std::move(out)},
+      [=](const Frame& frame, int64_t first, int64_t last) {
+        copy.run(
+            x.ints(frame), z.ints(frame), first * columns, last * columns);
+      });
   lowered.moves = true;
-  lowered.kernel = [=](const Frame& frame) {
-    copy.run(x.ints(frame), z.ints(frame));
-  };
+  lowered.gathers = true;
   return lowered;
 }
 

@@ -31,16 +31,20 @@ LoweredOp cut_kernel(const Call& call, const Cut& cut, Shape result) {
   auto x = call.operand("x"), z = call.results[0];
   bool narrow = cut.shifted && x.type.dtype == DType::fp16 &&
                 mil::find_rule("slice-width")->applies_to(call.generation);
-  LoweredOp lowered({{x.type.dtype, std::move(result)}});
-  lowered.moves = true;
-  auto n = elements(cut.shape);
+  auto columns = columns_of(result);
   StridedCopy copy(cut.shape, cut.strides);
-  lowered.kernel = [=, offset = cut.offset](const Frame& frame) {
-    copy.run(x.ints(frame), z.ints(frame), offset);
-    if (narrow && frame.numerics > Numerics::fast) {
-      saturate(z.floats(frame), n);
-    }
-  };
+  auto lowered = LoweredOp::by_rows(
+      {x.type.dtype, std::move(result)},
+      [=, offset = cut.offset](
+          const Frame& frame, int64_t first, int64_t last) {
+        auto begin = first * columns, end = last * columns;
+        copy.run(x.ints(frame) + offset, z.ints(frame), begin, end);
+        if (narrow && frame.numerics > Numerics::fast) {
+          saturate(z.floats(frame) + begin, end - begin);
+        }
+      });
+  lowered.moves = true;
+  lowered.gathers = true;
   return lowered;
 }
 
@@ -144,7 +148,7 @@ LoweredOp dynamic_slice(const Call& call, const Shape& size) {
       at = at < 0 ? at + x.shape()[d] : at;
       offset += std::clamp<int64_t>(at, 0, x.shape()[d] - size[d]) * from[d];
     }
-    copy.run(x.ints(frame), z.ints(frame), offset);
+    copy.run(x.ints(frame) + offset, z.ints(frame));
   };
   return lowered;
 }

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "device/emulated/faults.h"
+#include "device/emulated/op.h"
 #include "device/emulated/words.h"
 #include "host/environment.h"
 
@@ -49,11 +50,15 @@ void set(Options& options, std::string_view key, std::string_view value) {
     for (auto id : split(value, ',')) {
       options.allow.emplace(trim(id));
     }
+  } else if (key == "refuse") {
+    for (auto op : split(value, ',')) {
+      options.refuse.emplace(trim(op));
+    }
   } else {
     throw std::invalid_argument(
         std::string(key) + "=" + std::string(value) +
-        ", need chip=CHIP, numerics=fast or exact, limits=LEVEL or "
-        "allow=RULE,...");
+        ", need chip=CHIP, numerics=fast or exact, limits=LEVEL, "
+        "allow=RULE,... or refuse=OPERATION,...");
   }
 }
 
@@ -96,6 +101,11 @@ Level level_named(std::string_view name) {
 Options checked(Options options) {
   options.chip = limits_of(options.chip).chip;
   mil::check_allow(options.allow, "mlx_ane.emulated");
+  for (auto& op : options.refuse) {
+    if (find_op(op) == nullptr) {
+      refuse("refuse=" + op + ", need an operation of the engine");
+    }
+  }
   if (options.memory_budget <= 0) {
     refuse(
         "memory_budget " + std::to_string(options.memory_budget) +

@@ -48,6 +48,7 @@ def clean_slate() -> Iterator[None]:
     np.random.seed(0)
     ane.set_default_device("auto")
     _ext.set_fallback(FALLBACK)
+    _ext.set_layout("natural")  # else that of the verdict which a test left
     min_rows = _ext.set_min_rows(32)
     limit = ane.set_cache_limit(1 << 30)
     ane.reset_counters()

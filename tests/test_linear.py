@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mlx_ane as ane
+from mlx_ane import _ext
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -28,6 +29,17 @@ def test_forward_matches_float64(case: Case, device: str) -> None:
     assert y.dtype == mx.float32
     assert y.shape == (*case.x[:-1], case.n)
     assert norm_error(y, reference(x, weight, bias)) <= TOLERANCE[device]
+
+
+@pytest.mark.parametrize("layout", ["natural", "channels_first"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_engines_in_both_layouts(case: Case, layout: str, engine: str) -> None:
+    _ext.set_layout(layout)
+    _ext.set_min_rows(1)
+    x, weight, bias = case.arrays()
+    y = ane.linear(x, weight, bias, device=engine)
+    assert norm_error(y, reference(x, weight, bias)) <= TOLERANCE[engine]
+    assert _ext.planning.plan_matmul(64, 64, 64, "M4")["layout"] == layout
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

@@ -94,9 +94,12 @@ class Captured:
         return key
 
     def arguments_of(
-        self, arrays: Sequence[mx.array], key: Sequence[mx.array]
+        self,
+        arrays: Sequence[mx.array],
+        key: Sequence[mx.array],
+        stream: Any = mx.cpu,
     ) -> list[mx.array]:
-        """The body's inputs from what `flatten` and `draw` gave."""
+        """The body's inputs from what `flatten` and `draw` gave; padded on a stream."""
         if len(arrays) != len(self.leaves):
             raise ValueError(
                 f"[mlx_ane.capture] the arguments hold {len(arrays)} arrays, need the "
@@ -104,7 +107,7 @@ class Captured:
             )
         with mx.stream(mx.cpu):
             pairs = zip(arrays, self.leaves, strict=True)
-            padded = [self._pad(array, leaf) for array, leaf in pairs]
+            padded = [self._pad(array, leaf, stream) for array, leaf in pairs]
             return self.prologue.run(*padded, *self.constants, *key)
 
     def valid(self, *args: Any) -> int:
@@ -112,14 +115,14 @@ class Captured:
         pairs = zip(self.flatten(*args), self.leaves, strict=True)
         return next(a.shape[leaf.padded[0]] for a, leaf in pairs if leaf.padded)
 
-    def _pad(self, array: mx.array, leaf: Leaf) -> mx.array:
+    def _pad(self, array: mx.array, leaf: Leaf, stream: Any) -> mx.array:
         if not leaf.padded or self.rows is None:
             return array
         missing = [
             self.rows - size if axis in leaf.padded else 0
             for axis, size in enumerate(array.shape)
         ]
-        return mx.pad(array, [(0, n) for n in missing])
+        return mx.pad(array, [(0, n) for n in missing], stream=stream)
 
 
 def lowered(body: Tape) -> Tape:

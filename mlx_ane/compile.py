@@ -128,7 +128,12 @@ def call(
     if not _ext.block.admits(block.forward.handle, device):
         _ext.block.place(name, "over_budget")
         return plain(*args, **kwargs)
-    given = block.captured.arguments(args, kwargs)
+    captured = block.captured
+    # What a block's dx passes runs on the engine's stream: the other has the dW.
+    stream = _ext.block.stream(device)
+    given = captured.arguments_of(
+        captured.flatten(args, kwargs), captured.draw(), stream
+    )
     frozen = block.frozen(args, kwargs)
     outputs = block.node(
         block.forward,
@@ -141,14 +146,16 @@ def call(
         _Forward(block, frozen, device, name),
         device,
         name,
+        stream,
     )
-    if block.captured.rows is not None:
-        size = block.captured.valid(args, kwargs)
-        outputs = [
-            y[(*[slice(None)] * axis, slice(size))]
-            for y, axis in zip(outputs, block.captured.row_axes, strict=True)
-        ]
-    return rebuild_result(block.captured.result, outputs)
+    if captured.rows is not None:
+        size = captured.valid(args, kwargs)
+        with mx.stream(stream):
+            outputs = [
+                y[(*[slice(None)] * axis, slice(size))]
+                for y, axis in zip(outputs, captured.row_axes, strict=True)
+            ]
+    return rebuild_result(captured.result, outputs)
 
 
 def captured(
@@ -443,10 +450,11 @@ class _Forward(_Function):
             self.name,
             s,
         )
-        return [
-            self._gradient(output, results, given).astype(dtype)
-            for output, dtype in zip(back.outputs, asked, strict=True)
-        ]
+        found = []
+        for output, dtype in zip(back.outputs, asked, strict=True):
+            with mx.stream(mx.cpu if output.gemms else s):
+                found.append(self._gradient(output, results, given).astype(dtype))
+        return found
 
     def _gradient(self, output: Any, results: Arrays, given: Arrays) -> mx.array:
         total = None if output.result is None else results[output.result]

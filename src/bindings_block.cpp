@@ -195,12 +195,20 @@ void bind_block(nb::module_& m) {
          const std::string& device) {
         auto place = resolve_place("block", device);
         // Its gradient is a program too.
-        return !place.device || executable_cache().admits(
-                                    *place.device, BlockShape{program}, 1);
+        return !place.device ||
+               executable_cache().admits(*place.device, BlockShape{program}, 1);
       },
       "program"_a,
       "device"_a,
       "Whether the device has the program, or room for it and its gradient.");
+  m.def(
+      "stream",
+      [](const std::string& device) {
+        return resolve_stream(
+            "block", std::monostate{}, resolve_place("block", device));
+      },
+      "device"_a,
+      "The CPU stream that calls of a device run on.");
   m.def("min_rows", &min_rows, "Calls of fewer rows are placed on the BLAS.");
   m.def(
       "program",

@@ -392,6 +392,42 @@ def test_machines_of_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
         ane.revert(model)
 
 
+@pytest.mark.skipif("ane" not in DEVICES, reason="only ane has a stream of its own")
+def test_weight_gradients_run_beside_the_engine() -> None:
+    class Three(Stack):
+        def __init__(self) -> None:
+            super().__init__(MLP)
+            self.layers.append(MLP())
+
+    model = Three()
+    x = mx.random.normal((*ROWS, 64))
+    ane.convert(model, device="ane", granularity="block")
+
+    def loss(parameters: Any) -> mx.array:
+        model.update(parameters)
+        return model(x).sum()
+
+    mx.eval(mx.grad(loss)(model.parameters()))
+    with ane.emulated.faults("slow:ms=40"), ane.timeline() as recording:
+        mx.eval(mx.grad(loss)(model.parameters()))
+
+    def spans(kind: str, i: int) -> list[dict[str, Any]]:
+        layer = f"layers.{i}"
+        found = [e for e in recording.events if e["name"] == kind]
+        return [e for e in found if e["args"]["layer"] == layer]
+
+    def end(event: dict[str, Any]) -> float:
+        return event["ts"] + event["dur"]
+
+    for i in (2, 1):
+        back, before = spans("evaluate", i)[-1], spans("evaluate", i - 1)[-1]
+        products = spans("gemm_dw", i)
+        assert len(products) == 2
+        # On another thread, after their own block and before the next is done.
+        assert back["tid"] == before["tid"] not in {e["tid"] for e in products}
+        assert all(end(back) <= e["ts"] < end(before) for e in products)
+
+
 def test_copies_and_pickles_of_blocks() -> None:
     model = Stack(MLP)
     x = mx.random.normal((*ROWS, 64))

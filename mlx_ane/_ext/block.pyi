@@ -22,6 +22,9 @@ def weight_gradient(left: mlx.core.array, right: mlx.core.array, name: str, dtyp
 def admits(program: Program, device: str) -> bool:
     """Whether the device has the program, or room for it and its gradient."""
 
+def stream(device: str) -> mlx.core.Stream:
+    """The CPU stream that calls of a device run on."""
+
 def min_rows() -> int:
     """Calls of fewer rows are placed on the BLAS."""
 

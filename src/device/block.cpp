@@ -76,6 +76,7 @@ class DeviceBlock {
     evaluate(surfaces_);
     bool finite = unpack();
     if (!finite && block_.cotangents > 0) {
+      trace::add(Counter::block_retried);
       exponent_ += log2_retry - log2_cotangent;
       for (size_t i = 0; i < block_.inputs.size(); ++i) {
         if (is_cotangent(block_.inputs[i])) {
@@ -89,9 +90,46 @@ class DeviceBlock {
       throw DeviceError(
           Cause::nonfinite, "a result of finite operands is not finite");
     }
+    lock.unlock();
+    static std::atomic<int64_t> calls{0};
+    auto interval = runner_settings().spot_check;
+    if (interval > 0 && ++calls % interval == 0) {
+      spot_check();
+    }
   }
 
  private:
+  /// Compares the results with the host's. Their rounding is a few thousandths;
+  /// more than an eighth of the norm is no rounding.
+  void spot_check() const {
+    trace::add(Counter::spot_checks);
+    std::vector<std::vector<float>> expected;
+    std::vector<float*> y;
+    for (auto& result : block_.outputs) {
+      expected.emplace_back(rows_of(result.port) * result.columns);
+      y.push_back(expected.back().data());
+    }
+    block_.run_on_host(call_.x, y);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      auto& result = block_.outputs[i];
+      // Below fp16's normal numbers, nothing is asked of the engine.
+      auto least = std::ldexp(1.0, -14 - (result.scaled ? exponent_ : 0));
+      double norm = 0.0, off = 0.0;
+      for (size_t j = 0; j < expected[i].size(); ++j) {
+        double want = expected[i][j], got = call_.y[i][j];
+        norm += want * want + least * least;
+        off += (got - want) * (got - want);
+      }
+      if (off > norm / 64) {
+        throw DeviceError(
+            Cause::wrong_values,
+            result.port.name + " is off by " + std::to_string(std::sqrt(off)) +
+                " in norm, need less than an eighth of " +
+                std::to_string(std::sqrt(norm)));
+      }
+    }
+  }
+
   /// False where an input is not finite or does not fit fp16. Frozen ones are
   /// looked at when they are staged.
   bool choose_scale() {

@@ -15,6 +15,7 @@ constexpr std::array<const char*, n_counters> counter_names = {
     "linear_calls",
     "matmul_calls",
     "block_calls",
+    "block_retried",
     "device_calls",
     "evaluations",
     "gemm_forward",

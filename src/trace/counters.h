@@ -15,6 +15,7 @@ enum class Counter {
   linear_calls,
   matmul_calls,
   block_calls,
+  block_retried,
   device_calls,
   evaluations,
   gemm_forward,

@@ -14,8 +14,7 @@ class StridedCopy {
     run(from, to, 0, elements(sizes_));
   }
   /// Elements [begin, end) of the output alone.
-  void run(
-      const int32_t* from, int32_t* to, int64_t begin, int64_t end) const;
+  void run(const int32_t* from, int32_t* to, int64_t begin, int64_t end) const;
 
  private:
   Shape sizes_, strides_;  // inner axis last, neighbours merged

@@ -115,8 +115,7 @@ class GraphBuilder {
 
   bool joins(size_t step, int64_t rows, const std::set<int>& made) const {
     auto& shapes = shapes_[step];
-    return graph_.steps_[step].rows &&
-           rows_of(shapes.result.shape()) == rows &&
+    return graph_.steps_[step].rows && rows_of(shapes.result.shape()) == rows &&
            std::all_of(
                shapes.reads.begin(), shapes.reads.end(), [&](auto& operand) {
                  return !made.contains(operand.slot) ||
@@ -520,10 +519,9 @@ class GraphBuilder {
 
 static void round_shared(float* values, int64_t n) {
   constexpr int64_t part = 1 << 16;
-  host::parallel_for(
-      (n + part - 1) / part, blas::threads(), [&](int64_t i) {
-        round_to_half(values + i * part, std::min(part, n - i * part));
-      });
+  host::parallel_for((n + part - 1) / part, blas::threads(), [&](int64_t i) {
+    round_to_half(values + i * part, std::min(part, n - i * part));
+  });
 }
 
 Graph::Graph(
@@ -571,7 +569,8 @@ void Graph::run_rows(const Stage& stage, Numerics numerics) const {
   auto tasks = std::min<int64_t>(tiles, threads > 1 ? 4 * threads : 1);
   host::parallel_for(tasks, threads, [&](int64_t task) {
     auto count = std::ssize(slots_);
-    std::span<void*> slots(host::scratch<SlotsUse, void*>(count), slots_.size());
+    std::span<void*> slots(
+        host::scratch<SlotsUse, void*>(count), slots_.size());
     std::copy(slots_.begin(), slots_.end(), slots.begin());
     auto* memory = host::scratch<TileUse, std::byte>(stage.local_bytes);
     auto begin = tiles * task / tasks, end = tiles * (task + 1) / tasks;

@@ -62,7 +62,7 @@ class Graph {
   friend class GraphBuilder;
   struct Step {
     Kernel kernel;
-    RowKernel rows;  // instead of a kernel
+    RowKernel rows;                 // instead of a kernel
     std::vector<Operand> to_round;  // fp16 results that were computed
     std::byte* scratch = nullptr;
   };

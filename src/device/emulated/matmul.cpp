@@ -85,20 +85,20 @@ LoweredOp matmul(const Call& call) {
   }
   Loop<2> loop(b.batch, {&b.x_batch, &b.y_batch});
   return LoweredOp({type}, [=, p = b.product](const Frame& frame) {
-        auto *px = x.floats(frame), *py = y.floats(frame);
-        auto* out = z.floats(frame);
-        loop.run([&](int64_t at, auto offset, int64_t count, auto step) {
-          for (int64_t i = 0; i < count; ++i) {
-            multiply(
-                p,
-                px + (offset[0] + i * step[0]) * p.m * p.k,
-                py + (offset[1] + i * step[1]) * p.k * p.n,
-                nullptr,
-                out + (at + i) * p.m * p.n,
-                frame.numerics);
-          }
-        });
-      });
+    auto *px = x.floats(frame), *py = y.floats(frame);
+    auto* out = z.floats(frame);
+    loop.run([&](int64_t at, auto offset, int64_t count, auto step) {
+      for (int64_t i = 0; i < count; ++i) {
+        multiply(
+            p,
+            px + (offset[0] + i * step[0]) * p.m * p.k,
+            py + (offset[1] + i * step[1]) * p.k * p.n,
+            nullptr,
+            out + (at + i) * p.m * p.n,
+            frame.numerics);
+      }
+    });
+  });
 }
 
 // x (..., in) @ weight (out, in) transposed + bias (out)

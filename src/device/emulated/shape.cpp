@@ -166,8 +166,7 @@ LoweredOp permuted(
   auto lowered = LoweredOp::by_rows(
       {x.type.dtype, std::move(out)},
       [=](const Frame& frame, int64_t first, int64_t last) {
-        copy.run(
-            x.ints(frame), z.ints(frame), first * columns, last * columns);
+        copy.run(x.ints(frame), z.ints(frame), first * columns, last * columns);
       });
   lowered.moves = true;
   lowered.gathers = true;

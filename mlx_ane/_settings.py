@@ -14,6 +14,8 @@ from mlx_ane._types import DEVICES, FALLBACKS, Device
 
 #: Routes to the Neural Engine that are built in, in the order of trial.
 ROUTES = tuple(_ext.ane_routes())
+#: What may compute Adam.
+ADAM = ("auto", "loop", "accelerate")
 
 Word = TypeVar("Word", bound=str)
 

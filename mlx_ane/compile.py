@@ -124,7 +124,7 @@ def call(
     Raises:
         Unsupported: If it cannot be a program.
     """
-    block = captured(fun, args, kwargs, blocks, right_forms(device))
+    block = block_of(fun, args, kwargs, blocks, right_forms(device))
     if not _ext.block.admits(block.forward.handle, device):
         _ext.block.place(name, "over_budget")
         return plain(*args, **kwargs)
@@ -158,7 +158,7 @@ def call(
     return rebuild_result(captured.result, outputs)
 
 
-def captured(
+def block_of(
     fun: Callable[..., Any],
     args: Sequence[Any],
     kwargs: dict[str, Any],

@@ -31,7 +31,7 @@ from mlx_ane.autotune import Measurements, host_bandwidth
 from mlx_ane.block import BlockProgram
 from mlx_ane.blocks import block_function, find_blocks, is_composite, why_placed
 from mlx_ane.chips import UNCERTAINTY, Chip, Figure, find
-from mlx_ane.compile import Blocks, captured
+from mlx_ane.compile import Blocks, block_of
 from mlx_ane.estimate import (
     WAYS,
     Block,
@@ -499,7 +499,7 @@ class _Blocks:
     def _block(self, module: nn.Module, args: Any, kwargs: Any, dx: bool) -> Block:
         """Costs of one call, the products of layers among the others."""
         given = (module, *args)
-        block = captured(block_function(type(module)), given, kwargs, self._captured)
+        block = block_of(block_function(type(module)), given, kwargs, self._captured)
         capture, staged = block.captured, block.frozen(given, kwargs)
         trained = set(map(id, _trained(module)))
         leaves = zip(

@@ -260,7 +260,7 @@ TEST(staged_weights_are_packed_once_and_owned) {
   // A longer x needs larger surfaces: staged anew.
   auto longer = plan_matmul(2048, 64, 64, device().limits());
   CHECK(store.get(device(), owner, w, longer) != staged);
-  store.release(owner.get());
+  store.take(owner);
   CHECK(store.bytes() == 0 && owner.use_count() == 1);
 }
 

@@ -368,6 +368,23 @@ def test_lora_trains_adapters_for_plain_mlx_lm(
     assert len(adapters) == 2 * len(layers) == 2 * 2 * 7
 
 
+def test_chat_learns_and_fuses(trained: tuple[Path, str], tmp_path: Path) -> None:
+    printed = run(
+        *("chat.py", "--model", trained[0] / "model", "--out", tmp_path),
+        *("--iters", 60, "--learning-rate", 5e-3),
+    )
+    plain = re.sub(r"\x1b\[[\d;]*m", "", printed)
+    losses = [float(x) for x in re.findall(r"^ +\d+ +(\d\.\d+)", plain, re.M)]
+    assert len(losses) == 3 and losses[-1] < losses[0] - 0.1
+    assert plain.count("\n> ") == 5
+    assert re.search(r"plain MLX answers \d of 5 questions as taught", plain)
+    weights = mx.load(str(tmp_path / "model.safetensors"))
+    base = mx.load(str(trained[0] / "model" / "model.safetensors"))
+    assert set(weights) == set(base)
+    changed = [n for n in base if not mx.array_equal(base[n], weights[n]).item()]
+    assert len(changed) == 14  # all products of both layers have their adapters
+
+
 def test_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
     for save_every, says in [
         (2, "with --resume goes on from step"),
@@ -435,6 +452,7 @@ def test_whole_demo(tmp_path: Path) -> None:
         (["train_gpt.py", "--length", "100000000"], "need less"),
         (["train_gpt.py", "--seed", "-1"], "argument --seed: got -1, need 0 or more"),
         (["digits.py", "--seed", str(2**64)], "need 0 or more"),
+        (["chat.py"], "build/gpt/model is missing; run examples/train_gpt.py first"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], says: str, tmp_path) -> None:

@@ -120,7 +120,7 @@ def test_every_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in machines.UNUSABLE:
         assert not verdict.passed
         assert machines.UNUSABLE[name] in verdict.reason
-        assert verdict.undecided == name.startswith("14")
+        assert verdict.undecided  # hangs, or the time was up
         assert (_selftest.stored_verdict() is None) == verdict.undecided
         return
     assert verdict.passed, verdict.reason

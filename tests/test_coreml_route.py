@@ -156,7 +156,7 @@ def test_machines_that_answer_rightly_otherwise(machine: str) -> None:
 @pytest.mark.parametrize(
     ("machine", "cause"),
     [
-        ("ml_anec=nil", "fallback_load_failed"),
+        ("ml_anec=nil", "fallback_compile_failed"),
         ("ml_predict=error", "fallback_evaluate_failed"),
     ],
 )

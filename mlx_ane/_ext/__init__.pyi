@@ -89,6 +89,9 @@ def cache_directory() -> str:
 def warn_not_kept(what: str, where: str, why: str) -> None:
     """One line on stderr that something could not be kept there."""
 
+def ane_routes() -> list[str]:
+    """Routes to the engine that are built in, in the order of trial."""
+
 def abandoned_calls() -> int:
     """Hung calls not yet returned."""
 

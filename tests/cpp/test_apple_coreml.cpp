@@ -14,6 +14,7 @@
 #include "device/apple/bounds.h"
 #include "device/device_matmul.h"
 #include "device/emulated/emulated.h"
+#include "device/emulated/faults.h"
 #include "device/executables.h"
 #include "device/watchdog.h"
 
@@ -27,9 +28,6 @@ struct Machine {
     auto options = emulated::options();
     options.exact = true;
     emulated::configure(options);
-    auto bounds = apple::bounds();
-    bounds.open = std::chrono::milliseconds(150);
-    apple::set_bounds(bounds);
     executable_cache().clear();
     restore_devices();
     trace::reset_counters();
@@ -42,6 +40,7 @@ struct Machine {
     double_clear_faults();
     executable_cache().clear();
     emulated::reset();
+    apple::set_bounds({});
     CHECK(balanced());
   }
   std::unique_ptr<Device> device = make_ane_device("coreml");
@@ -55,6 +54,13 @@ struct Machine {
     return std::string(double_read_log()).find(step) != std::string::npos;
   }
 };
+
+/// Loads are given up after 150 ms, until the machine ends.
+void give_up_soon() {
+  apple::Bounds bounds;
+  bounds.open = std::chrono::milliseconds(150);
+  apple::set_bounds(bounds);
+}
 
 struct Failure {
   Cause cause = Cause::wrong_values;
@@ -269,24 +275,20 @@ TEST(a_late_handler_is_waited_for) {
 }
 
 TEST(a_handler_that_never_comes_costs_the_bound) {
-  for (auto step : {"plan", "load"}) {
-    Machine machine;
-    // The plan's handler comes first.
-    if (std::strcmp(step, "load") == 0) {
-      double_inject("ml_plan", "nil", 1);
-    }
-    double_inject("ml_never", "nil", 1);
-    auto start = std::chrono::steady_clock::now();
-    auto failure = failure_of([&] { Matmul matmul(*machine.device); });
-    CHECK(failure.cause == Cause::hang);
-    CHECK(has(failure.text, "its handler was not called"));
-    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(20));
-    CHECK(!machine.logged("ml_compile"));  // another try would hang as well
-  }
+  Machine machine;
+  double_inject("ml_never", "nil", 1);
+  give_up_soon();
+  auto start = std::chrono::steady_clock::now();
+  auto failure = failure_of([&] { Matmul matmul(*machine.device); });
+  CHECK(failure.cause == Cause::hang);
+  CHECK(has(failure.text, "its handler was not called"));
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(20));
+  CHECK(!machine.logged("ml_compile"));  // another try would hang as well
 }
 
 TEST(a_load_that_hangs_is_given_up) {
   Machine machine("ml_hang", 1);
+  give_up_soon();
   auto failure = failure_of([&] { Matmul matmul(*machine.device); });
   CHECK(failure.cause == Cause::hang);
   CHECK(has(
@@ -295,6 +297,7 @@ TEST(a_load_that_hangs_is_given_up) {
   double_clear_faults();
   settle();
   CHECK(abandoned_calls() == 0);
+  apple::set_bounds({});
   Matmul matmul(*machine.device);
   CHECK(matmul.run() <= tolerance);
 }
@@ -302,7 +305,7 @@ TEST(a_load_that_hangs_is_given_up) {
 TEST(a_compiler_that_fails_is_asked_once) {
   Machine machine("ml_anec", 1);
   auto failure = failure_of([&] { Matmul matmul(*machine.device); });
-  CHECK(failure.cause == Cause::load_failed);
+  CHECK(failure.cause == Cause::compile_failed);
   CHECK(has(failure.text, "ANECCompile() FAILED"));
   CHECK(!machine.logged("ml_compile"));
 }
@@ -332,10 +335,10 @@ TEST(every_failure_is_an_error_with_a_cause) {
       {"ml_load", "nil_error", 2, Cause::load_failed, "no reason given"},
       {"ml_load", "exception", 2, Cause::load_failed, "injected at ml_load"},
       {"ml_plan", "exception", 2, Cause::load_failed, "injected at ml_plan"},
-      {"ml_provider", "error", 2, Cause::evaluate_failed, "took no inputs"},
-      {"ml_predict", "error", 2, Cause::evaluate_failed, "to predict: inj"},
-      {"ml_predict", "nil_error", 2, Cause::evaluate_failed, "no reason"},
-      {"ml_predict", "exception", 2, Cause::evaluate_failed, "injected at"},
+      {"ml_provider", "error", 1, Cause::evaluate_failed, "took no inputs"},
+      {"ml_predict", "error", 1, Cause::evaluate_failed, "to predict: inj"},
+      {"ml_predict", "nil_error", 1, Cause::evaluate_failed, "no reason"},
+      {"ml_predict", "exception", 1, Cause::evaluate_failed, "injected at"},
       {"ml_array", "nil", 1, Cause::out_of_memory, "gave no array"},
       {"ml_pixels", "nil", 1, Cause::out_of_memory, "returned -6680"},
       {"ml_rows", "nil", 1, Cause::out_of_memory, "need 64"},
@@ -384,6 +387,23 @@ TEST(a_program_that_is_no_model_is_refused) {
   Source source{"program(1.3) {", {}, {}, {}};
   auto failure = failure_of([&] { machine.device->compile(source); });
   CHECK(failure.cause == Cause::compile_failed);
+}
+
+TEST(a_wrong_answer_to_known_operands_is_a_failure) {
+  const std::pair<const char*, Cause> cases[] = {
+      {"writes_nothing", Cause::wrote_nothing},
+      {"nan", Cause::nonfinite},
+      {"zeros", Cause::wrong_values},
+  };
+  for (auto& [fault, cause] : cases) {
+    Machine machine;
+    emulated::set_faults(std::string(fault) + ":count=1");
+    auto failure = failure_of([&] { Matmul matmul(*machine.device); });
+    CHECK(failure.cause == cause);
+    CHECK(has(failure.text, "need 2048 or 2050"));
+    Matmul matmul(*machine.device);
+    CHECK(matmul.run() <= tolerance);
+  }
 }
 
 TEST(surfaces_of_another_port_are_refused) {

@@ -141,11 +141,13 @@ class Loader {
   }
 
  private:
+  static bool of_compiler(const DeviceError& error) {
+    return std::string_view(error.what()).find("ANECCompile") !=
+           std::string_view::npos;
+  }
   /// The engine's compiler fails on the same program from a file, too.
   static bool may_be_of_memory(const DeviceError& error) {
-    return error.cause != Cause::hang &&
-           std::string_view(error.what()).find("ANECCompile") ==
-               std::string_view::npos;
+    return error.cause != Cause::hang && !of_compiler(error);
   }
 
   void load_asset(Loaded& out) {
@@ -172,8 +174,14 @@ class Loader {
         asset,
         configuration(),
         loaded.handler());
-    out.model =
-        loaded.wait(deadline_, Cause::load_failed, "Core ML's load of a model");
+    try {
+      out.model = loaded.wait(
+          deadline_, Cause::load_failed, "Core ML's load of a model");
+    } catch (const DeviceError& error) {
+      throw of_compiler(error)
+          ? DeviceError(Cause::compile_failed, error.what())
+          : error;
+    }
   }
 
   void load_files(Loaded& out) {
@@ -255,7 +263,6 @@ class Loader {
     }
   }
 
-  /// The call itself will tell of a failure here.
   Fingerprint ask_rounding(const Loaded& out) const {
     size_t bytes = Limits::min_surface_bytes;
     for (auto* ports : {&source_.inputs, &source_.outputs}) {
@@ -263,16 +270,12 @@ class Loader {
         bytes = std::max(bytes, surface_bytes(port));
       }
     }
-    try {
-      return coreml::ask_rounding(
-          source_, round_surface(bytes, {}), [&](auto inputs, auto outputs) {
-            guarded(Cause::evaluate_failed, "evaluating a program", [&] {
-              predict(out.model.get(), source_, inputs, outputs);
-            });
+    return coreml::ask_rounding(
+        source_, round_surface(bytes, {}), [&](auto inputs, auto outputs) {
+          guarded(Cause::evaluate_failed, "evaluating a program", [&] {
+            predict(out.model.get(), source_, inputs, outputs);
           });
-    } catch (const DeviceError&) {
-      return Fingerprint::unknown;
-    }
+        });
   }
 
   const Source& source_;

@@ -27,7 +27,8 @@ Planned read_plan(id plan);
 bool is_product(const mil::Program& program, const Source& source);
 
 /// Runs such a program once on known operands; `evaluate` as Executable's.
-/// `bytes` is the size of each surface. Throws DeviceError.
+/// `bytes` is the size of each surface. Throws DeviceError, also where the
+/// answer is wrong whoever computed it.
 Fingerprint ask_rounding(
     const Source& source,
     size_t bytes,

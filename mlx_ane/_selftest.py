@@ -148,8 +148,8 @@ class Verdict:
         row_alignment (int): Rows begin at multiples of so many bytes; 0 = 64.
         max_contraction (int): The depth of one dot product to use; 0 = unknown.
         rounding (str): "rounds like the engine", "asked only" or "unknown".
-        undecided (bool): Not passed, but something hung or crashed: another run may
-            tell.
+        undecided (bool): Not passed, but something hung or crashed, or time was up:
+            another run may tell.
         findings (list): One dict a measurement, as it was found.
     """
 
@@ -327,6 +327,7 @@ class _Run:
         self.fresh = fresh
         self.bounds = bounds
         self.findings: list[Finding] = []
+        self.untried = False
         self.end = time.monotonic() + (bounds.fresh if fresh else bounds.first)
 
     def verdict(self) -> Verdict:
@@ -344,13 +345,16 @@ class _Run:
         if verdict.passed:
             self.look_closer(verdict)
             verdict = judge([f for f in self.findings if f["test"] != "trying"])
+        elif self.untried:
+            verdict.undecided = True  # the time was up
         return verdict
 
     def try_all(self, waiting: list[Variant]) -> list[Variant]:
         """Tries variants in order; those that hung or crashed are returned."""
         waiting = list(waiting)
         late: list[Variant] = []
-        while waiting and self.left() > 0:
+        # A child that has no time to answer would be taken for one that hangs.
+        while waiting and self.left() > min(1.0, self.bounds.variant / 2):
             variant = waiting.pop(0)
             found = self.try_one(variant, self.bounds.variant)
             if any("missing" in f for f in found):
@@ -362,6 +366,7 @@ class _Run:
                 waiting.sort(key=lambda v: routes.count(v.route))
             if not self.fresh and _good(found):
                 break
+        self.untried = bool(waiting)
         return late
 
     def try_one(self, variant: Variant, seconds: float) -> list[Finding]:

@@ -284,10 +284,11 @@ def test_wrong_answers_do_not_pass(
     for fault in ("wrong_values", "writes_nothing"):
         monkeypatch.setenv("MLX_ANE_FAULTS", fault)
         verdict = _selftest.run_in_subprocess(bounds=bounds)
-        assert not verdict.passed and not verdict.undecided, fault
+        assert not verdict.passed, fault
         assert "wrong values" in verdict.reason
-        stored = _selftest.stored_verdict()
-        assert stored is not None and stored.reason == verdict.reason
+        # Time was up before all were tried: no verdict for good.
+        assert verdict.undecided and _selftest.stored_verdict() is None
+        assert _selftest.lately_undecided() == verdict
 
 
 @doubles

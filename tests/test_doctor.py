@@ -56,6 +56,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verdicts and compiled programs of one test are not those of another."""
     monkeypatch.setenv("MLX_ANE_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("MLX_ANE_DEVICE", raising=False)
+    monkeypatch.setattr(_selftest, "BOUNDS", SHORT)
     ane.clear_cache()
 
 

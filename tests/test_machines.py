@@ -120,7 +120,7 @@ def test_every_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in machines.UNUSABLE:
         assert not verdict.passed
         assert machines.UNUSABLE[name] in verdict.reason
-        assert verdict.undecided == name.startswith("14")
+        assert verdict.undecided  # hangs, or the time was up
         assert (_selftest.stored_verdict() is None) == verdict.undecided
         return
     assert verdict.passed, verdict.reason
@@ -191,7 +191,7 @@ PAIRS = [
     if not machines.contradict(*pair) and "17" not in pair
 ]
 #: Pairs that once needed a change, or that mix routes, forms and strides.
-CHOSEN = [("1", "7"), ("1", "13b"), ("2", "10b"), ("6", "16"), ("8", "13a")]
+CHOSEN = [("1", "7"), ("1", "13b"), ("2", "10b"), ("8", "13a")]
 
 
 @pytest.mark.parametrize(

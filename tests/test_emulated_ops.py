@@ -424,6 +424,7 @@ STEPS: dict[str, tuple[str, dict[str, str], dict[str, Any], tuple[int, ...]]] = 
     "n": ("sub", {"x": "s", "y": "u"}, {}, ROWS),
     "t": ("transpose", {"x": "n"}, {"perm": [0, 1, 3, 2]}, (1, 2, 40, 301)),
     "e": ("sigmoid", {"x": "t"}, {}, (1, 2, 40, 301)),
+    "h": ("transpose", {"x": "n"}, {"perm": [0, 2, 1, 3]}, (1, 301, 2, 40)),
     "c": (
         "slice_by_size",
         {"x": "n"},
@@ -463,8 +464,8 @@ def test_steps_in_tiles_are_the_steps_one_by_one(numerics: str) -> None:
     text = (
         f"program(1.3)\n{{ func main<ios18>({inputs}) {{\n"
         + "\n".join(lines)
-        + "\n} -> (e, z, q, u); }\n"
+        + "\n} -> (e, h, z, q, u); }\n"
     )
     found = emulated.run(text, inputs=given, numerics=numerics)
-    for name in ("e", "z", "q", "u"):
+    for name in ("e", "h", "z", "q", "u"):
         np.testing.assert_array_equal(found[name], values[name], err_msg=name)

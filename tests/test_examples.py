@@ -318,6 +318,16 @@ def test_processes_together_give_the_losses_of_one(
     assert losses(tmp_path)[0] == pytest.approx(losses(out)[0], rel=1e-6)
 
 
+def test_two_processes_by_blocks_give_the_losses_of_layers(
+    trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    arguments = ["--steps", 24, "--save-every", 24, "--learning-rate", 1e-2]
+    arguments += ["--granularity", "block"]
+    printed, _ = launch(tmp_path, 2, *arguments).communicate(timeout=300)
+    assert re.search(r"^fallbacks +0$", printed, re.M), printed
+    np.testing.assert_allclose(losses(tmp_path), losses(trained[0]), rtol=5e-3)
+
+
 def test_lost_process_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     job = launch(tmp_path, 2, "--steps", 100_000, "--save-every", 5)
@@ -344,13 +354,15 @@ def test_uneven_batch_is_refused(tmp_path: Path) -> None:
     assert "--batch-size is 4, but it must be a multiple of" in printed
 
 
+@pytest.mark.parametrize("granularity", ["layer", "block"])
 def test_lora_trains_adapters_for_plain_mlx_lm(
-    trained: tuple[Path, str], tmp_path: Path
+    trained: tuple[Path, str], tmp_path: Path, granularity: str
 ) -> None:
     model = trained[0] / "model"
     sizes = ["--length", 32, "--batch-size", 4, "--sequences", 64, "--rank", 4]
     printed = run(
-        *("lora.py", "--model", model, "--out", tmp_path, "--iters", 30, *sizes)
+        *("lora.py", "--model", model, "--out", tmp_path, "--iters", 30, *sizes),
+        *("--granularity", granularity),
     )
     before, after = map(
         float, re.search(r"^held-out loss (\S+) -> (\S+)", printed, re.M).groups()

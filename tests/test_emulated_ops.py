@@ -422,9 +422,9 @@ STEPS: dict[str, tuple[str, dict[str, str], dict[str, Any], tuple[int, ...]]] = 
     "s": ("softmax", {"x": "k"}, {"axis": -1}, ROWS),
     "u": ("matmul", {"x": "s", "y": "ones"}, {}, (1, 2, 301, 1)),
     "n": ("sub", {"x": "s", "y": "u"}, {}, ROWS),
+    "h": ("transpose", {"x": "n"}, {"perm": [0, 2, 1, 3]}, (1, 301, 2, 40)),
     "t": ("transpose", {"x": "n"}, {"perm": [0, 1, 3, 2]}, (1, 2, 40, 301)),
     "e": ("sigmoid", {"x": "t"}, {}, (1, 2, 40, 301)),
-    "h": ("transpose", {"x": "n"}, {"perm": [0, 2, 1, 3]}, (1, 301, 2, 40)),
     "c": (
         "slice_by_size",
         {"x": "n"},

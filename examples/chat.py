@@ -1,10 +1,11 @@
-"""A chat model from end to end: load, convert, fine-tune, ask, fuse.
+"""A chat model from end to end: load, convert, fine-tune, ask, fuse, export.
 
     python examples/train_gpt.py && python examples/chat.py
     python examples/chat.py --model mlx-community/Qwen3-0.6B-bf16 --device auto
 
 It learns the answers below by LoRA on the (emulated) engine. The fused folder is
-plain MLX: `mlx_lm.chat --model build/chat` needs no mlx_ane.
+plain MLX: `mlx_lm.chat --model build/chat` needs no mlx_ane. The package beside it is
+for Core ML: logits of 64 tokens.
 """
 
 import argparse
@@ -138,6 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"fused into {args.out}: plain MLX answers {right(plain, tokenizer)} of "
         f"{len(ANSWERS)} questions as taught"
     )
+    tokens = mx.zeros((1, 64), mx.int32)
+    print(ane.export(plain, args.out / "chat.mlpackage", tokens, names=["tokens", "logits"]))
     print(f"try it: mlx_lm.chat --model {args.out}")
 
 

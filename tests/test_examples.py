@@ -390,6 +390,10 @@ def test_chat_learns_and_fuses(trained: tuple[Path, str], tmp_path: Path) -> Non
     assert len(losses) == 3 and losses[-1] < losses[0] - 0.1
     assert plain.count("\n> ") == 5
     assert re.search(r"plain MLX answers \d of 5 questions as taught", plain)
+    assert re.search(r"input tokens: int32 \[1, 64\]", plain)
+    (error,) = re.findall(r"relative error against MLX: ([\d.e-]+)", plain)
+    assert float(error) < 5e-3
+    assert (tmp_path / "chat.mlpackage" / "Manifest.json").is_file()
     weights = mx.load(str(tmp_path / "model.safetensors"))
     base = mx.load(str(trained[0] / "model" / "model.safetensors"))
     assert set(weights) == set(base)

@@ -202,7 +202,11 @@ class DeviceBlock {
       staged->fill(
           {{surface,
             {},
-            {0, x.rows, 0, x.cols, part.row, stride, port.port}}});
+            {.rows = x.rows,
+             .columns = x.cols,
+             .first = part.row,
+             .row_bytes = stride,
+             .port = port.port}}});
       return surface;
     } catch (...) {
       staged->abandon();

@@ -469,9 +469,9 @@ class DeviceMatmul {
         depth.size,
         single() ? std::get<MatmulShape>(program_->shape).s : 0,
         program_->input_row_bytes.back(),
-        port,
         plan_.layout,
-        device_.limits().log2_max_sum / 2};
+        device_.limits().log2_max_sum / 2,
+        port};
     auto scales = pack_operand(
         w,
         *surface,

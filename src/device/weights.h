@@ -24,10 +24,10 @@ struct TilePlace {
   int64_t columns = 0;
   int64_t first = 0;  // row of the surface where they begin
   size_t row_bytes = 0;
-  Port port = {};
   Layout layout = Layout::natural;
   /// Norm of scaled rows (kernels::row_scales); none: values as they are.
   std::optional<int> log2_norm = {};
+  Port port = {};  // that the surface is for
 };
 
 /// One (depth, column) tile of a weight on the device.

@@ -294,39 +294,42 @@ TEST(programs_are_unloaded_for_what_is_asked_for_twice) {
   auto& cache = executable_cache();
   auto budget = device().limits().resident_programs;
   for (int i = 0; i < budget; ++i) {
-    CHECK(cache.get(device(), shape_of(i)) != nullptr);
+    CHECK(cache.get(device(), shape_of(i)).program != nullptr);
   }
-  CHECK(cache.get(device(), shape_of(budget)) == nullptr);
-  auto held = cache.get(device(), shape_of(1));  // pinned by its user
-  CHECK(cache.get(device(), shape_of(budget)) != nullptr);
+  CHECK(cache.get(device(), shape_of(budget)).program == nullptr);
+  auto held = cache.get(device(), shape_of(1)).program;  // pinned by its user
+  CHECK(cache.get(device(), shape_of(budget)).program != nullptr);
   CHECK(static_cast<int>(cache.size()) == budget);
   CHECK(trace::counters()["executables_evicted"] == 1);
-  CHECK(cache.get(device(), shape_of(1)) == held);
+  CHECK(cache.get(device(), shape_of(1)).program == held);
   // The oldest left, and now waits for its second time in turn.
-  CHECK(cache.get(device(), shape_of(0)) == nullptr);
+  CHECK(cache.get(device(), shape_of(0)).program == nullptr);
   // Where there is no room the next larger bucket serves.
-  CHECK(cache.get(device(), shape_of(1, 32)) == held);
+  CHECK(cache.get(device(), shape_of(1, 32)).program == held);
   CHECK(trace::counters()["executables_merged"] == 1);
-  CHECK(cache.get(device(), shape_of(1, 8)) == nullptr);  // too much padding
+  CHECK(
+      cache.get(device(), shape_of(1, 8)).program ==
+      nullptr);  // too much padding
   cache.clear();
 }
 
 TEST(surfaces_of_programs_keep_to_a_budget_of_bytes) {
   Fresh fresh(Fallback::error);
   ExecutableCache cache;
-  CHECK(cache.get(device(), shape_of(0)) != nullptr);
+  CHECK(cache.get(device(), shape_of(0)).program != nullptr);
   auto one = cache.bytes();
   CHECK(one == 3 * device().limits().min_surface_bytes);
   cache.set_limit(2 * one);
-  CHECK(cache.get(device(), shape_of(1)) != nullptr);
-  CHECK(cache.get(device(), shape_of(2)) == nullptr);
-  CHECK(cache.get(device(), shape_of(2)) != nullptr);  // asked for twice
+  CHECK(cache.get(device(), shape_of(1)).program != nullptr);
+  CHECK(cache.get(device(), shape_of(2)).program == nullptr);
+  CHECK(
+      cache.get(device(), shape_of(2)).program != nullptr);  // asked for twice
   CHECK(cache.size() == 2 && cache.bytes() == 2 * one);
   cache.set_limit(one);
   CHECK(cache.size() == 1);  // a lower limit evicts at once
   cache.set_limit(one / 2);
   cache.get(device(), shape_of(3));
-  CHECK(cache.get(device(), shape_of(3)) == nullptr);  // never fits
+  CHECK(cache.get(device(), shape_of(3)).program == nullptr);  // never fits
   cache.clear();
   CHECK(cache.bytes() == 0);
 }

@@ -72,8 +72,8 @@ bool equal(const std::vector<WeightTile>& a, const std::vector<WeightTile>& b) {
       });
 }
 
-// (70, 45): two tiles each way, in both layouts, and a block's port.
-const std::vector<std::vector<TilePlace>> layouts = {
+// (70, 45): two tiles each way, in both tilings, and a block's port.
+const std::vector<std::vector<TilePlace>> tilings = {
     {{0, 64, 0, 32, 0, 128, Layout::natural, 7},
      {64, 6, 0, 32, 0, 128, Layout::natural, 7},
      {0, 64, 32, 13, 0, 128, Layout::natural, 7},
@@ -128,7 +128,7 @@ TEST(updated_tiles_are_those_packed_anew) {
   auto x = values(70 * 45, 0.01f), y = values(70 * 45, -3.0f);
   std::fill_n(y.begin() + 5 * 45, 45, 0.0f);
   auto w = view(x, 70, 45), next = view(y, 70, 45);
-  for (auto& places : layouts) {
+  for (auto& places : tilings) {
     // Rows with a scale say that they are not finite; ports of blocks refuse.
     y[9 * 45 + 2] = places[0].log2_norm ? INFINITY : 0.0f;
     auto want = packed(next, places);
@@ -147,7 +147,7 @@ TEST(updated_tiles_are_those_packed_anew) {
 TEST(surfaces_that_a_call_holds_are_not_written) {
   auto x = values(70 * 45, 0.01f), y = values(70 * 45, 0.5f);
   auto w = view(x, 70, 45), next = view(y, 70, 45);
-  for (auto& places : layouts) {
+  for (auto& places : tilings) {
     auto before = packed(w, places);
     std::shared_ptr<StagedWeight> entry;
     auto got =
@@ -170,7 +170,7 @@ TEST(a_skipped_update_keeps_the_tiles) {
   auto old = std::make_shared<StagedWeight>();
   auto fresh = std::make_shared<StagedWeight>();
   old->claim();
-  old->fill(packed(w, layouts[0]));
+  old->fill(packed(w, tilings[0]));
   WeightUpdate(device(), w, old, fresh, true).keep();
   CHECK(fresh->ready());
   CHECK(fresh->tiles()[1].surface == old->tiles()[1].surface);
@@ -186,7 +186,7 @@ TEST(what_was_not_finished_is_left_to_a_call) {
     auto fresh = std::make_shared<StagedWeight>();
     if (!empty) {
       old->claim();
-      old->fill(packed(w, layouts[2]));
+      old->fill(packed(w, tilings[2]));
     }
     {
       WeightUpdate update(device(), view(big, 70, 45), old, fresh, true);

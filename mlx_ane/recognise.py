@@ -381,7 +381,8 @@ def dequantised(x: Sequence[mx.array], a: tuple[Any, ...]) -> mx.array:
         bits=bits,
         mode=MODES[mode],
     )
-    return mx.stop_gradient(w)
+    # Scales of the other modes are codes, which have no gradient.
+    return w if biases else mx.stop_gradient(w)
 
 
 # Depthwise convolutions along the rows: shifted rows times taps.

@@ -336,6 +336,30 @@ def test_quantised_weights_are_dequantised_once(
     assert counts["weights_staged_bytes"] == counts["weights_packed_bytes"] == 0
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_of_scales(frozen: bool) -> None:
+    layer = nn.Linear(64, 96).to_quantized(32, 4)
+    if not frozen:
+        nn.Module.unfreeze(layer, keys=["scales", "biases"])
+    x = mx.random.normal((*ROWS, 64))
+
+    def found(fun: Callable[..., mx.array]) -> list[mx.array]:
+        def loss(*parts: mx.array) -> mx.array:
+            layer.scales, layer.biases = parts
+            return fun(layer, x).square().sum()
+
+        parts = layer.scales, layer.biases
+        gradients = mx.grad(loss, (0, 1))(*parts)
+        layer.scales, layer.biases = parts
+        return list(gradients)
+
+    expected = found(lambda layer, x: layer(x))
+    got = found(ane.compile(lambda layer, x: layer(x), device=ENGINE))
+    for a, b in zip(got, expected, strict=True):
+        assert error(a, b) < 2e-3
+    assert ane.counters()["weights_staged_bytes"] == 96 * 64 * 2 * frozen
+
+
 def test_other_scales_are_staged_anew() -> None:
     module = MLP()
     nn.quantize(module, group_size=32, bits=4)

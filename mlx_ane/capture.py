@@ -4,7 +4,8 @@
 thread of its own, so that random state, default device and streams of the caller are
 untouched. It rewrites what the engine likes in another form (`recognise`) and keeps
 what does not depend on the data, such as masks, rotation tables, dropout and
-dequantised weights, in a *prologue* that MLX runs.
+dequantised weights, in a *prologue* that MLX runs. (Where those are frozen, the node
+that calls the program dequantises them itself.)
 """
 
 from __future__ import annotations

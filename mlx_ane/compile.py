@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +17,8 @@ from mlx_ane._capturing import capturing
 from mlx_ane._device import resolve
 from mlx_ane.block import Block, BlockProgram, Operand
 from mlx_ane.capture import output_dtypes, rows_of
-from mlx_ane.tape import Unsupported
+from mlx_ane.recognise import MODES, dequantised
+from mlx_ane.tape import Node, Unsupported
 from mlx_ane.translate import choose
 
 __all__ = ["compile"]
@@ -131,10 +133,15 @@ def call(
     captured = block.captured
     # What a block's dx passes runs on the engine's stream: the other has the dW.
     stream = _ext.block.stream(device)
-    given = captured.arguments_of(
-        captured.flatten(args, kwargs), captured.draw(), stream
-    )
+    arrays = captured.flatten(args, kwargs)
+    given = captured.arguments_of(arrays, captured.draw(), stream)
     frozen = block.frozen(args, kwargs)
+    # The node dequantises frozen weights itself, when it stages them.
+    packed = {i: node for i, node in block.quantised.items() if frozen[i]}
+    leaves = dict(zip(captured.prologue.inputs, arrays, strict=False))
+    for i, node in packed.items():
+        given[i], *rest = (leaves[v] for v in node.inputs)
+        given += rest
     outputs = block.node(
         block.forward,
         given,
@@ -143,7 +150,8 @@ def call(
             for output, dtype in zip(block.forward.outputs, block.dtypes, strict=True)
         ],
         frozen,
-        _Forward(block, frozen, device, name),
+        packed,
+        _Forward(block, frozen, packed, device, name),
         device,
         name,
         stream,
@@ -260,8 +268,18 @@ class CompiledBlock(Block):
         programs = (self.forward, self.backward(self.differentiable))
         return max(len(p.program.ports) for p in programs)
 
+    @cached_property
+    def quantised(self) -> dict[int, Node]:
+        """The inputs of the body that are dequantised, and how."""
+        made = self.captured.prologue.producers()
+        nodes = {i: made.get(v) for i, v in enumerate(self.captured.body.inputs)}
+        return {i: n for i, n in nodes.items() if n and n.name == "Dequantised"}
+
     def frozen(self, args: Any, kwargs: Any) -> list[bool]:
-        """For each input of the body, whether it is a module's frozen parameter."""
+        """For each input of the body, whether it is a module's frozen parameter.
+
+        A dequantised one is if all arrays that it is made of are.
+        """
         roots = _modules([args, kwargs, _closed_over(self.captured.fun)])
         frozen = {
             id(value)
@@ -277,8 +295,13 @@ class CompiledBlock(Block):
                 strict=False,  # constants and the random key come after
             )
         )
+        sources = [
+            self.quantised[i].inputs if i in self.quantised else (v,)
+            for i, v in enumerate(self.captured.body.inputs)
+        ]
         return [
-            v in leaves and id(leaves[v]) in frozen for v in self.captured.body.inputs
+            all(v in leaves and id(leaves[v]) in frozen for v in values)
+            for values in sources
         ]
 
     def node(
@@ -287,6 +310,7 @@ class CompiledBlock(Block):
         given: Arrays,
         outputs: list[tuple[tuple[int, ...], mx.Dtype, int | None]],
         frozen: list[bool],
+        quantised: dict[int, Node],
         transforms: _Function,
         device: str,
         name: str,
@@ -298,6 +322,10 @@ class CompiledBlock(Block):
             given,
             [(s, d, -1 if r is None else r) for s, d, r in outputs],
             frozen,
+            [
+                (i, *n.arguments[:2], MODES[n.arguments[2]])
+                for i, n in quantised.items()
+            ],
             transforms,
             device=device,
             name=name,
@@ -404,20 +432,29 @@ class _Forward(_Function):
     """Of a block's forward: the gradient is a program."""
 
     def __init__(
-        self, block: CompiledBlock, frozen: list[bool], device: str, name: str
+        self,
+        block: CompiledBlock,
+        frozen: list[bool],
+        quantised: dict[int, Node],
+        device: str,
+        name: str,
     ) -> None:
         def plain(*arrays: mx.array) -> Arrays:
-            outputs = block.captured.body.run(*arrays)
+            outputs = block.captured.body.run(*_dense(arrays, quantised))
             return [y.astype(d) for y, d in zip(outputs, block.dtypes, strict=True)]
 
         super().__init__(plain)
         self.block, self.frozen, self.device, self.name = block, frozen, device, name
+        self.quantised = quantised
 
     def vjp(self, primals: Arrays, cotangents: Arrays, argnums: Any, s: Any) -> Arrays:
         wanted = tuple(argnums)
+        if any(i >= len(self.frozen) or i in self.quantised for i in wanted):
+            return super().vjp(primals, cotangents, argnums, s)
         back = self.block.backward(wanted)
         given = [*cotangents, *primals]
         n = len(cotangents)
+        quantised = {n + i: node for i, node in self.quantised.items()}
         asked = [primals[i].dtype for i in wanted]
 
         # A residual is added by the node if the result is that gradient's alone.
@@ -429,7 +466,7 @@ class _Forward(_Function):
         residuals = [added.get(i) for i in range(len(back.program.results))]
 
         def plain(*arrays: mx.array) -> Arrays:
-            wide = [a.astype(mx.float32) for a in arrays]
+            wide = [a.astype(mx.float32) for a in _dense(arrays, quantised)]
             return [
                 result if r is None else result + wide[r]
                 for result, r in zip(back.tape.run(*wide), residuals, strict=True)
@@ -445,12 +482,15 @@ class _Forward(_Function):
                 )
             ],
             [False] * n + self.frozen,
+            quantised,
             _Function(plain),
             self.device,
             self.name,
             s,
         )
         found = []
+        with mx.stream(mx.cpu):
+            given = _dense(given, quantised)
         for output, dtype in zip(back.outputs, asked, strict=True):
             with mx.stream(mx.cpu if output.gemms else s):
                 found.append(self._gradient(output, results, given).astype(dtype))
@@ -470,6 +510,16 @@ class _Forward(_Function):
             residual = given[output.residual]
             total = residual if total is None else total + residual
         return mx.zeros(output.shape) if total is None else total.reshape(output.shape)
+
+
+def _dense(given: Sequence[mx.array], quantised: dict[int, Node]) -> Arrays:
+    """Inputs of a program from those of its node, by MLX."""
+    dense = list(given)
+    for i, node in reversed(quantised.items()):
+        n = len(dense) - len(node.inputs) + 1
+        dense[i] = dequantised([dense[i], *dense[n:]], node.arguments)
+        del dense[n:]
+    return dense
 
 
 def _matrix(operand: Operand, results: Arrays, given: Arrays) -> mx.array:

@@ -7,7 +7,7 @@ The patterns are those of MLX 0.32.4 on a CPU stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -342,9 +342,9 @@ def _run_floored(x: list[mx.array], _: tuple[Any, ...], __: Type) -> mx.array:
     return mx.maximum(x[0], FAR)
 
 
-# Quantised weights: the prologue dequantises, the product is a plain one.
+# Quantised weights: dequantised before the program, the product is a plain one.
 
-_MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 
 
 @pattern("QuantizedMatmul")
@@ -366,6 +366,11 @@ def _quantised(tree: Tree, node: Node) -> list[Node] | None:
 
 @run_as("Dequantised")
 def _run_dequantised(x: list[mx.array], a: tuple[Any, ...], _: Type) -> mx.array:
+    return dequantised(x, a)
+
+
+def dequantised(x: Sequence[mx.array], a: tuple[Any, ...]) -> mx.array:
+    """The weight of a Dequantised node with operands ``x`` and arguments ``a``."""
     group, bits, mode = a
     packed, scales, *biases = x
     w = mx.dequantize(
@@ -374,9 +379,10 @@ def _run_dequantised(x: list[mx.array], a: tuple[Any, ...], _: Type) -> mx.array
         biases[0] if biases else None,
         group_size=group,
         bits=bits,
-        mode=_MODES[mode],
+        mode=MODES[mode],
     )
-    return mx.stop_gradient(w)
+    # Scales of the other modes are codes, which have no gradient.
+    return w if biases else mx.stop_gradient(w)
 
 
 # Depthwise convolutions along the rows: shifted rows times taps.

@@ -14,6 +14,7 @@
 #include "device/runner.h"
 #include "ops/block.h"
 #include "ops/gemm.h"
+#include "ops/quantized_linear.h"
 #include "ops/streams.h"
 
 namespace nb = nanobind;
@@ -106,6 +107,7 @@ using Table = nb::ndarray<const uint16_t, nb::c_contig, nb::device::cpu>;
 using Input = std::tuple<std::string, Shape, std::vector<Part>, nb::object>;
 using Result = std::tuple<std::string, Shape, int64_t, bool>;
 using Output = std::tuple<std::vector<int>, mx::Dtype, int>;
+using Quantized = std::tuple<int, int, int, std::string>;
 
 std::shared_ptr<BlockProgram> make_program(
     const mil::Program& program,
@@ -137,13 +139,18 @@ Arrays call(
     const Arrays& inputs,
     const std::vector<Output>& outputs,
     const std::vector<bool>& frozen,
+    const std::vector<Quantized>& quantized,
     nb::object transforms,
     const std::string& device,
     const std::string& name,
     const mx::StreamOrDevice& stream) {
   releases().run();
   BlockOptions options{
-      program, {}, frozen, resolve_place("block", device), name};
+      program, {}, frozen, {}, resolve_place("block", device), name};
+  for (auto& [input, group_size, bits, mode] : quantized) {
+    options.quantized.push_back(
+        {input, group_size, bits, quantization_mode(mode)});
+  }
   for (auto& [shape, dtype, residual] : outputs) {
     options.outputs.push_back(
         {mx::Shape(shape.begin(), shape.end()), dtype, residual});
@@ -226,13 +233,15 @@ void bind_block(nb::module_& m) {
       "inputs"_a,
       "outputs"_a,
       "frozen"_a,
+      "quantized"_a,
       "transforms"_a,
       nb::kw_only(),
       "device"_a,
       "name"_a = "",
       "stream"_a = nb::none(),
       "A node of the program's results; outputs: (shape, dtype, residual input "
-      "or -1); transforms has methods vjp, jvp and vmap.");
+      "or -1); quantized: (input, group size, bits, mode), whose scales and "
+      "biases follow the inputs; transforms has methods vjp, jvp and vmap.");
 }
 
 }  // namespace mlx_ane

@@ -197,7 +197,7 @@ def test_ctrl_c_keeps_whole_rounds(monkeypatch, capsys):
     def interrupted(self, **request):
         nonlocal runs
         runs += request["do"] == "run"
-        if runs == 12:  # in the third round of five variants
+        if runs == 14:  # in the third round of six variants
             raise KeyboardInterrupt
         return ask(self, **request)
 
@@ -206,7 +206,7 @@ def test_ctrl_c_keeps_whole_rounds(monkeypatch, capsys):
     assert cli.main(arguments) == 130
     printed = capsys.readouterr()
     rows = json.loads(printed.out)["rows"]
-    assert [len(row["seconds"]) for row in rows] == [2] * 5
+    assert [len(row["seconds"]) for row in rows] == [2] * 6
     assert all(row["ratio"] > 0.0 for row in rows)
     assert printed.err.endswith("interrupted; what was measured is above\n")
 

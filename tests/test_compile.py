@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from conftest import DEVICES, ENGINES
 from mlx import nn
+from mlx import optimizers as optim
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
+from mlx_lm.tuner.lora import LoRALinear
 
 import mlx_ane as ane
 from mlx_ane.block import Block
@@ -275,6 +277,135 @@ def test_frozen_parameters_stay_on_the_device() -> None:
     assert error(changed, expected) > 1e-2
     ane.revert(model)
     assert error(changed, model(x)) < 2e-3
+
+
+class Adapted(MLP):
+    """A quantised MLP with trained adapters."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.freeze()
+        bits = {"affine": 4, "mxfp8": 8}[mode]
+        nn.quantize(self, group_size=32, bits=bits, mode=mode)
+        self.up = LoRALinear.from_base(self.up, r=4)
+        self.up.lora_b = mx.random.normal(self.up.lora_b.shape) * 0.1
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp8"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_quantised_weights_are_dequantised_once(
+    mode: str, compiled: bool, dtype: mx.Dtype
+) -> None:
+    model = nn.Sequential(Adapted(mode), Adapted(mode))
+    model.set_dtype(dtype)
+    x = mx.random.normal((*ROWS, 64)).astype(dtype)
+
+    def loss(model: nn.Module, x: mx.array) -> mx.array:
+        return model(x).astype(mx.float32).square().mean()
+
+    plain_loss, plain = nn.value_and_grad(model, loss)(model, x)
+    mx.eval(plain_loss, plain)
+    ane.convert(model, device=ENGINE, granularity="block")
+    value, found = nn.value_and_grad(model, loss)(model, x)
+    assert abs(value.item() - plain_loss.item()) < 1e-2 * plain_loss.item()
+    tolerance = 6e-3 if dtype == mx.float32 else 2e-2
+    got = dict(tree_flatten(found))
+    for key, gradient in tree_flatten(plain):
+        assert error(got[key], gradient) < tolerance, key
+
+    optimizer = optim.SGD(1e-3)  # adapters are packed in each call
+    state = [model.state, optimizer.state, mx.random.state]
+
+    def step(x: mx.array) -> mx.array:
+        value, gradients = nn.value_and_grad(model, loss)(model, x)
+        optimizer.update(model, gradients)
+        return value
+
+    step = mx.compile(step, inputs=state, outputs=state) if compiled else step
+    losses = []
+    for i in range(5):
+        if i == 2:
+            assert ane.counters()["weights_staged_bytes"] > 0
+            ane.reset_counters()
+        losses.append(step(x).item())
+        mx.eval(state)
+    assert losses == sorted(losses, reverse=True)
+    counts = ane.counters()
+    assert counts["block_calls"] == 12
+    assert counts["weights_staged_bytes"] == counts["weights_packed_bytes"] == 0
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_of_scales(frozen: bool) -> None:
+    layer = nn.Linear(64, 96).to_quantized(32, 4)
+    if not frozen:
+        nn.Module.unfreeze(layer, keys=["scales", "biases"])
+    x = mx.random.normal((*ROWS, 64))
+
+    def found(fun: Callable[..., mx.array]) -> list[mx.array]:
+        def loss(*parts: mx.array) -> mx.array:
+            layer.scales, layer.biases = parts
+            return fun(layer, x).square().sum()
+
+        parts = layer.scales, layer.biases
+        gradients = mx.grad(loss, (0, 1))(*parts)
+        layer.scales, layer.biases = parts
+        return list(gradients)
+
+    expected = found(lambda layer, x: layer(x))
+    got = found(ane.compile(lambda layer, x: layer(x), device=ENGINE))
+    for a, b in zip(got, expected, strict=True):
+        assert error(a, b) < 2e-3
+    assert ane.counters()["weights_staged_bytes"] == 96 * 64 * 2 * frozen
+
+
+def test_other_scales_are_staged_anew() -> None:
+    module = MLP()
+    nn.quantize(module, group_size=32, bits=4)
+    fun = ane.compile(lambda x: module(x), module, device=ENGINE)
+    x = mx.random.normal((*ROWS, 64))
+    before = fun(x)
+    assert error(before, module(x)) < 2e-3
+    module.up.scales = module.up.scales * 2
+    assert error(fun(x), module(x)) < 2e-3
+    assert error(fun(x), before) > 1e-2
+
+
+@pytest.mark.parametrize("place", ["engine", "host"])
+@pytest.mark.parametrize("shape", [(*ROWS, 64), (64, 64)])
+def test_quantised_weights_on_the_engine_and_the_host(
+    place: str, shape: tuple[int, ...]
+) -> None:
+    module = nn.Linear(64, 96, bias=False)
+    nn.quantize(layers := nn.Sequential(module), group_size=32, bits=4)
+    fun = ane.compile(lambda x: layers(x), layers, device=ENGINE)
+    x = mx.random.normal(shape)
+    if place == "host":
+        x[..., 0] = 1e5  # does not fit fp16
+    y, (dx,) = mx.vjp(fun, [x], [dy := mx.random.normal((*shape[:-1], 96))])
+    expected, (plain_dx,) = mx.vjp(layers, [x], [dy])
+    tolerance = 2e-3 if place == "engine" else 1e-6
+    assert error(y[0], expected[0]) < tolerance
+    assert error(dx, plain_dx) < tolerance
+    assert bool(ane.counters()["placed_out_of_range"]) == (place == "host")
+
+
+def test_quantised_weights_past_the_budget_are_packed_in_each_call() -> None:
+    linears = [nn.Linear(64, 96, bias=False) for _ in range(8)]
+    layers = [layer.to_quantized(32, 4) for layer in linears]
+    fun = ane.compile(lambda layer, x: layer(x), device=ENGINE)
+    x = mx.random.normal((64, 64))
+    mx.eval(fun(layers[0], x))
+    previous = ane.set_cache_limit(450_000)  # of 64 KiB each, some
+    try:
+        for layer in layers * 2:
+            assert error(fun(layer, x), layer(x)) < 2e-3
+    finally:
+        ane.set_cache_limit(previous)
+    counts = ane.counters()
+    assert counts["weights_packed_bytes"] > 0
+    assert counts["device_calls"] == counts["block_calls"] == 17
 
 
 class Sorting(nn.Module):

@@ -180,7 +180,7 @@ RELU = 'tensor<fp16, [2, 64]> y = relu(x = x)[name = string("y")];'
 @pytest.mark.parametrize(
     ("program", "options", "words"),
     [
-        (model_of(RELU.replace("relu", "rolu")), {}, "rolu is no MIL operation"),
+        (model_of(RELU.replace("relu", "rolu")), {}, "rolu is not a MIL operation"),
         (model_of(RELU.replace("x = x", "z = x")), {}, "the argument is z"),
         (model_of(RELU.replace("x = x", "x = q")), {}, "x = q"),
         (model_of(RELU.replace("2, 64]> y", "2, 32]> y")), {}, "[2, 64]"),

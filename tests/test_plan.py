@@ -315,7 +315,7 @@ def test_a_capture_that_fails_is_no_error_of_the_plan(monkeypatch) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("[custom_kernel] cannot be exported")
 
-    monkeypatch.setattr(planner, "captured", fails)
+    monkeypatch.setattr(planner, "block_of", fails)
     plan = ane.plan(Stack(MLP()), (1, 64, 64), chip="M4")
     assert [b.why for b in plan.blocks] == ["cannot be exported"]
     assert plan.estimates[1].blocks is None

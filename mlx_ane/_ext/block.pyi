@@ -33,7 +33,7 @@ def program(program: mlx_ane._ext.mil.Program, inputs: Sequence[tuple[str, Seque
     inputs: (name, shape, parts (input, row, transposed), table of fp16 bits or None); results: (name, shape, columns, scaled).
     """
 
-def call(program: Program, inputs: Sequence[mlx.core.array], outputs: Sequence[tuple[Sequence[int], mlx.core.Dtype, int]], frozen: Sequence[bool], transforms: object, *, device: str, name: str = '', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> list[mlx.core.array]:
+def call(program: Program, inputs: Sequence[mlx.core.array], outputs: Sequence[tuple[Sequence[int], mlx.core.Dtype, int]], frozen: Sequence[bool], quantized: Sequence[tuple[int, int, int, str]], transforms: object, *, device: str, name: str = '', stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None) -> list[mlx.core.array]:
     """
-    A node of the program's results; outputs: (shape, dtype, residual input or -1); transforms has methods vjp, jvp and vmap.
+    A node of the program's results; outputs: (shape, dtype, residual input or -1); quantized: (input, group size, bits, mode), whose scales and biases follow the inputs; transforms has methods vjp, jvp and vmap.
     """

@@ -43,6 +43,19 @@ MatrixView as_packed(const MatrixView& x, const BlockPart& part) {
   return part.transposed ? x.transposed() : x;
 }
 
+/// What the parts of a port hold, as they are packed.
+struct Values {
+  Values(const BlockCall& call, const BlockPort& port)
+      : dense(port.parts.size()) {
+    for (auto& part : port.parts) {
+      auto all = call.values(part.input, dense[x.size()]);
+      x.push_back(as_packed(all, part));
+    }
+  }
+  std::vector<std::vector<float>> dense;  // of quantised parts
+  std::vector<MatrixView> x;
+};
+
 class DeviceBlock {
  public:
   DeviceBlock(Device& device, const BlockCall& call)
@@ -109,7 +122,7 @@ class DeviceBlock {
       expected.emplace_back(rows_of(result.port) * result.columns);
       y.push_back(expected.back().data());
     }
-    block_.run_on_host(call_.x, y);
+    block_.run_on_host(call_, y);
     for (size_t i = 0; i < expected.size(); ++i) {
       auto& result = block_.outputs[i];
       // Below fp16's normal numbers, nothing is asked of the engine.
@@ -177,25 +190,29 @@ class DeviceBlock {
       return own;
     }
     if (!is_frozen(port)) {
-      pack(port, *own, "pack_x", Counter::block_packed_bytes);
+      pack(
+          port,
+          Values(call_, port),
+          *own,
+          "pack_x",
+          Counter::block_packed_bytes);
       return own;
     }
     auto staged = stored(port, *own);
     if (staged && staged->ready()) {
       return staged->tiles()[0].surface;
     }
-    for (auto& part : port.parts) {
-      if (!fits(call_.x[part.input])) {
-        return nullptr;
-      }
+    Values values(call_, port);
+    if (!std::all_of(values.x.begin(), values.x.end(), fits)) {
+      return nullptr;
     }
     if (!staged || !staged->claim()) {
-      pack(port, *own, "pack_w", Counter::weights_packed_bytes);
+      pack(port, values, *own, "pack_w", Counter::weights_packed_bytes);
       return own;
     }
     try {
       auto surface = device_.make_surface(own->bytes(), port.port);
-      pack(port, *surface, "stage", Counter::weights_staged_bytes);
+      pack(port, values, *surface, "stage", Counter::weights_staged_bytes);
       auto& part = port.parts[0];  // optimizers write ports of one part
       auto x = as_packed(call_.x[part.input], part);
       auto stride = row_bytes(port.port);
@@ -218,16 +235,21 @@ class DeviceBlock {
       const BlockPort& port, const Surface& own) {
     std::vector<WeightStore::Part> parts;
     for (auto& part : port.parts) {
+      auto quantized = call_.quantized.find(part.input);
       parts.push_back(
           {call_.frozen[part.input],
            as_packed(call_.x[part.input], part),
-           part.row});
+           part.row,
+           quantized == call_.quantized.end()
+               ? std::vector<WeightStore::Owner>{}
+               : quantized->second.companions});
     }
     return weight_store().get(device_, parts, own.bytes(), port.port);
   }
 
   void pack(
       const BlockPort& port,
+      const Values& values,
       Surface& surface,
       const char* span_name,
       Counter counter) {
@@ -239,8 +261,9 @@ class DeviceBlock {
     auto* dst = reinterpret_cast<uint16_t*>(lock.data());
     auto ld = static_cast<int64_t>(row_bytes(port.port) / sizeof(uint16_t));
     int64_t rows = rows_of(port.port), next = 0;
-    for (auto& part : port.parts) {
-      auto x = as_packed(call_.x[part.input], part);
+    for (size_t i = 0; i < port.parts.size(); ++i) {
+      auto& part = port.parts[i];
+      auto& x = values.x[i];
       std::fill(dst + next * ld, dst + part.row * ld, uint16_t{0});
       std::vector<int16_t> exponents(
           part.input < block_.cotangents ? x.rows : 0,
@@ -377,7 +400,7 @@ Source BlockProgram::source(mil::Dialect dialect) const {
 }
 
 void BlockProgram::run_on_host(
-    const std::vector<MatrixView>& x, const std::vector<float*>& y) const {
+    const BlockCall& call, const std::vector<float*>& y) const {
   std::lock_guard lock(mutex_);
   if (!graph_) {
     graph_ = std::make_unique<emulated::Graph>(
@@ -400,8 +423,9 @@ void BlockProgram::run_on_host(
     }
     std::fill_n(dst, rows * columns, 0.0f);
     for (auto& part : input.parts) {
-      host::copy_rows(
-          as_packed(x[part.input], part), dst + part.row * columns, columns);
+      std::vector<float> dense;
+      auto x = as_packed(call.values(part.input, dense), part);
+      host::copy_rows(x, dst + part.row * columns, columns);
     }
   }
   graph_->run(emulated::Numerics::single);
@@ -419,6 +443,17 @@ void BlockProgram::run_on_host(
   }
 }
 
+MatrixView BlockCall::values(int input, std::vector<float>& dense) const {
+  auto found = quantized.find(input);
+  if (found == quantized.end()) {
+    return x[input];
+  }
+  auto& w = found->second.matrix;
+  dense.resize(w.rows * w.cols);
+  kernels::dequantize_rows(w, 0, w.rows, dense.data());
+  return {dense.data(), Float::f32, w.rows, w.cols, w.cols, 1};
+}
+
 void run_block(Device& device, const BlockCall& call) {
   int64_t rows = 0;
   for (auto& x : call.x) {
@@ -433,7 +468,7 @@ void run_block(Device& device, const BlockCall& call) {
        [&] { block.run(); },
        [&] {
          trace::Span span("block", call.layer->name, 0, 0);
-         call.program->run_on_host(call.x, call.y);
+         call.program->run_on_host(call, call.y);
        },
        [&] {
          for (size_t i = 0; i < call.y.size(); ++i) {

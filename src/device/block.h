@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -11,6 +12,7 @@
 
 #include "device/device.h"
 #include "host/matrix.h"
+#include "kernels/dequantize.h"
 #include "mil/program.h"
 #include "trace/counters.h"
 
@@ -47,6 +49,8 @@ struct BlockResult {
   bool scaled = false;
 };
 
+struct BlockCall;
+
 class BlockProgram {
  public:
   BlockProgram(
@@ -70,10 +74,9 @@ class BlockProgram {
   bool has_own_port(int input) const;
 
   /// The program in fp32 on the CPU, nothing rounded: what a placed or failed
-  /// call is computed by. x: one view an input; y: one dense (rows, columns)
-  /// array an output, without padding.
-  void run_on_host(
-      const std::vector<MatrixView>& x, const std::vector<float*>& y) const;
+  /// call is computed by. y: one dense (rows, columns) array an output, without
+  /// padding.
+  void run_on_host(const BlockCall& call, const std::vector<float*>& y) const;
 
  private:
   mil::Program program_;
@@ -81,14 +84,25 @@ class BlockProgram {
   mutable std::unique_ptr<emulated::Graph> graph_;
 };
 
+/// A quantised matrix in the place of an input.
+struct BlockQuantized {
+  kernels::QuantizedMatrix matrix;
+  /// Owners of scales and biases, each of which points to its first value.
+  std::vector<std::shared_ptr<const void>> companions;
+};
+
 /// One call. Owners name the buffers of inputs that are frozen, or kept up to
 /// date by an optimizer: their ports stay on the device between calls.
 struct BlockCall {
   std::shared_ptr<const BlockProgram> program;
-  std::vector<MatrixView> x;
+  std::vector<MatrixView> x;  // of a quantised input only what names it
   std::vector<std::shared_ptr<const void>> frozen;  // null: packed each time
+  std::map<int, BlockQuantized> quantized;          // by input; they are frozen
   std::vector<float*> y;
   std::shared_ptr<trace::Layer> layer;
+
+  /// Values of an input: `dense` holds those that had to be dequantised.
+  MatrixView values(int input, std::vector<float>& dense) const;
 };
 
 /// Runs the call on the device or, where it is placed or fails, on the host.

@@ -76,6 +76,8 @@ std::shared_ptr<StagedWeight> WeightStore::get(
     if (&part != &parts[0]) {
       key.companions.push_back(part.owner);
     }
+    key.companions.insert(
+        key.companions.end(), part.companions.begin(), part.companions.end());
     // The first's address is in the key.
     auto offset = &part == &parts[0]
                       ? 0

@@ -94,6 +94,7 @@ class WeightStore {
     Owner owner;
     MatrixView x;
     int64_t row;
+    std::vector<Owner> companions = {};
   };
   /// The entry of a block's port: one tile, a surface of `bytes`, which may be
   /// more than the port needs.

@@ -2,6 +2,7 @@
 #include "ops/block.h"
 
 #include <algorithm>
+#include <map>
 
 #include "device/runner.h"
 #include "device/weights.h"
@@ -10,6 +11,7 @@
 #include "ops/failure.h"
 #include "ops/host_matrix.h"
 #include "ops/outputs.h"
+#include "ops/quantized_linear.h"
 #include "ops/streams.h"
 
 namespace mlx_ane {
@@ -22,8 +24,19 @@ struct Destination {
   int residual;
 };
 
+/// A quantised matrix as the store knows it; the rows' stride tells bit widths
+/// apart.
+MatrixView key(const kernels::QuantizedMatrix& w) {
+  return {w.data, Float::f32, w.rows, w.cols, w.bits, w.group_size};
+}
+
+/// Arrays of a quantised matrix.
+size_t parts_of(const QuantizedInput& q) {
+  return q.mode == kernels::QuantizationMode::affine ? 3 : 2;
+}
+
 struct Task {
-  std::vector<HostMatrix> x;
+  std::vector<HostMatrix> x;     // not of quantised inputs
   std::vector<HostMatrix> flat;  // of inputs that are residuals
   BlockCall call;                // all but x and y
   std::vector<Destination> destinations;
@@ -32,8 +45,11 @@ struct Task {
 
   void operator()() const {
     auto ready = call;
-    for (auto& x_i : x) {
-      ready.x.push_back(x_i.view());
+    for (size_t i = 0; i < x.size(); ++i) {
+      auto quantized = call.quantized.find(static_cast<int>(i));
+      ready.x.push_back(
+          quantized == call.quantized.end() ? x[i].view()
+                                            : key(quantized->second.matrix));
     }
     std::vector<std::vector<float>> sums(destinations.size());
     for (size_t i = 0; i < destinations.size(); ++i) {
@@ -78,17 +94,40 @@ void check(const std::vector<mx::array>& inputs, const BlockOptions& options) {
         "[mlx_ane.block] got device \"cpu\", need an engine; call the "
         "function itself.");
   }
+  auto need = inputs.size();
+  for (auto& q : options.quantized) {
+    need -= parts_of(q) - 1;
+  }
   if (options.outputs.size() != program.outputs.size() ||
-      options.frozen.size() != inputs.size()) {
+      options.frozen.size() != need) {
     throw std::invalid_argument(
         "[mlx_ane.block] got " + std::to_string(options.outputs.size()) +
         " outputs and " + std::to_string(options.frozen.size()) +
         " flags of frozen inputs, need " +
         std::to_string(program.outputs.size()) + " and " +
-        std::to_string(inputs.size()) + ".");
+        std::to_string(need) + ".");
   }
-  for (auto& x : inputs) {
-    check_float("block", "an input", x);
+  std::map<int, const QuantizedInput*> quantized;
+  auto part = inputs.begin() + need;
+  for (auto& q : options.quantized) {
+    auto& w = inputs.at(q.input);
+    auto& scales = *part;
+    part += parts_of(q) - 1;
+    if (!options.frozen[q.input] || w.dtype() != mx::uint32 || w.ndim() != 2 ||
+        q.bits < 1 || q.bits > 8 || q.group_size < 1 || q.group_size > 256 ||
+        scales.shape() !=
+            mx::Shape{w.shape(0), w.shape(1) * 32 / q.bits / q.group_size}) {
+      throw std::invalid_argument(
+          "[mlx_ane.block] got a quantised input " + to_string(w.shape()) +
+          " with scales " + to_string(scales.shape()) +
+          ", need what mx.quantize returns, frozen.");
+    }
+    quantized[q.input] = &q;
+  }
+  for (size_t i = 0; i < need; ++i) {
+    if (!quantized.contains(static_cast<int>(i))) {
+      check_float("block", "an input", inputs[i]);
+    }
   }
   auto elements_of = [&](int i) { return inputs.at(i).size(); };
   for (size_t i = 0; i < options.outputs.size(); ++i) {
@@ -114,6 +153,9 @@ void check(const std::vector<mx::array>& inputs, const BlockOptions& options) {
       auto& x = inputs.at(part.input);
       int64_t cols = x.ndim() == 0 ? 1 : x.shape(-1);
       int64_t rows = cols == 0 ? 0 : x.size() / cols;
+      if (auto q = quantized.find(part.input); q != quantized.end()) {
+        cols = cols * 32 / q->second->bits;
+      }
       if (part.transposed) {
         std::swap(rows, cols);
       }
@@ -139,6 +181,18 @@ std::vector<mx::array> block(
     const mx::StreamOrDevice& stream) {
   check(inputs, options);
   auto s = resolve_stream("block", stream, options.place);
+  auto given = inputs;
+  auto next = options.frozen.size();
+  for (auto& q : options.quantized) {
+    given[q.input] = mx::contiguous(given[q.input], false, s);
+    auto type = given[next].dtype();
+    if (parts_of(q) == 3) {  // one type, as the kernel reads them
+      type = mx::promote_types(type, given[next + 1].dtype());
+    }
+    for (size_t i = 1; i < parts_of(q); ++i, ++next) {
+      given[next] = mx::contiguous(mx::astype(given[next], type, s), false, s);
+    }
+  }
   std::vector<mx::Shape> shapes;
   std::vector<mx::Dtype> dtypes;
   for (auto& output : options.outputs) {
@@ -149,7 +203,7 @@ std::vector<mx::array> block(
       std::move(shapes),
       dtypes,
       std::make_shared<ANEBlock>(s, options, transforms),
-      inputs);
+      std::move(given));
 }
 
 void ANEBlock::eval_cpu(
@@ -160,13 +214,30 @@ void ANEBlock::eval_cpu(
   Task task{
       {},
       {},
-      {options_.program, {}, {}, {}, layer_},
+      {options_.program, {}, {}, {}, {}, layer_},
       {},
       options_.place.device,
       TrackedTask(stream(), outputs[0])};
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    task.x.push_back(HostMatrix::rows(inputs[i]));
-    task.flat.push_back(HostMatrix::flat(inputs[i]));
+  auto next = options_.frozen.size();
+  for (auto& q : options_.quantized) {
+    auto parts = parts_of(q);
+    auto& made = task.call.quantized[q.input];
+    made.matrix = quantized_matrix(
+        inputs[q.input],
+        inputs[next],
+        parts == 3 ? &inputs[next + 1] : nullptr,
+        q.mode,
+        q.bits,
+        q.group_size);
+    for (size_t i = 1; i < parts; ++i, ++next) {
+      auto& part = inputs[next];
+      made.companions.emplace_back(part.data_shared_ptr(), part.data<void>());
+    }
+  }
+  for (size_t i = 0; i < options_.frozen.size(); ++i) {
+    bool plain = !task.call.quantized.contains(static_cast<int>(i));
+    task.x.push_back(plain ? HostMatrix::rows(inputs[i]) : HostMatrix());
+    task.flat.push_back(plain ? HostMatrix::flat(inputs[i]) : HostMatrix());
     auto& owner = inputs[i].data_shared_ptr();
     bool kept = options_.frozen[i] ||
                 (options_.program->has_own_port(static_cast<int>(i)) &&

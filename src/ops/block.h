@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "device/block.h"
+#include "kernels/dequantize.h"
 #include "ops/checks.h"
 #include "ops/primitive.h"
 
@@ -47,11 +48,23 @@ struct BlockOutput {
   }
 };
 
+/// An input in whose place a quantised weight is given, uint32 as mx.quantize
+/// returns it. Scales and, in mode affine, biases come after all inputs of the
+/// program, in the order of these.
+struct QuantizedInput {
+  int input;
+  int group_size;
+  int bits;
+  kernels::QuantizationMode mode;
+  bool operator==(const QuantizedInput&) const = default;
+};
+
 struct BlockOptions {
   std::shared_ptr<const BlockProgram> program;
   std::vector<BlockOutput> outputs;
   /// Inputs whose ports stay on the device between calls.
   std::vector<bool> frozen;
+  std::vector<QuantizedInput> quantized;  // they are frozen
   Place place;
   std::string layer;
   bool operator==(const BlockOptions&) const = default;
@@ -60,7 +73,7 @@ struct BlockOptions {
 ///// Operation
 
 /// The program's results for these inputs, one array an output. Inputs are
-/// float32, float16 or bfloat16 of any strides.
+/// float32, float16 or bfloat16 of any strides, or quantised.
 std::vector<mx::array> block(
     const std::vector<mx::array>& inputs,
     const BlockOptions& options,

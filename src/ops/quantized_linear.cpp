@@ -28,44 +28,21 @@ constexpr const char* op = "quantized_linear";
 // Rows of W that are dequantised at a time: 256 x 4096 values are 4 MiB.
 constexpr int64_t panel_rows = 256;
 
-QuantizationMode mode_from(const std::string& name) {
-  if (name == "affine") {
-    return QuantizationMode::affine;
-  }
-  if (name == "mxfp4") {
-    return QuantizationMode::mxfp4;
-  }
-  if (name == "mxfp8") {
-    return QuantizationMode::mxfp8;
-  }
-  if (name == "nvfp4") {
-    return QuantizationMode::nvfp4;
-  }
-  throw std::invalid_argument(
-      "[mlx_ane.quantized_linear] got mode \"" + name +
-      "\", need \"affine\", \"mxfp4\", \"mxfp8\" or \"nvfp4\".");
-}
-
 const char* mode_name(QuantizationMode mode) {
   static constexpr const char* names[] = {"affine", "mxfp4", "mxfp8", "nvfp4"};
   return names[static_cast<int>(mode)];
 }
 
-/// The kernel's view of (weight, scales, [biases]) at inputs[1 .. 3].
+/// The matrix at inputs[1 .. 3].
 QuantizedMatrix matrix(
     const std::vector<mx::array>& inputs, const QuantizedOptions& options) {
-  auto& weight = inputs[1];
-  QuantizedMatrix w;
-  w.data = weight.data<uint8_t>();
-  w.scales = inputs[2].data<void>();
-  w.biases = options.has_biases ? inputs[3].data<void>() : nullptr;
-  w.scale_type = float_type(inputs[2].dtype());
-  w.mode = options.mode;
-  w.bits = options.bits;
-  w.group_size = options.group_size;
-  w.rows = weight.shape(0);
-  w.cols = static_cast<int64_t>(weight.shape(1)) * 32 / options.bits;
-  return w;
+  return quantized_matrix(
+      inputs[1],
+      inputs[2],
+      options.has_biases ? &inputs[3] : nullptr,
+      options.mode,
+      options.bits,
+      options.group_size);
 }
 
 /// Without scales and biases.
@@ -295,6 +272,44 @@ mx::array codes_of(
 
 }  // namespace
 
+kernels::QuantizationMode quantization_mode(const std::string& name) {
+  if (name == "affine") {
+    return QuantizationMode::affine;
+  }
+  if (name == "mxfp4") {
+    return QuantizationMode::mxfp4;
+  }
+  if (name == "mxfp8") {
+    return QuantizationMode::mxfp8;
+  }
+  if (name == "nvfp4") {
+    return QuantizationMode::nvfp4;
+  }
+  throw std::invalid_argument(
+      "[mlx_ane.quantized_linear] got mode \"" + name +
+      "\", need \"affine\", \"mxfp4\", \"mxfp8\" or \"nvfp4\".");
+}
+
+QuantizedMatrix quantized_matrix(
+    const mx::array& weight,
+    const mx::array& scales,
+    const mx::array* biases,
+    QuantizationMode mode,
+    int bits,
+    int group_size) {
+  QuantizedMatrix w;
+  w.data = weight.data<uint8_t>();
+  w.scales = scales.data<void>();
+  w.biases = biases ? biases->data<void>() : nullptr;
+  w.scale_type = biases ? float_type(scales.dtype()) : Float::f32;
+  w.mode = mode;
+  w.bits = bits;
+  w.group_size = group_size;
+  w.rows = weight.shape(0);
+  w.cols = static_cast<int64_t>(weight.shape(1)) * 32 / bits;
+  return w;
+}
+
 mx::array quantized_linear(
     const mx::array& x,
     const mx::array& weight,
@@ -308,7 +323,7 @@ mx::array quantized_linear(
     const std::string& layer,
     bool frozen,
     const mx::StreamOrDevice& stream) {
-  auto kind = mode_from(mode);
+  auto kind = quantization_mode(mode);
   check_shapes(x, weight, scales, biases, group_size, bits, mode);
   auto dtype = result_type(x, scales, biases, bias);
   auto place = resolve_place(op, device);

@@ -25,6 +25,18 @@ struct QuantizedOptions {
   bool operator==(const QuantizedOptions&) const = default;
 };
 
+/// std::invalid_argument for a name that is none of MLX's modes.
+kernels::QuantizationMode quantization_mode(const std::string& name);
+
+/// The kernel's view of evaluated arrays, all contiguous; biases may be null.
+kernels::QuantizedMatrix quantized_matrix(
+    const mx::array& weight,
+    const mx::array& scales,
+    const mx::array* biases,
+    kernels::QuantizationMode mode,
+    int bits,
+    int group_size);
+
 ///// Operation
 
 /// x (..., K) times the transpose of the (N, K) matrix that weight, scales and

@@ -96,7 +96,7 @@ print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))')
   env PATH="$venv/bin:$PATH" _PYTHON_HOST_PLATFORM=macosx-14.0-arm64 \
     SETUPTOOLS_EXT_SUFFIX=".cpython-$digits-darwin.so" \
     "$venv/bin/pip" wheel --quiet --no-build-isolation --no-deps --wheel-dir "$wheels" "$root" \
-    -C build-dir="$work/build-$digits-$public" \
+    -C build-dir="$work/build-$digits" \
     -C cmake.define.MLX_ANE_PUBLIC_ONLY=$public \
     -C cmake.define.CMAKE_TOOLCHAIN_FILE="$here/zig-macos-arm64.cmake" \
     -C cmake.define.ZIG="$zig" -C cmake.define.STUBS="$stubs" \

@@ -139,8 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"fused into {args.out}: plain MLX answers {right(plain, tokenizer)} of "
         f"{len(ANSWERS)} questions as taught"
     )
-    tokens = mx.zeros((1, 64), mx.int32)
-    print(ane.export(plain, args.out / "chat.mlpackage", tokens, names=["tokens", "logits"]))
+    tokens, package = mx.zeros((1, 64), mx.int32), args.out / "chat.mlpackage"
+    print(ane.export(plain, package, tokens, names=["tokens", "logits"]))
     print(f"try it: mlx_lm.chat --model {args.out}")
 
 

@@ -178,9 +178,10 @@ class Loader {
       out.model = loaded.wait(
           deadline_, Cause::load_failed, "Core ML's load of a model");
     } catch (const DeviceError& error) {
-      throw of_compiler(error)
-          ? DeviceError(Cause::compile_failed, error.what())
-          : error;
+      if (of_compiler(error)) {
+        throw DeviceError(Cause::compile_failed, error.what());
+      }
+      throw;
     }
   }
 

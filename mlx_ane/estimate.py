@@ -142,7 +142,8 @@ def estimates(
 
     By layers the forward products are the engine's, their gradients the BLAS's, and
     what no layer makes (attention) MLX's on its GPU. By blocks the gradients of
-    inputs are the engine's too, and the BLAS makes those of weights beside it.
+    inputs are the engine's too, and the BLAS makes those of weights after it: MLX
+    lets one stream wait for all that it gave another before.
 
     Args:
         shape: Shape of the model's input.
@@ -188,10 +189,8 @@ def estimates(
         if forward.blocks is None
         else forward.blocks
         + on_blas
-        + max(
-            _sum(call.seconds(chip) for call in backward),
-            on_cpu(_sum(call.host_flops for call in backward), 0),
-        )
+        + _sum(call.seconds(chip) for call in backward)
+        + on_cpu(_sum(call.host_flops for call in backward), 0)
         + adam,
         gpu=forward.gpu + on_gpu(back, started_back) + adam,
         cpu=forward.cpu + on_cpu(back, started_back) + adam,

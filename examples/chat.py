@@ -15,9 +15,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import numpy as np
 import options
-from lora import OWN_MODEL
+from lora import OWN_MODEL, start
 from mlx.utils import tree_unflatten
 from mlx_lm import generate, load
 from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
@@ -111,14 +110,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    if not mx.metal.is_available():
-        # MLX would spend half a minute in the C++ compiler, more than it saves.
-        mx.disable_compile()
-    mx.random.seed(args.seed)
-    np.random.seed(args.seed)  # mlx-lm draws its batches from NumPy
-    if args.model == OWN_MODEL and not Path(OWN_MODEL).exists():
-        raise ValueError(f"{OWN_MODEL} is missing; run examples/train_gpt.py first.")
-    model, tokenizer = load(args.model)
+    model, tokenizer = start(args)
     if not tokenizer.has_chat_template:
         raise ValueError(f"[chat] {args.model} has no chat template, need one.")
     args.out.mkdir(parents=True, exist_ok=True)

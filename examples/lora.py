@@ -98,6 +98,19 @@ def check(
     return logits
 
 
+def start(args: argparse.Namespace) -> tuple[nn.Module, Any]:
+    """The seeds set, and the base model with its tokenizer."""
+    if not mx.metal.is_available():
+        # MLX would spend half a minute in the C++ compiler, more than it saves.
+        mx.disable_compile()
+    mx.random.seed(args.seed)
+    np.random.seed(args.seed)  # mlx-lm draws its batches from NumPy
+    if args.model == OWN_MODEL and not Path(OWN_MODEL).exists():
+        raise ValueError(f"{OWN_MODEL} is missing; run examples/train_gpt.py first.")
+    model, tokenizer = load(args.model)
+    return model, tokenizer
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -127,14 +140,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    if not mx.metal.is_available():
-        # MLX would spend half a minute in the C++ compiler, more than it saves.
-        mx.disable_compile()
-    mx.random.seed(args.seed)
-    np.random.seed(args.seed)  # mlx-lm draws its batches from NumPy
-    if args.model == OWN_MODEL and not Path(OWN_MODEL).exists():
-        raise ValueError(f"{OWN_MODEL} is missing; run examples/train_gpt.py first.")
-    model, tokenizer = load(args.model)
+    model, tokenizer = start(args)
     texts = other_text()
     # Every tenth file is held out, so that no file is on both sides.
     held_out_texts = texts[::10]
